@@ -1,0 +1,41 @@
+"""Composable gradient transformations for JAX: optimizers as sentences of words."""
+
+# The words: numerators
+from optabs.moments import ema as ema, nesterov as nesterov
+
+# The words: denominators
+from optabs.sizes import (
+    mean_abs as mean_abs,
+    rms as rms,
+    root_sum_squares as root_sum_squares,
+    running_max as running_max,
+    sum_abs as sum_abs,
+)
+
+# The sentence
+from optabs.ratio import scale_by_ratio as scale_by_ratio, unit_correction as unit_correction
+from optabs.precision import full_precision as full_precision
+
+# The named optimizers
+from optabs.optimizers.momentum import (
+    momentum as momentum,
+    nag as nag,
+    nag_eval_params as nag_eval_params,
+    sgd as sgd,
+)
+from optabs.optimizers.adaptive import (
+    adadelta as adadelta,
+    adagrad as adagrad,
+    rmsprop as rmsprop,
+)
+from optabs.optimizers.adam import adam as adam, adamw as adamw, nadam as nadam
+
+# OptimABS: |g| for g^2
+from optabs.optimizers.absolute import (
+    adadelta_abs as adadelta_abs,
+    adagrad_abs as adagrad_abs,
+    adam_abs as adam_abs,
+    adamw_abs as adamw_abs,
+    nadam_abs as nadam_abs,
+    rmsprop_abs as rmsprop_abs,
+)

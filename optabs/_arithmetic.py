@@ -1,0 +1,43 @@
+"""The arithmetic that all running statistics share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def toward(average: jax.Array, value: jax.Array, decay: ArrayLike) -> jax.Array:
+    """decay * average + (1 - decay) * value, in the average's dtype."""
+    decay = _rounded(decay, average)
+    return decay * average + (1 - decay) * value.astype(average.dtype)
+
+
+def debias(average: jax.Array, decay: ArrayLike, count: jax.Array) -> jax.Array:
+    """average / (1 - decay**count), for count >= 1."""
+    decay = _rounded(decay, average)
+    # 1 - decay**count cancels in float32 (decay near 1, small count); this form of the
+    # same number keeps all digits.
+    return average / -jnp.expm1(count * jnp.log1p(decay - 1))
+
+
+def _rounded(decay: ArrayLike, like: jax.Array) -> jax.Array:
+    """The decay in the leaf's real dtype, once, so that 1 - b and 1 - b**t agree."""
+    return jnp.asarray(decay, jnp.finfo(like.dtype).dtype)
+
+
+def square(x: jax.Array) -> jax.Array:
+    return jnp.real(x * jnp.conj(x))
+
+
+def saturate(size: jax.Array) -> jax.Array:
+    """A finite gradient may overflow when squared or summed; state stays finite."""
+    return jnp.minimum(size, jnp.finfo(size.dtype).max)
+
+
+def real_zeros_like(param: Any) -> jax.Array:
+    return jnp.zeros_like(param, dtype=jnp.finfo(param.dtype).dtype)
+
+
+def new_count() -> jax.Array:
+    return jnp.zeros([], jnp.int32)

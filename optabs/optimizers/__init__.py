@@ -1,0 +1,1 @@
+"""The named optimizers, by family: each a chain of words and an equation."""

@@ -1,0 +1,190 @@
+"""Momentum over a root mean square: adam, adamw, nadam."""
+
+from typing import Any
+
+import optax
+from jax.typing import ArrayLike
+
+from optabs._checks import check
+from optabs.moments import ema, nesterov
+from optabs.optimizers._descent import descend, steadied_ratio
+from optabs.sizes import rms
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    *,
+    keep_max: bool = False,
+    max_ratio: ArrayLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam: the moving average of the gradient over its root mean square.
+
+    .. math:: m_t = \beta_1 m_{t-1} + (1-\beta_1)\, g_t, \qquad
+              v_t = \beta_2 v_{t-1} + (1-\beta_2)\, g_t^2,
+    .. math:: \theta_t = \theta_{t-1} - \eta\,
+              \frac{m_t / (1-\beta_1^t)}
+                   {\sqrt{v_t / (1-\beta_2^t) + \epsilon_{root}} + \epsilon}
+
+    The largest step is :math:`\eta\,(1-\beta_1)/\sqrt{1-\beta_2}`, 3.2 rates at the
+    defaults.
+
+    Args:
+      learning_rate: :math:`\eta`, in parameter units; a number, a traced scalar or a schedule.
+      b1: :math:`\beta_1` in [0, 1).
+      b2: :math:`\beta_2` in [0, 1).
+      eps: added outside the root, in the gradient's unit.
+      eps_root: added inside the root (the survey's place), in that unit squared.
+      keep_max: divide by the largest corrected root mean square so far (AMSGrad), at the
+        price of one more array of state.
+      max_ratio: clip the ratio to [-max_ratio, max_ratio], so that no step exceeds
+        max_ratio times :math:`\eta`; None for no bound. Not for complex parameters.
+
+    Returns:
+      The optimizer. Updates have the gradient's shape and dtype; state is two arrays like
+      the parameters, at least float32, the second one real.
+
+    Raises:
+      ValueError: for a negative or non-finite rate or eps, a decay outside [0, 1), or a
+        max_ratio that is not above 0.
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> optimizer = optabs.adam(0.1)
+      >>> updates, _ = optimizer.update(jnp.array([4.0]), optimizer.init(jnp.zeros(1)))
+      >>> round(float(updates[0]), 4)
+      -0.1
+
+    Source: survey eqs. 33 to 35, algorithm 9; Kingma & Ba, arXiv 1412.6980.
+    """
+    check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    check(max_ratio=max_ratio)
+    ratio = steadied_ratio(
+        ema(b1, bias_correction=True),
+        rms(b2, eps_root=eps_root, bias_correction=True),
+        eps=eps,
+        keep_max=keep_max,
+        max_ratio=max_ratio,
+    )
+    return descend(ratio, learning_rate=learning_rate)
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    weight_decay: ArrayLike = 1e-4,
+    mask: Any = None,
+    *,
+    keep_max: bool = False,
+    max_ratio: ArrayLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdamW: Adam with decoupled weight decay.
+
+    .. math:: \theta_t = \theta_{t-1} - \eta\,(u_t + \lambda\, \theta_{t-1})
+
+    with :math:`u_t` the ratio of :func:`optabs.adam`. `update` needs the parameters.
+
+    Args:
+      learning_rate: :math:`\eta`, in parameter units; a number, a traced scalar or a schedule.
+      b1: :math:`\beta_1` in [0, 1).
+      b2: :math:`\beta_2` in [0, 1).
+      eps: added outside the root, in the gradient's unit.
+      eps_root: added inside the root, in that unit squared.
+      weight_decay: :math:`\lambda`, per parameter unit; the share of a parameter that a step
+        removes is :math:`\eta\lambda`.
+      mask: which leaves decay: None for all, a pytree of bools, or a function from the
+        parameters to one. Name it in `static_args` under optax.inject_hyperparams.
+      keep_max: as in :func:`optabs.adam`.
+      max_ratio: as in :func:`optabs.adam`; it bounds the ratio, not the decay.
+
+    Returns:
+      The optimizer. Updates have the gradient's shape and dtype; state as Adam's.
+
+    Raises:
+      ValueError: for a number out of its range, or a mask that is a bare bool or number.
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> optimizer = optabs.adamw(0.1, weight_decay=0.5)
+      >>> params = jnp.array([2.0])
+      >>> updates, _ = optimizer.update(jnp.array([4.0]), optimizer.init(params), params)
+      >>> round(float(updates[0]), 4)
+      -0.2
+
+    Source: Loshchilov & Hutter, arXiv 1711.05101.
+    """
+    check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    check(weight_decay=weight_decay, mask=mask, max_ratio=max_ratio)
+    ratio = steadied_ratio(
+        ema(b1, bias_correction=True),
+        rms(b2, eps_root=eps_root, bias_correction=True),
+        eps=eps,
+        keep_max=keep_max,
+        max_ratio=max_ratio,
+    )
+    return descend(
+        ratio,
+        optax.add_decayed_weights(weight_decay, mask),
+        learning_rate=learning_rate,
+    )
+
+
+def nadam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    *,
+    keep_max: bool = False,
+    max_ratio: ArrayLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Nadam: Adam with Nesterov's look-ahead in its numerator.
+
+    .. math:: \theta_t = \theta_{t-1} - \eta\,
+              \frac{(\beta_1 m_t + (1-\beta_1)\, g_t) / (1-\beta_1^t)}
+                   {\sqrt{v_t / (1-\beta_2^t) + \epsilon_{root}} + \epsilon}
+
+    with :math:`m_t` and :math:`v_t` of :func:`optabs.adam`. optax.nadam divides its
+    :math:`m_t` by :math:`1-\beta_1^{t+1}`; this is the survey's eq. 42.
+
+    Args:
+      learning_rate: :math:`\eta`, in parameter units; a number, a traced scalar or a schedule.
+      b1: :math:`\beta_1` in [0, 1).
+      b2: :math:`\beta_2` in [0, 1).
+      eps: added outside the root, in the gradient's unit.
+      eps_root: added inside the root (the survey's place), in that unit squared.
+      keep_max: as in :func:`optabs.adam`.
+      max_ratio: as in :func:`optabs.adam`.
+
+    Returns:
+      The optimizer. Updates have the gradient's shape and dtype; state as Adam's.
+
+    Raises:
+      ValueError: for a number out of its range.
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> optimizer = optabs.nadam(0.1)
+      >>> updates, _ = optimizer.update(jnp.array([4.0]), optimizer.init(jnp.zeros(1)))
+      >>> round(float(updates[0]), 4)
+      -0.19
+
+    Source: survey eqs. 36 to 42, algorithm 10; Dozat (2016).
+    """
+    check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    check(max_ratio=max_ratio)
+    ratio = steadied_ratio(
+        nesterov(b1, bias_correction=True),
+        rms(b2, eps_root=eps_root, bias_correction=True),
+        eps=eps,
+        keep_max=keep_max,
+        max_ratio=max_ratio,
+    )
+    return descend(ratio, learning_rate=learning_rate)

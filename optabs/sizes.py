@@ -1,0 +1,218 @@
+"""The denominators: running statistics of the gradient's size.
+
+By squares (`rms`, `root_sum_squares`) or by absolute values (`mean_abs`, `sum_abs`);
+`running_max` keeps the largest of the sizes it is given.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optabs._arithmetic import debias, new_count, real_zeros_like, saturate, square, toward
+from optabs._checks import check
+from optabs.precision import transformation
+
+
+class SizeState(NamedTuple):
+    """State of `rms`, `mean_abs`, `root_sum_squares` and `sum_abs`."""
+
+    count: jax.Array  # type: ignore[assignment]  # int32 []: updates seen
+    nu: optax.Updates  # like the parameters, real, at least float32
+
+
+class RunningMaxState(NamedTuple):
+    """State of `running_max`."""
+
+    nu_max: optax.Updates  # like the parameters, real, at least float32
+
+
+def rms(
+    decay: ArrayLike, *, eps_root: ArrayLike = 0.0, bias_correction: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""Root of the moving average of squares.
+
+    .. math:: v_t = \rho\, v_{t-1} + (1-\rho)\, |g_t|^2, \qquad
+              s_t = \sqrt{\hat v_t + \epsilon_{root}}
+
+    with :math:`\hat v_t = v_t / (1-\rho^t)` under bias correction, else :math:`v_t`.
+
+    Args:
+      decay: :math:`\rho` in [0, 1), a number or a traced scalar.
+      eps_root: added inside the root, in the gradient's unit squared.
+      bias_correction: divide the average by :math:`1-\rho^t`.
+
+    Returns:
+      A transformation that emits the size, real, in the gradient's unit.
+
+    Raises:
+      ValueError: for a decay outside [0, 1) or a negative eps_root.
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> size = optabs.rms(0.9, bias_correction=True)
+      >>> updates, _ = size.update(jnp.array([-3.0]), size.init(jnp.zeros(1)))
+      >>> round(float(updates[0]), 4)
+      3.0
+
+    Source: survey eqs. 23 to 25 and 33 to 35; OptimABS eq. 1.
+    """
+    check(decay=decay, eps_root=eps_root)
+
+    def read(nu: jax.Array, count: jax.Array) -> jax.Array:
+        return jnp.sqrt((debias(nu, decay, count) if bias_correction else nu) + eps_root)
+
+    return _size(square, lambda nu, x: toward(nu, x, decay), read)
+
+
+def mean_abs(
+    decay: ArrayLike, *, bias_correction: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moving average of absolute values, OptimABS's statistic of size.
+
+    .. math:: v_t = \rho\, v_{t-1} + (1-\rho)\, |g_t|, \qquad \hat v_t = v_t / (1-\rho^t)
+
+    Args:
+      decay: :math:`\rho` in [0, 1), a number or a traced scalar.
+      bias_correction: emit :math:`\hat v_t` instead of :math:`v_t`.
+
+    Returns:
+      A transformation that emits the size, real, in the gradient's unit.
+
+    Raises:
+      ValueError: for a decay outside [0, 1).
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> size = optabs.mean_abs(0.5)
+      >>> updates, _ = size.update(jnp.array([-3.0]), size.init(jnp.zeros(1)))
+      >>> float(updates[0])
+      1.5
+
+    Source: Lee et al., "OptimABS", eq. 2.
+    """
+    check(decay=decay)
+
+    def read(nu: jax.Array, count: jax.Array) -> jax.Array:
+        return debias(nu, decay, count) if bias_correction else nu
+
+    return _size(jnp.abs, lambda nu, x: toward(nu, x, decay), read)
+
+
+def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformationExtraArgs:
+    r"""Root of the sum of all squares so far.
+
+    .. math:: v_t = v_{t-1} + |g_t|^2, \qquad s_t = \sqrt{v_t + \epsilon_{root}}
+
+    Args:
+      eps_root: added inside the root, in the gradient's unit squared.
+
+    Returns:
+      A transformation that emits the size, real, in the gradient's unit.
+
+    Raises:
+      ValueError: for a negative eps_root.
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> size = optabs.root_sum_squares()
+      >>> _, state = size.update(jnp.array([3.0]), size.init(jnp.zeros(1)))
+      >>> updates, _ = size.update(jnp.array([4.0]), state)
+      >>> float(updates[0])
+      5.0
+
+    Source: survey eq. 22; Duchi et al., JMLR 12 (2011).
+    """
+    check(eps_root=eps_root)
+    return _size(square, operator.add, lambda nu, count: jnp.sqrt(nu + eps_root))
+
+
+def sum_abs() -> optax.GradientTransformationExtraArgs:
+    r"""Sum of all absolute values so far.
+
+    .. math:: v_t = v_{t-1} + |g_t|
+
+    Returns:
+      A transformation that emits the size, real, in the gradient's unit.
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> size = optabs.sum_abs()
+      >>> _, state = size.update(jnp.array([3.0]), size.init(jnp.zeros(1)))
+      >>> updates, _ = size.update(jnp.array([-4.0]), state)
+      >>> float(updates[0])
+      7.0
+
+    Source: OptimABS eq. 2, applied to Adagrad's sum.
+    """
+    return _size(jnp.abs, operator.add, lambda nu, count: nu)
+
+
+def running_max() -> optax.GradientTransformationExtraArgs:
+    r"""Largest value so far of the sizes it is given, entry by entry.
+
+    .. math:: \bar s_t = \max(\bar s_{t-1}, s_t)
+
+    Chain it behind a statistic of size: `optax.chain(rms(b2), running_max())` is
+    AMSGrad's denominator. It never forgets, so a gradient that shrinks for good leaves
+    steps shorter than they need be.
+
+    Returns:
+      A transformation that emits the maximum, real, in the unit it was given.
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> peak = optabs.running_max()
+      >>> _, state = peak.update(jnp.array([5.0]), peak.init(jnp.zeros(1)))
+      >>> updates, _ = peak.update(jnp.array([2.0]), state)
+      >>> float(updates[0])
+      5.0
+
+    Source: Reddi et al., "On the Convergence of Adam and Beyond", ICLR 2018.
+    """
+
+    def init_fn(params: optax.Params) -> RunningMaxState:
+        return RunningMaxState(nu_max=jax.tree.map(real_zeros_like, params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: RunningMaxState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, RunningMaxState]:
+        del params, extra_args
+        nu_max = jax.tree.map(
+            lambda s, peak: jnp.maximum(peak, saturate(s)), updates, state.nu_max
+        )
+        return nu_max, RunningMaxState(nu_max=nu_max)
+
+    return transformation(init_fn, update_fn)
+
+
+def _size(
+    measure: Callable[[jax.Array], jax.Array],
+    fold: Callable[[jax.Array, jax.Array], jax.Array],
+    read: Callable[[jax.Array, jax.Array], jax.Array],
+) -> optax.GradientTransformationExtraArgs:
+    """A statistic of size: nu <- fold(nu, measure(g)), emitted as read(nu, count)."""
+
+    def init_fn(params: optax.Params) -> SizeState:
+        return SizeState(count=new_count(), nu=jax.tree.map(real_zeros_like, params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: SizeState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SizeState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        nu = jax.tree.map(lambda g, v: saturate(fold(v, measure(g))), updates, state.nu)
+        size = jax.tree.map(lambda v: read(v, count), nu)
+        return size, SizeState(count=count, nu=nu)
+
+    return transformation(init_fn, update_fn)
