@@ -6,6 +6,8 @@ from optabs.moments import ema as ema, nesterov as nesterov
 # The words: denominators
 from optabs.sizes import (
     mean_abs as mean_abs,
+    rising_abs as rising_abs,
+    rising_rms as rising_rms,
     rms as rms,
     root_sum_squares as root_sum_squares,
     running_max as running_max,
@@ -34,8 +36,10 @@ from optabs.optimizers.adam import adam as adam, adamw as adamw, nadam as nadam
 from optabs.optimizers.absolute import (
     adadelta_abs as adadelta_abs,
     adagrad_abs as adagrad_abs,
+    rmsprop_abs as rmsprop_abs,
+)
+from optabs.optimizers.adam_absolute import (
     adam_abs as adam_abs,
     adamw_abs as adamw_abs,
     nadam_abs as nadam_abs,
-    rmsprop_abs as rmsprop_abs,
 )

@@ -13,12 +13,22 @@ def toward(average: jax.Array, value: jax.Array, decay: ArrayLike) -> jax.Array:
     return decay * average + (1 - decay) * value.astype(average.dtype)
 
 
+def rise(size: jax.Array, value: jax.Array, decay: ArrayLike, count: jax.Array) -> jax.Array:
+    """The bias-corrected average of values, but for the values below it."""
+    decay = _rounded(decay, size)
+    weight = (1 - decay) / _one_minus_power(decay, count)
+    return size + weight * jnp.maximum(value - size, 0)
+
+
 def debias(average: jax.Array, decay: ArrayLike, count: jax.Array) -> jax.Array:
     """average / (1 - decay**count), for count >= 1."""
-    decay = _rounded(decay, average)
+    return average / _one_minus_power(_rounded(decay, average), count)
+
+
+def _one_minus_power(decay: jax.Array, count: jax.Array) -> jax.Array:
     # 1 - decay**count cancels in float32 (decay near 1, small count); this form of the
     # same number keeps all digits.
-    return average / -jnp.expm1(count * jnp.log1p(decay - 1))
+    return -jnp.expm1(count * jnp.log1p(decay - 1))
 
 
 def _rounded(decay: ArrayLike, like: jax.Array) -> jax.Array:

@@ -1,10 +1,9 @@
 """The denominators: running statistics of the gradient's size.
 
-By squares (`rms`, `root_sum_squares`) or by absolute values (`mean_abs`, `sum_abs`);
-`running_max` keeps the largest of the sizes it is given.
+By squares (`rms`, `rising_rms`, `root_sum_squares`) or by absolute values (`mean_abs`,
+`rising_abs`, `sum_abs`); `running_max` keeps the largest of the sizes it is given.
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,13 +12,21 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import debias, new_count, real_zeros_like, saturate, square, toward
+from optabs._arithmetic import (
+    debias,
+    new_count,
+    real_zeros_like,
+    rise,
+    saturate,
+    square,
+    toward,
+)
 from optabs._checks import check
 from optabs.precision import transformation
 
 
 class SizeState(NamedTuple):
-    """State of `rms`, `mean_abs`, `root_sum_squares` and `sum_abs`."""
+    """State of every statistic of size but `running_max`."""
 
     count: jax.Array  # type: ignore[assignment]  # int32 []: updates seen
     nu: optax.Updates  # like the parameters, real, at least float32
@@ -66,7 +73,7 @@ def rms(
     def read(nu: jax.Array, count: jax.Array) -> jax.Array:
         return jnp.sqrt((debias(nu, decay, count) if bias_correction else nu) + eps_root)
 
-    return _size(square, lambda nu, x: toward(nu, x, decay), read)
+    return _size(square, lambda nu, x, count: toward(nu, x, decay), read)
 
 
 def mean_abs(
@@ -100,7 +107,7 @@ def mean_abs(
     def read(nu: jax.Array, count: jax.Array) -> jax.Array:
         return debias(nu, decay, count) if bias_correction else nu
 
-    return _size(jnp.abs, lambda nu, x: toward(nu, x, decay), read)
+    return _size(jnp.abs, lambda nu, x, count: toward(nu, x, decay), read)
 
 
 def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformationExtraArgs:
@@ -128,7 +135,7 @@ def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformati
     Source: survey eq. 22; Duchi et al., JMLR 12 (2011).
     """
     check(eps_root=eps_root)
-    return _size(square, operator.add, lambda nu, count: jnp.sqrt(nu + eps_root))
+    return _size(square, _add, lambda nu, count: jnp.sqrt(nu + eps_root))
 
 
 def sum_abs() -> optax.GradientTransformationExtraArgs:
@@ -149,7 +156,83 @@ def sum_abs() -> optax.GradientTransformationExtraArgs:
 
     Source: OptimABS eq. 2, applied to Adagrad's sum.
     """
-    return _size(jnp.abs, operator.add, lambda nu, count: nu)
+    return _size(jnp.abs, _add, lambda nu, count: nu)
+
+
+def rising_rms(
+    decay: ArrayLike, *, eps_root: ArrayLike = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Root of a mean square that only rises.
+
+    .. math:: v_t = v_{t-1} + w_t \max(|g_t|^2 - v_{t-1}, 0), \qquad
+              w_t = \frac{1-\rho}{1-\rho^t}, \qquad s_t = \sqrt{v_t + \epsilon_{root}}
+
+    :func:`optabs.rising_abs` for squares.
+
+    Args:
+      decay: :math:`\rho` in [0, 1), a number or a traced scalar.
+      eps_root: added inside the root, in the gradient's unit squared.
+
+    Returns:
+      A transformation that emits the size, real, in the gradient's unit.
+
+    Raises:
+      ValueError: for a decay outside [0, 1) or a negative eps_root.
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> size = optabs.rising_rms(0.9)
+      >>> _, state = size.update(jnp.array([-3.0]), size.init(jnp.zeros(1)))
+      >>> updates, _ = size.update(jnp.array([1.0]), state)
+      >>> round(float(updates[0]), 4)
+      3.0
+
+    Source: this package; the same cure for squares as `rising_abs` for sizes.
+    """
+    check(decay=decay, eps_root=eps_root)
+    return _size(
+        square,
+        lambda nu, x, count: rise(nu, x, decay, count),
+        lambda nu, count: jnp.sqrt(nu + eps_root),
+    )
+
+
+def rising_abs(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
+    r"""Mean size that only rises: the steady denominator of OptimABS.
+
+    .. math:: v_t = v_{t-1} + w_t \max(|g_t| - v_{t-1}, 0), \qquad
+              w_t = \frac{1-\rho}{1-\rho^t}
+
+    The bias-corrected mean size is this without the max: here a gradient below the mean
+    leaves it as it is. It does in one array of state what a mean and its running maximum
+    do in two. It never forgets, so a gradient that shrinks for good leaves steps shorter
+    than they need be.
+
+    Args:
+      decay: :math:`\rho` in [0, 1), a number or a traced scalar.
+
+    Returns:
+      A transformation that emits the size, real, in the gradient's unit.
+
+    Raises:
+      ValueError: for a decay outside [0, 1).
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> size = optabs.rising_abs(0.9)
+      >>> _, state = size.update(jnp.array([-3.0]), size.init(jnp.zeros(1)))
+      >>> updates, _ = size.update(jnp.array([1.0]), state)
+      >>> round(float(updates[0]), 4)
+      3.0
+
+    Source: this package, from OptimABS eq. 2 and AMSGrad's maximum (Reddi et al., 2018).
+    """
+    check(decay=decay)
+    return _size(
+        jnp.abs,
+        lambda nu, x, count: rise(nu, x, decay, count),
+        lambda nu, count: nu,
+    )
 
 
 def running_max() -> optax.GradientTransformationExtraArgs:
@@ -193,12 +276,17 @@ def running_max() -> optax.GradientTransformationExtraArgs:
     return transformation(init_fn, update_fn)
 
 
+def _add(nu: jax.Array, value: jax.Array, count: jax.Array) -> jax.Array:
+    del count
+    return nu + value
+
+
 def _size(
     measure: Callable[[jax.Array], jax.Array],
-    fold: Callable[[jax.Array, jax.Array], jax.Array],
+    fold: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     read: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> optax.GradientTransformationExtraArgs:
-    """A statistic of size: nu <- fold(nu, measure(g)), emitted as read(nu, count)."""
+    """A statistic of size: nu <- fold(nu, measure(g), count), emitted as read(nu, count)."""
 
     def init_fn(params: optax.Params) -> SizeState:
         return SizeState(count=new_count(), nu=jax.tree.map(real_zeros_like, params))
@@ -211,7 +299,7 @@ def _size(
     ) -> tuple[optax.Updates, SizeState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        nu = jax.tree.map(lambda g, v: saturate(fold(v, measure(g))), updates, state.nu)
+        nu = jax.tree.map(lambda g, v: saturate(fold(v, measure(g), count)), updates, state.nu)
         size = jax.tree.map(lambda v: read(v, count), nu)
         return size, SizeState(count=count, nu=nu)
 

@@ -1,11 +1,10 @@
-"""What the named optimizers share: the cures of a ratio and the step downhill."""
+"""What the named optimizers share: a bound on the ratio and the step downhill."""
 
 import optax
 from jax.typing import ArrayLike
 
 from optabs.precision import full_precision
 from optabs.ratio import scale_by_ratio
-from optabs.sizes import running_max
 
 
 def descend(
@@ -18,16 +17,13 @@ def descend(
     )
 
 
-def steadied_ratio(
+def bounded_ratio(
     numerator: optax.GradientTransformation,
     denominator: optax.GradientTransformation,
     *,
     eps: ArrayLike,
-    keep_max: bool,
     max_ratio: ArrayLike | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """scale_by_ratio with the two cures against long steps, each of them optional."""
-    if keep_max:
-        denominator = optax.chain(denominator, running_max())
+    """scale_by_ratio, clipped to [-max_ratio, max_ratio] where that is a number."""
     ratio = scale_by_ratio(numerator, denominator, eps=eps)
     return ratio if max_ratio is None else optax.chain(ratio, optax.clip(max_ratio))

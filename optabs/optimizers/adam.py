@@ -7,8 +7,8 @@ from jax.typing import ArrayLike
 
 from optabs._checks import check
 from optabs.moments import ema, nesterov
-from optabs.optimizers._descent import descend, steadied_ratio
-from optabs.sizes import rms
+from optabs.optimizers._descent import bounded_ratio, descend
+from optabs.sizes import rising_rms, rms
 
 
 def adam(
@@ -18,7 +18,7 @@ def adam(
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     *,
-    keep_max: bool = False,
+    steady: bool = False,
     max_ratio: ArrayLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam: the moving average of the gradient over its root mean square.
@@ -38,8 +38,8 @@ def adam(
       b2: :math:`\beta_2` in [0, 1).
       eps: added outside the root, in the gradient's unit.
       eps_root: added inside the root (the survey's place), in that unit squared.
-      keep_max: divide by the largest corrected root mean square so far (AMSGrad), at the
-        price of one more array of state.
+      steady: divide by a root mean square that only rises (:func:`optabs.rising_rms`), bias
+        correction included; for constant rates, at no cost in memory.
       max_ratio: clip the ratio to [-max_ratio, max_ratio], so that no step exceeds
         max_ratio times :math:`\eta`; None for no bound. Not for complex parameters.
 
@@ -62,11 +62,10 @@ def adam(
     """
     check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     check(max_ratio=max_ratio)
-    ratio = steadied_ratio(
+    ratio = bounded_ratio(
         ema(b1, bias_correction=True),
-        rms(b2, eps_root=eps_root, bias_correction=True),
+        _size(b2, eps_root, steady),
         eps=eps,
-        keep_max=keep_max,
         max_ratio=max_ratio,
     )
     return descend(ratio, learning_rate=learning_rate)
@@ -81,7 +80,7 @@ def adamw(
     weight_decay: ArrayLike = 1e-4,
     mask: Any = None,
     *,
-    keep_max: bool = False,
+    steady: bool = False,
     max_ratio: ArrayLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdamW: Adam with decoupled weight decay.
@@ -100,7 +99,7 @@ def adamw(
         removes is :math:`\eta\lambda`.
       mask: which leaves decay: None for all, a pytree of bools, or a function from the
         parameters to one. Name it in `static_args` under optax.inject_hyperparams.
-      keep_max: as in :func:`optabs.adam`.
+      steady: as in :func:`optabs.adam`.
       max_ratio: as in :func:`optabs.adam`; it bounds the ratio, not the decay.
 
     Returns:
@@ -121,11 +120,10 @@ def adamw(
     """
     check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     check(weight_decay=weight_decay, mask=mask, max_ratio=max_ratio)
-    ratio = steadied_ratio(
+    ratio = bounded_ratio(
         ema(b1, bias_correction=True),
-        rms(b2, eps_root=eps_root, bias_correction=True),
+        _size(b2, eps_root, steady),
         eps=eps,
-        keep_max=keep_max,
         max_ratio=max_ratio,
     )
     return descend(
@@ -142,7 +140,7 @@ def nadam(
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     *,
-    keep_max: bool = False,
+    steady: bool = False,
     max_ratio: ArrayLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Nadam: Adam with Nesterov's look-ahead in its numerator.
@@ -160,7 +158,7 @@ def nadam(
       b2: :math:`\beta_2` in [0, 1).
       eps: added outside the root, in the gradient's unit.
       eps_root: added inside the root (the survey's place), in that unit squared.
-      keep_max: as in :func:`optabs.adam`.
+      steady: as in :func:`optabs.adam`.
       max_ratio: as in :func:`optabs.adam`.
 
     Returns:
@@ -180,11 +178,18 @@ def nadam(
     """
     check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     check(max_ratio=max_ratio)
-    ratio = steadied_ratio(
+    ratio = bounded_ratio(
         nesterov(b1, bias_correction=True),
-        rms(b2, eps_root=eps_root, bias_correction=True),
+        _size(b2, eps_root, steady),
         eps=eps,
-        keep_max=keep_max,
         max_ratio=max_ratio,
     )
     return descend(ratio, learning_rate=learning_rate)
+
+
+def _size(
+    b2: ArrayLike, eps_root: ArrayLike, steady: bool
+) -> optax.GradientTransformationExtraArgs:
+    if steady:
+        return rising_rms(b2, eps_root=eps_root)
+    return rms(b2, eps_root=eps_root, bias_correction=True)

@@ -4,9 +4,9 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import check
-from optabs.optimizers._descent import descend, steadied_ratio
+from optabs.optimizers._descent import bounded_ratio, descend
 from optabs.ratio import scale_by_ratio, unit_correction
-from optabs.sizes import rms, root_sum_squares
+from optabs.sizes import rising_rms, rms, root_sum_squares
 
 
 def adagrad(
@@ -56,7 +56,7 @@ def rmsprop(
     eps_root: ArrayLike = 0.0,
     bias_correction: bool = False,
     *,
-    keep_max: bool = False,
+    steady: bool = False,
     max_ratio: ArrayLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSprop: the gradient over its root mean square.
@@ -73,8 +73,8 @@ def rmsprop(
       eps: added outside the root, in the gradient's unit.
       eps_root: added inside the root (the survey's place), in that unit squared.
       bias_correction: divide :math:`G_t` by :math:`1-\rho^t`.
-      keep_max: divide by the largest root mean square so far (AMSGrad's cure), at the price
-        of one more array of state.
+      steady: divide by a root mean square that only rises (:func:`optabs.rising_rms`), bias
+        correction included; for constant rates, at no cost in memory.
       max_ratio: clip the ratio to [-max_ratio, max_ratio], so that no step exceeds
         max_ratio times :math:`\eta`; None for no bound. Not for complex parameters.
 
@@ -97,10 +97,12 @@ def rmsprop(
     """
     check(learning_rate=learning_rate, decay=decay, eps=eps, eps_root=eps_root)
     check(max_ratio=max_ratio)
-    size = rms(decay, eps_root=eps_root, bias_correction=bias_correction)
-    ratio = steadied_ratio(
-        optax.identity(), size, eps=eps, keep_max=keep_max, max_ratio=max_ratio
+    size = (
+        rising_rms(decay, eps_root=eps_root)
+        if steady
+        else rms(decay, eps_root=eps_root, bias_correction=bias_correction)
     )
+    ratio = bounded_ratio(optax.identity(), size, eps=eps, max_ratio=max_ratio)
     return descend(ratio, learning_rate=learning_rate)
 
 
