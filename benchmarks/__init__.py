@@ -1,0 +1,1 @@
+"""Experiments that measure optabs; run from the checkout as `python -m benchmarks`."""

@@ -1,0 +1,28 @@
+"""The command line: `python -m benchmarks <name>`."""
+
+import sys
+
+import typer
+
+from benchmarks.data import DataError
+from benchmarks.optimabs import optimabs
+from benchmarks.steady import steady
+from benchmarks.store import StoreError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.callback()(lambda: None)
+for command in (optimabs, steady):
+    app.command()(command)
+
+
+def main() -> None:
+    """Runs a command; bad input ends in one sentence and exit code 2."""
+    try:
+        app(prog_name="python -m benchmarks")
+    except (DataError, StoreError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

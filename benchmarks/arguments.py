@@ -1,0 +1,42 @@
+"""Reads command-line arguments, and refuses bad ones in one sentence."""
+
+from collections.abc import Collection
+
+import typer
+
+
+def numbers_of(text: str, name: str) -> list[int]:
+    """Positive whole numbers from a list such as '64,128'."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(
+            f"{name} is {text!r}; pass whole numbers above 0, separated by commas."
+        )
+    return list(dict.fromkeys(numbers))
+
+
+def names_of(
+    text: str, name: str, known: Collection[str], *, separator: str = ","
+) -> list[str]:
+    """Known names from a list such as 'adam,adam_abs'."""
+    names = [part.strip() for part in text.split(separator)]
+    for part in names:
+        choice_of(part, name, known)
+    return list(dict.fromkeys(names))
+
+
+def choice_of(text: str, name: str, known: Collection[str]) -> str:
+    """One of the known names."""
+    if text not in known:
+        raise typer.BadParameter(f"{name} is {text!r}; choose from {', '.join(known)}.")
+    return text
+
+
+def positive(number: int, name: str) -> int:
+    """A whole number above 0."""
+    if number < 1:
+        raise typer.BadParameter(f"{name} is {number}; pass a whole number above 0.")
+    return number

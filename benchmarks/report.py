@@ -1,0 +1,112 @@
+"""Tables for the terminal and for Markdown, and figures as PNG and SVG."""
+
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from benchmarks import store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Table(NamedTuple):
+    """A table of text: one caption, one header, rows of cells."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def show(self) -> None:
+        """Prints the table in the terminal."""
+        table = rich.table.Table(title=self.title, box=rich.box.SIMPLE, title_justify="left")
+        for index, name in enumerate(self.header):
+            table.add_column(name, justify="left" if index == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        rich.console.Console().print(table)
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.rows]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"**{self.title}**\n\n{body}\n"
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, with the sample standard deviation where there are several values."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def save_figure(figure: "Figure", path: pathlib.Path) -> None:
+    """Writes a figure as PNG and SVG, each whole or not at all."""
+    for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix[1:], bbox_inches="tight", **options)
+        store.write_bytes(path.with_suffix(suffix), content.getvalue())
+
+
+class Curve(NamedTuple):
+    """One optimizer's curves, a row per seed."""
+
+    name: str
+    values: np.ndarray  # float [seeds, epochs]
+
+
+def curves_figure(
+    panels: Sequence[tuple[str, Sequence[Curve]]], *, ylabel: str, title: str
+) -> "Figure":
+    """A panel per setting, a line per optimizer (mean) and a band over seeds (min to max)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.5 + 4.6 * len(panels), 4.2), squeeze=False, sharey=True
+    )
+    names = list(dict.fromkeys(curve.name for _, curves in panels for curve in curves))
+    colors = {name: f"C{index}" for index, name in enumerate(names)}
+    lowest = min((np.median(c.values) for _, curves in panels for c in curves), default=0.0)
+    highest = max((c.values.max() for _, curves in panels for c in curves), default=1.0)
+    for axis, (caption, curves) in zip(axes[0], panels, strict=True):
+        for curve in curves:
+            epochs = np.arange(1, curve.values.shape[1] + 1)
+            color = colors[curve.name]
+            axis.plot(epochs, curve.values.mean(0), color=color, label=curve.name, lw=1.2)
+            low, high = curve.values.min(0), curve.values.max(0)
+            axis.fill_between(epochs, low, high, color=color, alpha=0.13, lw=0)
+        axis.set_title(caption)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.25)
+    # The first epochs would squeeze what distinguishes the optimizers into a few pixels.
+    margin = 1.2 * (highest - lowest)
+    axes[0][0].set_ylim(lowest - margin, highest + 0.1 * margin)
+    axes[0][0].set_ylabel(ylabel)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="center left", bbox_to_anchor=(0.98, 0.5), frameon=False
+    )
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean, from the sample standard deviation."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def as_array(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    """A measure of several records, one row per record."""
+    return np.array([row["results"][key] for row in rows], dtype=float)
