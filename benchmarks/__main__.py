@@ -4,8 +4,10 @@ import sys
 
 import typer
 
+from benchmarks.arguments import ArgumentError
 from benchmarks.data import DataError
 from benchmarks.optimabs import optimabs
+from benchmarks.runs import Interrupted
 from benchmarks.steady import steady
 from benchmarks.store import StoreError
 
@@ -19,9 +21,12 @@ def main() -> None:
     """Runs a command; bad input ends in one sentence and exit code 2."""
     try:
         app(prog_name="python -m benchmarks")
-    except (DataError, StoreError, ValueError) as error:
+    except (ArgumentError, DataError, StoreError) as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except Interrupted as interruption:
+        typer.echo(f"\n{interruption}", err=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from collections.abc import Collection
 
-import typer
+
+class ArgumentError(ValueError):
+    """A command-line argument that cannot be used, and what to pass."""
 
 
 def numbers_of(text: str, name: str) -> list[int]:
@@ -12,7 +14,7 @@ def numbers_of(text: str, name: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise typer.BadParameter(
+        raise ArgumentError(
             f"{name} is {text!r}; pass whole numbers above 0, separated by commas."
         )
     return list(dict.fromkeys(numbers))
@@ -31,12 +33,21 @@ def names_of(
 def choice_of(text: str, name: str, known: Collection[str]) -> str:
     """One of the known names."""
     if text not in known:
-        raise typer.BadParameter(f"{name} is {text!r}; choose from {', '.join(known)}.")
+        raise ArgumentError(f"{name} is {text!r}; choose from {', '.join(known)}.")
     return text
 
 
 def positive(number: int, name: str) -> int:
     """A whole number above 0."""
     if number < 1:
-        raise typer.BadParameter(f"{name} is {number}; pass a whole number above 0.")
+        raise ArgumentError(f"{name} is {number}; pass a whole number above 0.")
     return number
+
+
+def fits(batch_size: int, dataset: str, examples: int) -> None:
+    """Refuses a batch larger than the training set."""
+    if batch_size > examples:
+        raise ArgumentError(
+            f"batch-size is {batch_size}, but {dataset} has {examples} training images; pass "
+            "a smaller one."
+        )

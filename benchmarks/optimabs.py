@@ -1,24 +1,22 @@
 """The OptimABS experiment: the paper's tables 2 and 3 and its figure 1."""
 
 import pathlib
-import statistics
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 import typer
 
 import optabs
-from benchmarks import report, store
-from benchmarks.arguments import choice_of, names_of, numbers_of, positive
+from benchmarks import store
+from benchmarks.arguments import ArgumentError, choice_of, fits, names_of, numbers_of, positive
 from benchmarks.data import Dataset, load
+from benchmarks.optimabs_report import show
 from benchmarks.runs import SCHEDULES, Device, Job, run_all, together_by_default, trainer_of
 
 RESULTS = pathlib.Path("runs/optimabs")
-SHARE_OF_SWING = 0.25  # the swing is taken over the last quarter of the epochs
 
 
 class Entry(NamedTuple):
@@ -107,7 +105,7 @@ def optimabs(
     batch_sizes = numbers_of(batch_size or ("64" if small else "64,128,256"), "batch-size")
     epochs = positive(epochs or (60 if small else 200), "epochs")
     if time_rounds < 0:
-        raise typer.BadParameter(f"time-rounds is {time_rounds}; pass 0 or more.")
+        raise ArgumentError(f"time-rounds is {time_rounds}; pass 0 or more.")
     jobs = {
         (name, size): _job(name, size, epochs, schedule, learning_rate, weight_decay)
         for size in batch_sizes
@@ -116,18 +114,24 @@ def optimabs(
     store.prepare_folder(out)
     loaded = load(dataset, data)
     for size in batch_sizes:
-        if size > len(loaded.train_labels):
-            raise typer.BadParameter(
-                f"batch-size is {size}, but {dataset} has {len(loaded.train_labels)} training "
-                "images; pass a smaller one."
-            )
+        fits(size, dataset, len(loaded.train_labels))
     if time_rounds:
         _measure_times(jobs, loaded, out, time_rounds)
     if together is None:
         together = together_by_default()
     everyone = list(range(seeds))
     run_all(jobs.values(), everyone, loaded, out, see_test_set=True, together=together)
-    _report(jobs, everyone, dataset, out)
+    runs = {
+        key: [store.read_json(job.path(out, dataset, seed)) for seed in everyone]
+        for key, job in jobs.items()
+    }
+    times = {
+        key: store.read_json(path)["results"]
+        for key, job in jobs.items()
+        if (path := _times_path(job, dataset, out)).exists()
+    }
+    labels = {name: ENTRIES[name].label for name in names}
+    show(f"{dataset}-e{epochs}-{schedule}", runs, times, labels, out)
 
 
 def _job(
@@ -144,7 +148,10 @@ def _job(
         weight_decay=decay,
         decoupled=entry.decoupled,
     )
-    job.optimizer(batch_size)  # a bad rate or decay fails here, before any data is read
+    try:
+        job.optimizer(batch_size)
+    except ValueError as error:  # before any data is read
+        raise ArgumentError(str(error)) from None
     return job
 
 
@@ -186,116 +193,3 @@ def _measure_times(
 
 def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _report(
-    jobs: dict[tuple[str, int], Job],
-    seeds: list[int],
-    dataset: str,
-    folder: pathlib.Path,
-) -> None:
-    """Prints and writes the tables and the figure from the records."""
-    sizes = list(dict.fromkeys(size for _, size in jobs))
-    names = list(dict.fromkeys(name for name, _ in jobs))
-    first = next(iter(jobs.values()))
-    setting = f"{dataset}-e{first.epochs}-{first.schedule}"
-    runs = {
-        key: [store.read_json(job.path(folder, dataset, seed)) for seed in seeds]
-        for key, job in jobs.items()
-    }
-    tables = [
-        _accuracy_table(runs, names, sizes, f"Test accuracy in percent, {setting}"),
-        _swing_table(runs, names, sizes),
-    ]
-    times = {
-        key: store.read_json(path)["results"]
-        for key, job in jobs.items()
-        if (path := _times_path(job, dataset, folder)).exists()
-    }
-    if len(times) == len(jobs):
-        tables.insert(0, _time_table(times, names, sizes))
-    panels = [
-        (
-            f"batch {size}",
-            [
-                report.Curve(
-                    ENTRIES[name].label,
-                    100 * report.as_array(runs[name, size], "validation_accuracy"),
-                )
-                for name in names
-            ],
-        )
-        for size in sizes
-    ]
-    figure = report.curves_figure(
-        panels,
-        ylabel="validation accuracy in percent",
-        title=f"{dataset}: mean of {len(seeds)} seeds, band from lowest to highest",
-    )
-    for table in tables:
-        table.show()
-    text = "\n".join(table.markdown() for table in tables)
-    store.write_bytes(folder / f"{setting}.md", text.encode())
-    report.save_figure(figure, folder / f"{setting}.png")
-    typer.echo(f"tables: {folder / setting}.md\nfigure: {folder / setting}.png and .svg")
-
-
-_Runs = dict[tuple[str, int], list[dict[str, Any]]]
-
-
-def _accuracy_table(
-    runs: _Runs, names: list[str], sizes: list[int], title: str
-) -> report.Table:
-    rows = []
-    for name in names:
-        scores = {
-            size: 100 * report.as_array(runs[name, size], "test_accuracy") for size in sizes
-        }
-        cells = [report.mean_and_spread(list(scores[size])) for size in sizes]
-        mean = statistics.fmean(float(score.mean()) for score in scores.values())
-        rows.append([ENTRIES[name].label, *cells, f"{mean:.2f}"])
-    return report.Table(
-        f"{title} (mean ± standard deviation over seeds)",
-        ["optimizer", *map(str, sizes), "mean"],
-        rows,
-    )
-
-
-def _swing_table(runs: _Runs, names: list[str], sizes: list[int]) -> report.Table:
-    rows = []
-    for name in names:
-        cells = []
-        for size in sizes:
-            curves = 100 * report.as_array(runs[name, size], "validation_accuracy")
-            tail = curves[:, -max(1, round(SHARE_OF_SWING * curves.shape[1])) :]
-            cells.append(report.mean_and_spread(list(tail.std(axis=1)), 3))
-        rows.append([ENTRIES[name].label, *cells])
-    return report.Table(
-        "Swing: standard deviation of validation accuracy over the last quarter of the "
-        "epochs, in points",
-        ["optimizer", *map(str, sizes)],
-        rows,
-    )
-
-
-def _time_table(
-    times: dict[tuple[str, int], dict[str, Any]], names: list[str], sizes: list[int]
-) -> report.Table:
-    rows = []
-    for name in names:
-        medians = [float(np.median(times[name, size]["epoch_seconds"])) for size in sizes]
-        state = times[name, sizes[0]]
-        per_parameter = state["state_bytes"] / state["parameters"]
-        rows.append(
-            [
-                ENTRIES[name].label,
-                *(f"{median:.4f}" for median in medians),
-                f"{statistics.fmean(medians):.4f}",
-                f"{per_parameter:.2f}",
-            ]
-        )
-    return report.Table(
-        "Seconds per epoch (median, one seed alone, optimizers in turns)",
-        ["optimizer", *map(str, sizes), "mean", "state bytes per parameter"],
-        rows,
-    )

@@ -25,12 +25,14 @@ class Table(NamedTuple):
 
     def show(self) -> None:
         """Prints the table in the terminal."""
-        table = rich.table.Table(title=self.title, box=rich.box.SIMPLE, title_justify="left")
+        table = rich.table.Table(box=rich.box.SIMPLE)
         for index, name in enumerate(self.header):
             table.add_column(name, justify="left" if index == 0 else "right")
         for row in self.rows:
             table.add_row(*row)
-        rich.console.Console().print(table)
+        console = rich.console.Console()
+        console.print(self.title, style="bold", highlight=False)
+        console.print(table)
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown."""

@@ -25,6 +25,10 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
+class Interrupted(Exception):
+    """Ctrl-C between or inside runs; what was finished is kept."""
+
+
 class Job(NamedTuple):
     """One optimizer under one setting, for some seeds."""
 
@@ -142,14 +146,24 @@ def run_all(
     data = Device.put(dataset)
     total = sum(job.epochs * (1 if together else len(missing)) for job, missing in todo)
     with tqdm(total=total, unit="epoch", dynamic_ncols=True, disable=None) as bar:
-        for job, missing in todo:
-            trainer = trainer_of(job, data, dataset.classes, together=together)
-            for group in [missing] if together else [[seed] for seed in missing]:
+        try:
+            for job, missing in todo:
+                trainer = trainer_of(job, data, dataset.classes, together=together)
                 show = functools.partial(_show, bar, job)
-                outcome, seconds = _timed(trainer, group, job, data, data_of, together, show)
-                scores = trainer.accuracy(outcome.params, data.test) if see_test_set else None
-                _keep(job, group, outcome, scores, seconds, dataset.name, folder)
-            jax.clear_caches()
+                for group in [missing] if together else [[seed] for seed in missing]:
+                    outcome, seconds = _timed(
+                        trainer, group, job, data, data_of, together, show
+                    )
+                    scores = (
+                        trainer.accuracy(outcome.params, data.test) if see_test_set else None
+                    )
+                    _keep(job, group, outcome, scores, seconds, dataset.name, folder)
+                jax.clear_caches()
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Stopped; finished runs are kept in {str(folder)!r}, and the same call goes "
+                "on from there."
+            ) from None
 
 
 def together_by_default() -> bool:

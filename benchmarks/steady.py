@@ -8,7 +8,7 @@ import optax
 import typer
 
 from benchmarks import report, store
-from benchmarks.arguments import choice_of, names_of, positive
+from benchmarks.arguments import choice_of, fits, names_of, positive
 from benchmarks.data import Dataset, load
 from benchmarks.runs import SCHEDULES, Device, Job, run_all, together_by_default
 from benchmarks.steady_rules import RULES
@@ -60,6 +60,7 @@ def steady(
     everyone = list(range(positive(seeds, "seeds")))
     store.prepare_folder(out)
     loaded = load(dataset, data)
+    fits(batch_size, dataset, len(loaded.train_labels))
     steps = len(loaded.train_labels) // batch_size * epochs
     jobs = [
         Job(

@@ -1,0 +1,53 @@
+# Every target does its own set-up; PYTHON chooses the interpreter of a new environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: demo test test-all test-newest lint format types notebooks wheel check peers clean
+
+demo: $(VENV)/.benchmarks  ## the main job on embedded data: tables and a picture, in ./runs
+	$(BIN)/python -m benchmarks optimabs
+
+test: $(VENV)/.development  ## every test but the slow ones, and all docstring examples
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/.development  ## the slow ones too
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+test-newest:  ## the tests with the newest release of every package
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	  --upgrade-strategy eager -e ".[development]"
+	.venv-newest/bin/python -m pytest -n 2
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.development
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.development
+	$(BIN)/mypy
+
+notebooks: $(VENV)/.development
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake $(NOTEBOOKS),@echo "no notebooks yet")
+
+wheel: $(VENV)/.development
+	$(BIN)/python -m build --wheel --outdir dist .
+
+check: lint types test notebooks wheel  ## what continuous integration runs
+
+peers: $(VENV)/.benchmarks  ## PyTorch, for epoch_time; a CPU build is enough
+	$(INSTALL) "torch==2.13.0"
+
+clean:
+	rm -rf .venv .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+$(VENV)/.%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -c constraints.txt -e ".[$*]"
+	touch $@
