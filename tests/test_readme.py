@@ -1,0 +1,22 @@
+"""The README's examples run, in order, as one program; its table names every optimizer."""
+
+import pathlib
+import re
+from typing import Any
+
+import optabs
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_python_examples_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    namespace: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+def test_every_public_name_is_in_the_readme() -> None:
+    public = {name for name, value in vars(optabs).items() if callable(value)}
+    assert {name for name in public if f"`{name}" not in README} == set()
