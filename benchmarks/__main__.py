@@ -6,15 +6,17 @@ import typer
 
 from benchmarks.arguments import ArgumentError
 from benchmarks.data import DataError
+from benchmarks.epoch_time import epoch_time
 from benchmarks.optimabs import optimabs
 from benchmarks.runs import Interrupted
 from benchmarks.steady import steady
+from benchmarks.step_time import step_time
 from benchmarks.store import StoreError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.callback()(lambda: None)
-for command in (optimabs, steady):
-    app.command()(command)
+for command in (optimabs, steady, step_time, epoch_time):
+    app.command(command.__name__)(command)
 
 
 def main() -> None:

@@ -42,7 +42,10 @@ def square(x: jax.Array) -> jax.Array:
 
 def saturate(size: jax.Array) -> jax.Array:
     """A finite gradient may overflow when squared or summed; state stays finite."""
-    return jnp.minimum(size, jnp.finfo(size.dtype).max)
+    # XLA repeats a minimum with a constant for every reader, which costs a copy of the
+    # state; a select is computed once.
+    largest = jnp.finfo(size.dtype).max
+    return jnp.where(size > largest, largest, size)
 
 
 def real_zeros_like(param: Any) -> jax.Array:

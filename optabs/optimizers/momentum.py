@@ -105,7 +105,8 @@ def nag(
     gives :math:`\theta`. With :math:`\eta_t` the rate of this step, :math:`\eta_{t+1}` the
     schedule's next and h the rate of the last look-ahead, the update is
     :math:`h\rho v_{t-1} - \eta_t v_t - \eta_{t+1}\rho v_t`, exact under any schedule. A
-    rate that is a number or injected is taken as its own next value.
+    rate that is a number or injected is taken as its own next value. A decay that is
+    changed to 0 in mid-run leaves the last look-ahead in the parameters.
 
     Args:
       learning_rate: :math:`\eta`, in parameter units per gradient unit; a number, a traced
@@ -152,8 +153,11 @@ def nag(
         rate = rate_at(state.count)
         offset = jnp.asarray(rate_at(count) * decay, state.offset.dtype)
         mu = jax.tree.map(lambda g, v: toward(v, g, decay), updates, state.mu)
+        # The old velocity is spelled from the new one and g: reading it once more after it
+        # was overwritten would cost a copy. A decay of 0 has no look-ahead to take back.
+        back = state.offset / jnp.where(decay == 0, 1, decay)
         updates = jax.tree.map(
-            lambda old, new: state.offset * old - (rate + offset) * new, state.mu, mu
+            lambda g, v: (back - rate - offset) * v - back * (1 - decay) * g, updates, mu
         )
         return updates, NagState(count=count, mu=mu, offset=offset)
 

@@ -1,0 +1,289 @@
+"""The time of one optimizer step against optax's, and the operations behind it."""
+
+import functools
+import math
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import typer
+from rich.progress import track
+
+import optabs
+from benchmarks import report, store, timing
+from benchmarks.arguments import ArgumentError, names_of, positive
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULTS = pathlib.Path("runs/step_time")
+RATE = 1e-3
+COPY = "copy"  # of as many bytes as the optimizer has to move
+MODES = {"call": "called from Python", "loop": "inside a compiled loop"}
+
+Maker = Callable[[], optax.GradientTransformation]
+
+
+class Contest(NamedTuple):
+    """An optimizer and what it is compared with."""
+
+    ours: Maker
+    rivals: Mapping[str, Maker]  # optax's optimizer first
+    same_rule: bool = True  # as the first rival
+
+
+def _amsgrad() -> optax.GradientTransformation:
+    size = optax.chain(optabs.rms(0.999, bias_correction=True), optabs.running_max())
+    return optax.chain(
+        optabs.scale_by_ratio(optabs.ema(0.9, bias_correction=True), size),
+        optax.scale_by_learning_rate(RATE),
+    )
+
+
+def _adagrad() -> optax.GradientTransformation:
+    return optabs.adagrad(RATE, eps=0.0, eps_root=1e-7)  # where optax.adagrad has its eps
+
+
+# Each optax optimizer with the arguments that make it the same rule.
+_PARENTS: dict[str, Maker] = {
+    "sgd": lambda: optax.sgd(RATE),
+    "momentum": lambda: optax.sgd(0.1 * RATE, momentum=0.9),
+    "nag": lambda: optax.sgd(0.1 * RATE, momentum=0.9, nesterov=True),
+    "adagrad": lambda: optax.adagrad(RATE, initial_accumulator_value=0.0),
+    "rmsprop": lambda: optax.rmsprop(RATE, eps_in_sqrt=False),
+    "adadelta": lambda: optax.adadelta(RATE),
+    "adam": lambda: optax.adam(RATE),
+    "adamw": lambda: optax.adamw(RATE),
+    "nadam": lambda: optax.nadam(RATE),
+    "amsgrad": lambda: optax.amsgrad(RATE),
+}
+_OURS: dict[str, Maker] = {
+    "sgd": lambda: optabs.sgd(RATE),
+    "momentum": lambda: optabs.momentum(RATE),
+    "nag": lambda: optabs.nag(RATE),
+    "adagrad": _adagrad,
+    "rmsprop": lambda: optabs.rmsprop(RATE),
+    "adadelta": lambda: optabs.adadelta(RATE),
+    "adam": lambda: optabs.adam(RATE),
+    "adamw": lambda: optabs.adamw(RATE),
+    "nadam": lambda: optabs.nadam(RATE),
+    "amsgrad": _amsgrad,
+}
+_ABSOLUTE: dict[str, tuple[str, Maker]] = {
+    "adagrad_abs": ("adagrad", lambda: optabs.adagrad_abs(RATE)),
+    "rmsprop_abs": ("rmsprop", lambda: optabs.rmsprop_abs(RATE)),
+    "adadelta_abs": ("adadelta", lambda: optabs.adadelta_abs(RATE)),
+    "adam_abs": ("adam", lambda: optabs.adam_abs(RATE)),
+    "adam_abs_steady": ("adam", lambda: optabs.adam_abs(RATE, steady=True)),
+    "adamw_abs": ("adamw", lambda: optabs.adamw_abs(RATE)),
+    "nadam_abs": ("nadam", lambda: optabs.nadam_abs(RATE)),
+}
+CONTESTS: dict[str, Contest] = {
+    # optax.nadam corrects its average one step ahead; see optabs.nadam.
+    name: Contest(ours, {f"optax.{name}": _PARENTS[name]}, same_rule=name != "nadam")
+    for name, ours in _OURS.items()
+} | {
+    name: Contest(
+        ours,
+        {f"optax.{parent}": _PARENTS[parent], f"optabs.{parent}": _OURS[parent]},
+        same_rule=False,
+    )
+    for name, (parent, ours) in _ABSOLUTE.items()
+}
+
+
+def measure(
+    contest: Contest, name: str, shapes: list[tuple[int, ...]], rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Times an optimizer, its rivals and a plain copy in turns, on leaves of given shapes."""
+    makers = {f"optabs.{name}": contest.ours, **contest.rivals}
+    parameters = sum(map(math.prod, shapes))
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    grads = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    runners, costs, must_move = {}, {}, {}
+    for side, make in makers.items():
+        optimizer = make()
+        params = [jnp.zeros(shape) for shape in shapes]
+        carry = (params, jax.jit(optimizer.init)(params))
+        runners[side] = timing.Runner(timing.step_of(optimizer), carry, grads)
+        costs[side] = timing.cost_of(runners[side].step, parameters)
+        must_move[side] = timing.tree_bytes(grads) + 2 * timing.tree_bytes(carry)
+    ours = f"optabs.{name}"
+    # It reads and writes each byte once, so its array is half of the traffic.
+    copied = jnp.zeros(max(1, must_move[ours] // 8))
+    runners[COPY] = timing.Runner(lambda x, one: x + one, copied, jnp.ones([]))
+    del params, carry, copied  # a donated array that is still named is kept alive
+
+    results: dict[str, Any] = {
+        "parameters": parameters,
+        "leaves": len(shapes),
+        "must_move_bytes": {side: count / parameters for side, count in must_move.items()},
+        "cost": {side: cost._asdict() for side, cost in costs.items()},
+    }
+    for mode in MODES:
+        timers = {
+            side: runner.call if mode == "call" else runner.inside
+            for side, runner in runners.items()
+        }
+        repeats = max(timing.repeats_of(timer) for timer in timers.values())
+        runs = {side: functools.partial(timer, repeats) for side, timer in timers.items()}
+        times = timing.in_turns(runs, rounds, seconds)
+        results[mode] = {
+            "repeats": repeats,
+            "seconds": times,
+            "median_seconds": {side: timing.median(values) for side, values in times.items()},
+            "ratio": {
+                rival: timing.ratio(times[ours], times[rival])._asdict()
+                for rival in contest.rivals
+            },
+            "share_of_copy": timing.ratio(times[COPY], times[ours])._asdict(),
+        }
+    return results
+
+
+def step_time(
+    sizes: Annotated[
+        str,
+        typer.Option(help=f"parameters in one array, or {timing.RESNET} for its 62 arrays"),
+    ] = f"1e4,1e5,1e6,1.6e7,1e8,{timing.RESNET}",
+    optimizers: Annotated[
+        str, typer.Option(help=f"all, or some of {', '.join(CONTESTS)}")
+    ] = "all",
+    rounds: Annotated[int, typer.Option(help="measurements of each contender, in turns")] = 15,
+    seconds: Annotated[
+        float, typer.Option(help="per comparison; after these, only 3 rounds are completed")
+    ] = 20.0,
+    out: Annotated[pathlib.Path, typer.Option(help="folder of results")] = RESULTS,
+) -> None:
+    """Times one step of each optimizer against optax's and against a plain copy.
+
+    Gradients are given; parameters and state are donated. 1e8 parameters take about 6 GB.
+    """
+    shapes = timing.shapes_of(sizes)
+    names = (
+        list(CONTESTS) if optimizers == "all" else names_of(optimizers, "optimizers", CONTESTS)
+    )
+    positive(rounds, "rounds")
+    if not seconds > 0:
+        raise ArgumentError(f"seconds is {seconds}; pass a number above 0.")
+    store.prepare_folder(out)
+    environment = store.environment()
+    results: dict[str, dict[str, Any]] = {size: {} for size in shapes}
+    cells = [(size, name) for size in shapes for name in names]
+    for size, name in track(cells, description="step_time"):
+        config = {"size": size, "optimizer": name, "rounds": rounds, "seconds": seconds}
+        found = measure(CONTESTS[name], name, shapes[size], rounds, seconds)
+        results[size][name] = found
+        record = {"config": config, "results": found, "environment": environment}
+        slug = re.sub(r"[^a-z0-9.]+", "-", size.lower())
+        store.write_json(out / "runs" / f"{slug}-{name}.json", record)
+        jax.clear_caches()
+    _report(results, out)
+
+
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def _report(results: Results, out: pathlib.Path) -> None:
+    tables = [_cost_table(results), *(_ratio_table(results, mode) for mode in MODES)]
+    tables += [_copy_table(results, mode) for mode in MODES]
+    counted = "counts" if timing.roots_are_transcendental() else "does not count"
+    note = (
+        f"XLA's analysis for {jax.default_backend()} {counted} a square root as "
+        "transcendental; the column 'roots' counts sqrt and rsqrt in the optimized program."
+    )
+    for table in tables:
+        table.show()
+    typer.echo(note)
+    text = "\n".join([*(table.markdown() for table in tables), note, ""])
+    store.write_bytes(out / "step_time.md", text.encode())
+    report.save_figure(_figure(results), out / "step_time.png")
+    typer.echo(f"tables: {out / 'step_time.md'}\nfigure: {out / 'step_time.png'} and .svg")
+
+
+def _cost_table(results: Results) -> report.Table:
+    size = list(results)[-1]
+    rows = {}
+    for name, found in results[size].items():
+        for side, cost in found["cost"].items():
+            seconds = found["call"]["median_seconds"][side]
+            # An optimizer that several comparisons share keeps its own one's time.
+            if side not in rows or side == f"optabs.{name}":
+                rows[side] = [
+                    side,
+                    *(f"{cost[key]:.2f}" for key in ("flops", "transcendentals", "roots")),
+                    f"{found['must_move_bytes'][side]:.1f}",
+                    *(f"{cost[key]:.1f}" for key in ("bytes_accessed", "temporary_bytes")),
+                    f"{cost['kernels']} ({cost['copies']})",
+                    f"{1e6 * seconds:.1f}",
+                ]
+    return report.Table(
+        f"Cost of a step per parameter at {size}: what XLA counts, the roots in its program, "
+        "bytes that have to be moved, that are moved and that are temporary, passes over an "
+        "array (copies); and microseconds per step",
+        ["", "flops", "transc.", "roots", "needed", "moved", "temp.", "passes", "µs"],
+        list(rows.values()),
+    )
+
+
+def _ratio_table(results: Results, mode: str) -> report.Table:
+    rows = []
+    for name in next(iter(results.values())):
+        for rival in CONTESTS[name].rivals:
+            found = [results[size][name][mode]["ratio"][rival] for size in results]
+            rows.append([f"{name} / {rival}", *(str(timing.Spread(**x)) for x in found)])
+    return report.Table(
+        f"Time of a step over the rival's, {MODES[mode]}: median and quartiles; below 1 is "
+        "faster",
+        ["", *results],
+        rows,
+    )
+
+
+def _copy_table(results: Results, mode: str) -> report.Table:
+    rows = []
+    for name in next(iter(results.values())):
+        found = [results[size][name][mode]["share_of_copy"] for size in results]
+        rows.append([name, *(str(timing.Spread(**x)) for x in found)])
+    return report.Table(
+        f"Share of the speed of a plain copy of the bytes to move, {MODES[mode]}",
+        ["optimizer", *results],
+        rows,
+    )
+
+
+def _figure(results: Results) -> "Figure":
+    """Per optimizer and size: time over optax's, and the share of a copy's speed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(next(iter(results.values())))
+    figure, axes = plt.subplots(
+        2, len(MODES), figsize=(12, 2.5 + 0.55 * len(names)), sharey=True, squeeze=False
+    )
+    for column, (mode, caption) in enumerate(MODES.items()):
+        for size, found in results.items():
+            shares = [timing.Spread(**found[name][mode]["share_of_copy"]) for name in names]
+            # optax's optimizer is the first rival.
+            ratios = [next(iter(found[name][mode]["ratio"].values())) for name in names]
+            offset = 0.11 * (list(results).index(size) - (len(results) - 1) / 2)
+            for row, points in enumerate(([timing.Spread(**x) for x in ratios], shares)):
+                timing.draw(axes[row][column], points, offset, size)
+        axes[0][column].set_xlabel(f"time over optax's, {caption}")
+        axes[1][column].set_xlabel(f"share of a copy's speed, {caption}")
+    for axis in axes.flat:
+        axis.set_xlim(left=0)
+        axis.axvline(1, color="black", lw=0.8)
+        axis.grid(alpha=0.25)
+        axis.set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()  # shared, so it turns all
+    axes[0][-1].legend(title="parameters", bbox_to_anchor=(1.02, 1), loc="upper left")
+    figure.suptitle("One optimizer step (median and quartiles)")
+    figure.tight_layout()
+    return figure
