@@ -1,0 +1,238 @@
+"""One row per public optimizer: how to make it, what suits it, and what it declares.
+
+A trait is a promise: each check that needs one names it, and has a counterpart for the
+rows without it. A new optimizer needs a row and nothing else.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+import optabs
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    factory: Callable[..., optax.GradientTransformation]  # (learning_rate, **numbers)
+    rate: float  # arrives on the round targets
+    steep_rate: float  # arrives on Rosenbrock's valley
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    moments: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Fields of the state that are shaped like the parameters: name -> how often."""
+    covers: tuple[str, ...] = ()
+    """Public names that this row stands for."""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of every update."""
+
+    element_wise: bool = True  # an entry's update depends on that entry alone
+    apart: bool = True  # a leaf's update does not depend on the other leaves
+    complex_ok: bool = True  # accepts complex parameters
+    without_params: bool = True  # update works with params=None
+    without_value: bool = True  # update works without value=
+    full_width: bool = True  # state is kept in promote_types(dtype, float32)
+
+    def make(self, learning_rate: Any = None, **numbers: Any) -> Any:
+        rate = self.rate if learning_rate is None else learning_rate
+        return self.factory(rate, **{**self.options, **numbers})
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.factory).parameters
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The numeric hyperparameters beside the rate, which may be traced and injected."""
+        given = {name: p.default for name, p in self.parameters.items()} | dict(self.options)
+        return {
+            name: value
+            for name, value in given.items()
+            if name != "learning_rate" and isinstance(value, float)
+        }
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_MU = {"mu": 1}
+_NU = {"nu": 1}
+_ADAM = {"mu": 1, "nu": 1}
+
+
+def _named(
+    name: str, rate: float, steep_rate: float, words: tuple[str, ...] = (), **fields: Any
+) -> Case:
+    """A row that stands for its own name, and for words that are this sentence alone."""
+    factory = getattr(optabs, name)
+    return Case(name, factory, rate, steep_rate, covers=(name, *words), **fields)
+
+
+NAMED = [
+    _named("sgd", 0.1, 1e-3),
+    _named("momentum", 0.3, 1e-2, moments=_MU),
+    _named("nag", 0.3, 3e-3, moments=_MU),
+    _named("adagrad", 1.0, 0.1, ("root_sum_squares",), moments=_NU),
+    _named("rmsprop", 0.03, 3e-4, moments=_NU),
+    _named("adadelta", 1.0, 3e-3, moments={"nu": 2}),
+    _named("adam", 0.1, 1e-3, moments=_ADAM),
+    _named("adamw", 0.01, 1e-3, moments=_ADAM, without_params=False),
+    _named("nadam", 0.1, 1e-3, moments=_ADAM),
+    # Steps shrink like 1/t: a rate that would be far too large elsewhere.
+    _named("adagrad_abs", 10.0, 1.0, ("sum_abs",), moments=_NU),
+    _named("rmsprop_abs", 0.03, 3e-4, moments=_NU),
+    # Steps begin near eps, so the rate makes up for the default's 1e-6.
+    _named("adadelta_abs", 3.0, 0.1, moments={"nu": 2}),
+    _named("adam_abs", 0.1, 1e-3, moments=_ADAM),
+    _named("adamw_abs", 0.03, 1e-3, moments=_ADAM, without_params=False),
+    _named("nadam_abs", 0.1, 1e-3, moments=_ADAM),
+]
+
+
+OPTIONS = [
+    Case(
+        "adam_steady",
+        optabs.adam,
+        0.3,
+        1e-2,
+        options={"steady": True},
+        moments=_ADAM,
+        covers=("rising_rms",),
+    ),
+    Case(
+        "adam_abs_steady",
+        optabs.adam_abs,
+        0.3,
+        1e-2,
+        options={"steady": True},
+        moments=_ADAM,
+        covers=("rising_abs",),
+    ),
+    Case(
+        "adam_abs_bounded",
+        optabs.adam_abs,
+        0.1,
+        1e-3,
+        options={"max_ratio": 1.0},
+        moments=_ADAM,
+        complex_ok=False,
+    ),
+    Case(
+        "rmsprop_abs_bounded",
+        optabs.rmsprop_abs,
+        0.3,
+        1e-3,
+        options={"steady": True, "max_ratio": 1.0},
+        moments=_NU,
+        complex_ok=False,
+    ),
+    Case(
+        "adamw_abs_masked",
+        optabs.adamw_abs,
+        0.03,
+        1e-3,
+        options={"mask": lambda params: jax.tree.map(lambda _: True, params)},
+        moments=_ADAM,
+        without_params=False,
+    ),
+    Case(
+        "rmsprop_corrected",
+        optabs.rmsprop,
+        0.03,
+        3e-4,
+        options={"bias_correction": True},
+        moments=_NU,
+    ),
+]
+
+
+# The words, each as the direction of a descent. sgd is the last link because it checks the
+# rate, which optax.scale_by_learning_rate does not; full_precision rounds once.
+
+
+def _descent(*words: Any, learning_rate: Any) -> optax.GradientTransformationExtraArgs:
+    return optabs.full_precision(optax.chain(*words, optabs.sgd(learning_rate)))
+
+
+def _ema(
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    return _descent(optabs.ema(decay, bias_correction=True), learning_rate=learning_rate)
+
+
+def _nesterov(
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    return _descent(optabs.nesterov(decay), learning_rate=learning_rate)
+
+
+def _mean_ratio(
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, eps: float = 1e-8
+) -> optax.GradientTransformationExtraArgs:
+    ratio = optabs.scale_by_ratio(optabs.ema(decay), optabs.mean_abs(decay), eps=eps)
+    return _descent(ratio, learning_rate=learning_rate)
+
+
+def _peak_ratio(
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, eps_root: float = 1e-12
+) -> optax.GradientTransformationExtraArgs:
+    size = optax.chain(optabs.rms(decay, eps_root=eps_root), optabs.running_max())
+    ratio = optabs.scale_by_ratio(optabs.ema(decay), size)
+    return _descent(ratio, learning_rate=learning_rate)
+
+
+def _corrected(
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, eps: float = 1e-3
+) -> optax.GradientTransformationExtraArgs:
+    ratio = optabs.scale_by_ratio(optax.identity(), optabs.mean_abs(decay))
+    unit = optabs.unit_correction(decay, squares=False, eps=eps)
+    return _descent(ratio, unit, learning_rate=learning_rate)
+
+
+def _widened(
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    return _descent(optax.ema(0.9, debias=False), learning_rate=learning_rate)
+
+
+WORDS = [
+    Case("ema", _ema, 0.3, 1e-2, moments=_MU, covers=("ema",)),
+    Case("nesterov", _nesterov, 0.3, 3e-3, moments=_MU, covers=("nesterov",)),
+    Case(
+        "mean_ratio",
+        _mean_ratio,
+        0.01,
+        1e-3,
+        moments=_ADAM,
+        covers=("scale_by_ratio", "mean_abs"),
+    ),
+    Case(
+        "peak_ratio",
+        _peak_ratio,
+        0.3,
+        1e-2,
+        moments=_ADAM | {"nu_max": 1},
+        covers=("rms", "running_max"),
+    ),
+    Case(
+        "unit_corrected",
+        _corrected,
+        0.3,
+        1e-4,
+        moments={"nu": 2},
+        covers=("unit_correction",),
+    ),
+    Case(
+        "full_precision",
+        _widened,
+        0.3,
+        1e-2,
+        moments={"ema": 1},
+        covers=("full_precision",),
+    ),
+]
+
+CASES = NAMED + OPTIONS + WORDS

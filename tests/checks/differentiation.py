@@ -1,0 +1,51 @@
+"""A gradient passes through updates: meta-learning of rates and starting points."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from cases import Case
+from trees import assert_finite, params, tree
+
+from checks.registry import check
+
+
+def _after_three_updates(case: Case, start, rate, centre, **numbers):
+    """A sum of the parameters after three steps of descent from start toward centre."""
+    optimizer = case.make(rate, **numbers)
+    position, state = start, optimizer.init(start)
+    for _ in range(3):
+        grads = jax.tree.map(lambda p, c: p - c, position, centre)
+        updates, state = optimizer.update(grads, state, position, **case.extra)
+        position = optax.apply_updates(position, updates)
+    return sum(jnp.sum(jnp.square(leaf + 1)) for leaf in jax.tree.leaves(position))
+
+
+@check()
+def check_gradient_through_updates(case: Case) -> None:
+    start, centre = params(), tree(9)
+    rate = 0.1 * case.rate
+
+    def loss(start, rate):
+        return _after_three_updates(case, start, rate, centre)
+
+    by_start, by_rate = jax.grad(loss, (0, 1))(start, rate)
+    assert_finite(by_start, by_rate)
+    step = 0.03 * rate
+    quotient = (loss(start, rate + step) - loss(start, rate - step)) / (2 * step)
+    # A float32 difference of nearby losses has about this many digits.
+    np.testing.assert_allclose(by_rate, quotient, rtol=5e-2, atol=2e-3 / rate)
+    assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(by_start))
+
+
+@check()
+def check_gradient_at_rest(case: Case) -> None:
+    """At a zero gradient, where a root without eps_root has an infinite slope."""
+    start = params()
+    numbers = {"eps_root": 1e-8} if "eps_root" in case.numbers else {}
+
+    def loss(start, rate):
+        centre = jax.lax.stop_gradient(start)
+        return _after_three_updates(case, start, rate, centre, **numbers)
+
+    assert_finite(jax.grad(loss, (0, 1))(start, case.rate))

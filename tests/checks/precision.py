@@ -1,0 +1,173 @@
+"""Dtypes in, dtypes out, and finite numbers all the way."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import Case
+from trees import assert_close, assert_finite, avals, filled, gradients, params, run, step
+
+from checks.registry import check
+
+NARROW = (jnp.float16, jnp.bfloat16)
+REAL = (*NARROW, jnp.float32)
+
+
+def _mixed(tree: Any, wide: Any) -> Any:
+    layer = {"w": tree["layer"]["w"].astype(wide), "b": tree["layer"]["b"]}
+    return {"layer": layer, "scale": tree["scale"].astype(jnp.bfloat16)}
+
+
+def _keeps_avals(case: Case, position: Any) -> None:
+    """Shapes, dtypes and weak types, traced: through updates, cond and scan."""
+    optimizer = case.make()
+    # A gradient's dtype is its parameter's, as jax.grad gives it.
+    grads = jax.tree.map(lambda p: p + 1, position)
+
+    def twice(grads, state, position):
+        updates, first = step(case, optimizer, grads, state, position)
+        _, second = step(case, optimizer, grads, first, position)
+        kept = jax.lax.cond(True, lambda: second, lambda: state)
+        carried, _ = jax.lax.scan(
+            lambda s, _: (step(case, optimizer, grads, s, position)[1], None), kept, length=2
+        )
+        return updates, (first, second, kept, carried)
+
+    state = optimizer.init(position)
+    updates, later = jax.eval_shape(twice, grads, state, position)
+    strong = jax.tree.map(lambda p: (p.shape, p.dtype.name, False), position)
+    assert avals(updates) == strong
+    for each in later:
+        assert avals(each) == avals(state)
+    assert avals(jax.eval_shape(optimizer.init, position)) == avals(state)
+
+
+@check()
+def check_dtypes_are_stable(case: Case) -> None:
+    for dtype in REAL:
+        _keeps_avals(case, params(dtype))
+    _keeps_avals(case, _mixed(params(), jnp.float16))
+
+
+@check()
+def check_dtypes_are_stable_under_x64(case: Case) -> None:
+    with jax.enable_x64(True):
+        for dtype in (*REAL, jnp.float64):
+            _keeps_avals(case, params(dtype))
+        _keeps_avals(case, _mixed(params(), jnp.float64))
+
+
+@check()
+def check_dtypes_are_stable_in_eager_mode(case: Case) -> None:
+    """Constants that are weakly typed only outside of a trace show up here."""
+    optimizer = case.make()
+    position, grads = params(jnp.bfloat16), gradients(2, jnp.bfloat16)
+    state = optimizer.init(position)
+    updates, later = run(case, optimizer, position, grads, state)
+    assert [avals(u) for u in updates] == [avals(g) for g in grads]
+    assert avals(later) == avals(state)
+
+
+def _widths(state: Any) -> list[int]:
+    leaves = jax.tree.leaves(state)
+    return [
+        jnp.finfo(leaf.dtype).bits
+        for leaf in leaves
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.ndim
+    ]
+
+
+@check(where="full_width")
+def check_state_is_at_least_float32(case: Case) -> None:
+    for dtype in REAL:
+        assert set(_widths(case.make().init(params(dtype)))) <= {32}
+    with jax.enable_x64(True):
+        assert set(_widths(case.make().init(params(jnp.float32)))) <= {32}
+        assert set(_widths(case.make().init(params(jnp.float64)))) <= {64}
+
+
+@check(instead_of=check_state_is_at_least_float32)
+def check_state_is_narrow(case: Case) -> None:
+    """A row that declares narrow storage has fewer bytes than float32 would take."""
+    position = params()
+    leaves = jax.tree.leaves(case.make().init(position))
+    held = sum(leaf.nbytes for leaf in leaves)
+    full = sum(case.moments.values()) * sum(p.nbytes for p in jax.tree.leaves(position))
+    assert held < full
+
+
+@check()
+def check_narrow_gradients_lose_only_their_own_rounding(case: Case) -> None:
+    """bfloat16 in: what float32 gives for the same numbers, rounded once."""
+    narrow = [params(jnp.bfloat16), *gradients(3, jnp.bfloat16)]
+    position, *grads = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+    optimizer = case.make(case.rate / 100)
+    state, wide_state = optimizer.init(narrow[0]), optimizer.init(position)
+    for gradient, wide in zip(narrow[1:], grads, strict=True):
+        updates, state = step(case, optimizer, gradient, state, narrow[0])
+        wanted, wide_state = step(case, optimizer, wide, wide_state, position)
+        rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wanted)
+        as_float = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (updates, rounded))
+        assert_close(*as_float, rtol=0.0)
+
+
+@check(where="complex_ok")
+def check_complex(case: Case) -> None:
+    """Numerators complex, sizes real; a real problem in complex dress gives the same."""
+    position, grads = params(), gradients()
+    dressed = jax.tree.map(lambda leaf: leaf.astype(jnp.complex64), [position, *grads])
+    _keeps_avals(case, dressed[0])
+    updates, _ = run(case, case.make(), dressed[0], dressed[1:])
+    wanted, _ = run(case, case.make(), position, grads)
+    real, imaginary = (jax.tree.map(part, updates) for part in (jnp.real, jnp.imag))
+    assert_close(real, wanted, rtol=1e-5)
+    assert_close(imaginary, filled(wanted, 0.0))
+    # A turn of the plane turns the steps with it.
+    turned = [jax.tree.map(lambda leaf: leaf * 1j, leaf) for leaf in dressed]
+    spun, _ = run(case, case.make(), turned[0], turned[1:])
+    assert_close(spun, jax.tree.map(lambda leaf: leaf * 1j, updates), rtol=1e-5, atol=1e-6)
+
+
+@check(instead_of=check_complex)
+def check_complex_is_refused(case: Case) -> None:
+    position = params(jnp.complex64)
+    optimizer = case.make()
+    with pytest.raises((ValueError, TypeError), match="complex"):
+        step(case, optimizer, position, optimizer.init(position), position)
+
+
+@check()
+def check_zero_gradients_stay_finite(case: Case) -> None:
+    for dtype in REAL:
+        position, ones = params(dtype), gradients(1, dtype)[0]
+        zero = filled(position, 0.0)
+        for grads in ([zero, zero], [zero, ones, zero]):
+            assert_finite(run(case, case.make(), position, grads))
+
+
+@check()
+def check_huge_gradients_leave_state_finite(case: Case) -> None:
+    for dtype, sizes in (
+        (jnp.float32, (1e30, 3e38)),
+        (jnp.bfloat16, (1e38,)),
+        (jnp.float16, (6e4,)),
+    ):
+        position = params(dtype)
+        optimizer = case.make()
+        for size in sizes:
+            state = optimizer.init(position)
+            huge = filled(position, size)
+            for _ in range(3):
+                _, state = step(case, optimizer, huge, state, position)
+                assert_finite(state)
+
+
+@check()
+def check_nan_is_not_hidden(case: Case) -> None:
+    """A NaN gradient reaches the updates, where optax's own guards look for it."""
+    position = params()
+    optimizer = case.make()
+    bad = filled(position, jnp.nan)
+    updates, _ = step(case, optimizer, bad, optimizer.init(position), position)
+    assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(updates))

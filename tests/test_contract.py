@@ -1,0 +1,57 @@
+"""Every check over every row that it is for."""
+
+import inspect
+
+import optax
+import pytest
+from cases import CASES, Case
+from checks import CHECKS
+
+import optabs
+
+PAIRS = [
+    pytest.param(name, case, id=f"{name.removeprefix('check_')}-{case}")
+    for name, each in CHECKS.items()
+    for case in CASES
+    if each.applies(case)
+]
+
+
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_contract(name: str, case: Case) -> None:
+    CHECKS[name].run(case)
+
+
+def _transformations() -> set[str]:
+    """Public functions that make a transformation, and classes that are one."""
+    kind = optax.GradientTransformation
+    made = set()
+    for name, public in vars(optabs).items():
+        if name.startswith("_") or not callable(public):
+            continue
+        result = inspect.signature(public).return_annotation
+        if isinstance(result, str) and "GradientTransformation" in result:
+            made.add(name)
+        if inspect.isclass(result) and issubclass(result, kind):
+            made.add(name)
+    return made
+
+
+def uncovered(cases: list[Case]) -> set[str]:
+    return _transformations() - {name for case in cases for name in case.covers}
+
+
+def test_every_public_transformation_has_a_row() -> None:
+    assert uncovered(CASES) == set()
+    # The test can fail: without its row, a name is missing.
+    assert uncovered([case for case in CASES if "adam_abs" not in case.covers]) == {"adam_abs"}
+
+
+def test_names_are_unique() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+
+
+def test_every_trait_has_a_counterpart() -> None:
+    replaced = {each.replaces for each in CHECKS.values() if each.replaces}
+    assert replaced == {name for name, each in CHECKS.items() if each.where}

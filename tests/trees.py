@@ -1,0 +1,89 @@
+"""Small parameters and gradients, and what the checks do with them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from cases import Case
+
+SHAPES = {"layer": {"w": (3, 2), "b": (2,)}, "scale": ()}
+
+
+def tree(seed: int, dtype: Any = jnp.float32) -> Any:
+    """Entries of every leaf away from 0, the same for the same seed."""
+    random = np.random.default_rng(seed)
+
+    def leaf(shape: tuple[int, ...]) -> jax.Array:
+        size = random.uniform(0.5, 2.0, shape) * random.choice([-1.0, 1.0], shape)
+        return jnp.asarray(size, dtype)
+
+    return jax.tree.map(leaf, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def params(dtype: Any = jnp.float32) -> Any:
+    return tree(0, dtype)
+
+
+def gradients(count: int = 3, dtype: Any = jnp.float32) -> list[Any]:
+    return [tree(1 + i, dtype) for i in range(count)]
+
+
+def filled(like: Any, value: float) -> Any:
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), like)
+
+
+def step(case: Case, optimizer: Any, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    return optimizer.update(grads, state, params, **case.extra)
+
+
+def run(
+    case: Case,
+    optimizer: Any,
+    start: Any = None,
+    grads: Sequence[Any] | None = None,
+    state: Any = None,
+) -> tuple[list[Any], Any]:
+    """The updates for a list of gradients, and the last state."""
+    position = params() if start is None else start
+    state = optimizer.init(position) if state is None else state
+    emitted = []
+    for gradient in gradients() if grads is None else grads:
+        updates, state = step(case, optimizer, gradient, state, position)
+        position = optax.apply_updates(position, updates)
+        emitted.append(updates)
+    return emitted, state
+
+
+def assert_close(actual: Any, wanted: Any, rtol: float = 1e-6, atol: float = 0.0) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(wanted)
+
+    def same(path: Any, a: Any, w: Any) -> None:
+        where = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(np.asarray(a), np.asarray(w), rtol, atol, err_msg=where)
+
+    jax.tree_util.tree_map_with_path(same, actual, wanted)
+
+
+def assert_equal(actual: Any, wanted: Any) -> None:
+    assert_close(actual, wanted, rtol=0.0)
+
+
+def assert_finite(*trees: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        where = jax.tree_util.keystr(path)
+        assert np.all(np.isfinite(np.asarray(leaf, np.complex128))), where
+
+
+def avals(tree: Any) -> Any:
+    """Shape, dtype and weak type of every leaf."""
+    return jax.tree.map(
+        lambda leaf: (
+            (leaf.shape, leaf.dtype.name, leaf.aval.weak_type)
+            if isinstance(leaf, jax.Array)
+            else (leaf.shape, leaf.dtype.name, leaf.weak_type)
+        ),
+        tree,
+    )
