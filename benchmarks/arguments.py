@@ -1,6 +1,16 @@
 """Reads command-line arguments, and refuses bad ones in one sentence."""
 
+import pathlib
 from collections.abc import Collection
+from typing import Annotated
+
+import typer
+
+DatasetOption = Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10")]
+DataOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="folder of original files, or .npz of arrays; default: download"),
+]
 
 
 class ArgumentError(ValueError):

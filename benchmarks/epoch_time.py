@@ -13,7 +13,7 @@ from rich.progress import track
 
 import optabs
 from benchmarks import report, store, timing, torch_peer
-from benchmarks.arguments import ArgumentError, names_of, numbers_of, positive
+from benchmarks.arguments import ArgumentError, DataOption, names_of, numbers_of, positive
 from benchmarks.data import Dataset, load
 from benchmarks.runs import Device
 from benchmarks.training import MODEL, make_trainer
@@ -24,10 +24,7 @@ OURS = "jax, optabs.adam"
 
 
 def epoch_time(
-    data: Annotated[
-        pathlib.Path | None,
-        typer.Option(help="MNIST's original files, or .npz of arrays; default: download"),
-    ] = None,
+    data: DataOption = None,
     batch_sizes: Annotated[
         str, typer.Option(help="one or more, separated by commas")
     ] = "64,128,256",

@@ -11,10 +11,20 @@ import typer
 
 import optabs
 from benchmarks import store
-from benchmarks.arguments import ArgumentError, choice_of, fits, names_of, numbers_of, positive
+from benchmarks.arguments import (
+    ArgumentError,
+    DataOption,
+    DatasetOption,
+    choice_of,
+    fits,
+    names_of,
+    numbers_of,
+    positive,
+)
 from benchmarks.data import Dataset, load
 from benchmarks.optimabs_report import show
 from benchmarks.runs import SCHEDULES, Device, Job, run_all, together_by_default, trainer_of
+from benchmarks.steady_rules import RULES
 
 RESULTS = pathlib.Path("runs/optimabs")
 
@@ -46,35 +56,17 @@ ENTRIES: dict[str, Entry] = {
         "RMSProp, steady", lambda rate, _: optabs.rmsprop(rate, 0.99, steady=True)
     ),
     "adam_steady": Entry("Adam, steady", lambda rate, _: optabs.adam(rate, steady=True)),
-    "rmsprop_max": Entry("RMSProp, running maximum", lambda rate, _: _rmsprop_max(rate)),
-    "amsgrad": Entry("AMSGrad", lambda rate, _: _amsgrad(rate)),
+    "rmsprop_max": Entry(
+        "RMSProp, running maximum", lambda rate, _: RULES["rmsprop, corrected, max"](rate)
+    ),
+    "amsgrad": Entry("AMSGrad", lambda rate, _: RULES["adam, max"](rate)),
 }
 DEFAULT = "rmsprop,rmsprop_abs,rmsprop_abs_steady,adam,adamw,adam_abs,adam_abs_steady"
 
 
-def _rmsprop_max(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    size = optax.chain(optabs.rms(0.99, bias_correction=True), optabs.running_max())
-    return optax.chain(
-        optabs.scale_by_ratio(optax.identity(), size), optax.scale_by_learning_rate(rate)
-    )
-
-
-def _amsgrad(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    size = optax.chain(optabs.rms(0.999, bias_correction=True), optabs.running_max())
-    return optax.chain(
-        optabs.scale_by_ratio(optabs.ema(0.9, bias_correction=True), size),
-        optax.scale_by_learning_rate(rate),
-    )
-
-
 def optimabs(
-    dataset: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10")] = (
-        "digits"
-    ),
-    data: Annotated[
-        pathlib.Path | None,
-        typer.Option(help="folder of original files, or .npz of arrays; default: download"),
-    ] = None,
+    dataset: DatasetOption = "digits",
+    data: DataOption = None,
     batch_size: Annotated[
         str, typer.Option(help="one or more, separated by commas [default: 64; 64,128,256]")
     ] = "",

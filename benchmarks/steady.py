@@ -8,7 +8,7 @@ import optax
 import typer
 
 from benchmarks import report, store
-from benchmarks.arguments import choice_of, fits, names_of, positive
+from benchmarks.arguments import DataOption, DatasetOption, choice_of, fits, names_of, positive
 from benchmarks.data import Dataset, load
 from benchmarks.runs import SCHEDULES, Device, Job, run_all, together_by_default
 from benchmarks.steady_rules import RULES
@@ -22,13 +22,8 @@ TASKS = ("stationary", "permuted", "scaled")
 
 
 def steady(
-    dataset: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10")] = (
-        "digits"
-    ),
-    data: Annotated[
-        pathlib.Path | None,
-        typer.Option(help="folder of original files, or .npz of arrays; default: download"),
-    ] = None,
+    dataset: DatasetOption = "digits",
+    data: DataOption = None,
     task: Annotated[
         str,
         typer.Option(

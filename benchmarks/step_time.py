@@ -16,6 +16,7 @@ from rich.progress import track
 import optabs
 from benchmarks import report, store, timing
 from benchmarks.arguments import ArgumentError, names_of, positive
+from benchmarks.steady_rules import RULES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,14 +35,6 @@ class Contest(NamedTuple):
     ours: Maker
     rivals: Mapping[str, Maker]  # optax's optimizer first
     same_rule: bool = True  # as the first rival
-
-
-def _amsgrad() -> optax.GradientTransformation:
-    size = optax.chain(optabs.rms(0.999, bias_correction=True), optabs.running_max())
-    return optax.chain(
-        optabs.scale_by_ratio(optabs.ema(0.9, bias_correction=True), size),
-        optax.scale_by_learning_rate(RATE),
-    )
 
 
 def _adagrad() -> optax.GradientTransformation:
@@ -71,7 +64,7 @@ _OURS: dict[str, Maker] = {
     "adam": lambda: optabs.adam(RATE),
     "adamw": lambda: optabs.adamw(RATE),
     "nadam": lambda: optabs.nadam(RATE),
-    "amsgrad": _amsgrad,
+    "amsgrad": lambda: RULES["adam, max"](RATE),
 }
 _ABSOLUTE: dict[str, tuple[str, Maker]] = {
     "adagrad_abs": ("adagrad", lambda: optabs.adagrad_abs(RATE)),

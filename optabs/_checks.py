@@ -30,7 +30,7 @@ def _within(low: float, high: float, wanted: str) -> Callable[[Any], _Problem]:
         try:
             number = _number(value)
         except (TypeError, ValueError):
-            return f"is a {type(value).__name__}; pass {wanted}"
+            return f"is {value!r}, a {type(value).__name__}; pass {wanted}"
         if number is None or low <= number < high:
             return None
         return f"is {value!r}; pass {wanted}"

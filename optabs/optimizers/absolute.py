@@ -61,7 +61,8 @@ def rmsprop_abs(
     .. math:: D_t = \rho\, D_{t-1} + (1-\rho)\, |g_t|, \qquad
               \theta_t = \theta_{t-1} - \eta\, \frac{g_t}{D_t + \epsilon}
 
-    The largest step is :math:`\eta / (1-\rho)`, taken by a gradient that follows zeros.
+    The largest step, steady or not, is :math:`\eta / (1-\rho)`, taken by a gradient that
+    follows silence.
 
     Args:
       learning_rate: :math:`\eta`, in parameter units; a number, a traced scalar or a schedule.

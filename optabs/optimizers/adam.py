@@ -62,12 +62,7 @@ def adam(
     """
     check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     check(max_ratio=max_ratio)
-    ratio = bounded_ratio(
-        ema(b1, bias_correction=True),
-        _size(b2, eps_root, steady),
-        eps=eps,
-        max_ratio=max_ratio,
-    )
+    ratio = _ratio(ema(b1, bias_correction=True), b2, eps, eps_root, steady, max_ratio)
     return descend(ratio, learning_rate=learning_rate)
 
 
@@ -120,12 +115,7 @@ def adamw(
     """
     check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     check(weight_decay=weight_decay, mask=mask, max_ratio=max_ratio)
-    ratio = bounded_ratio(
-        ema(b1, bias_correction=True),
-        _size(b2, eps_root, steady),
-        eps=eps,
-        max_ratio=max_ratio,
-    )
+    ratio = _ratio(ema(b1, bias_correction=True), b2, eps, eps_root, steady, max_ratio)
     return descend(
         ratio,
         optax.add_decayed_weights(weight_decay, mask),
@@ -178,18 +168,20 @@ def nadam(
     """
     check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     check(max_ratio=max_ratio)
-    ratio = bounded_ratio(
-        nesterov(b1, bias_correction=True),
-        _size(b2, eps_root, steady),
-        eps=eps,
-        max_ratio=max_ratio,
-    )
+    ratio = _ratio(nesterov(b1, bias_correction=True), b2, eps, eps_root, steady, max_ratio)
     return descend(ratio, learning_rate=learning_rate)
 
 
-def _size(
-    b2: ArrayLike, eps_root: ArrayLike, steady: bool
+def _ratio(
+    numerator: optax.GradientTransformation,
+    b2: ArrayLike,
+    eps: ArrayLike,
+    eps_root: ArrayLike,
+    steady: bool,
+    max_ratio: ArrayLike | None,
 ) -> optax.GradientTransformationExtraArgs:
     if steady:
-        return rising_rms(b2, eps_root=eps_root)
-    return rms(b2, eps_root=eps_root, bias_correction=True)
+        size = rising_rms(b2, eps_root=eps_root)
+    else:
+        size = rms(b2, eps_root=eps_root, bias_correction=True)
+    return bounded_ratio(numerator, size, eps=eps, max_ratio=max_ratio)

@@ -27,8 +27,9 @@ def adam_abs(
     .. math:: \theta_t = \theta_{t-1} - \eta\,
               \frac{m_t / (1-\beta_1^t)}{v_t / (1-\beta_2^t) + \epsilon}
 
-    The largest step is :math:`\eta\,(1-\beta_1)/(1-\beta_2)`, 100 rates at the defaults
-    where Adam's is 3.2. With b1 = b2 it is 1 rate by itself.
+    The largest step, steady or not, is :math:`\eta\,(1-\beta_1)/(1-\beta_2)` where
+    :math:`\beta_1 \le \beta_2`: 100 rates at the defaults, taken by a gradient that
+    follows silence, where Adam's is 3.2. With b1 = b2 it is 1 rate by itself.
 
     Args:
       learning_rate: :math:`\eta`, in parameter units; a number, a traced scalar or a schedule.
@@ -58,12 +59,7 @@ def adam_abs(
     Source: OptimABS eqs. 2 and 4 with Adam's first moment and corrections.
     """
     check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, max_ratio=max_ratio)
-    ratio = bounded_ratio(
-        ema(b1, bias_correction=True),
-        rising_abs(b2) if steady else mean_abs(b2, bias_correction=True),
-        eps=eps,
-        max_ratio=max_ratio,
-    )
+    ratio = _ratio(ema(b1, bias_correction=True), b2, eps, steady, max_ratio)
     return descend(ratio, learning_rate=learning_rate)
 
 
@@ -114,12 +110,7 @@ def adamw_abs(
     """
     check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, max_ratio=max_ratio)
     check(weight_decay=weight_decay, mask=mask)
-    ratio = bounded_ratio(
-        ema(b1, bias_correction=True),
-        rising_abs(b2) if steady else mean_abs(b2, bias_correction=True),
-        eps=eps,
-        max_ratio=max_ratio,
-    )
+    ratio = _ratio(ema(b1, bias_correction=True), b2, eps, steady, max_ratio)
     return descend(
         ratio,
         optax.add_decayed_weights(weight_decay, mask),
@@ -168,10 +159,16 @@ def nadam_abs(
     Source: OptimABS eqs. 2 and 4, on survey eqs. 36 to 42.
     """
     check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, max_ratio=max_ratio)
-    ratio = bounded_ratio(
-        nesterov(b1, bias_correction=True),
-        rising_abs(b2) if steady else mean_abs(b2, bias_correction=True),
-        eps=eps,
-        max_ratio=max_ratio,
-    )
+    ratio = _ratio(nesterov(b1, bias_correction=True), b2, eps, steady, max_ratio)
     return descend(ratio, learning_rate=learning_rate)
+
+
+def _ratio(
+    numerator: optax.GradientTransformation,
+    b2: ArrayLike,
+    eps: ArrayLike,
+    steady: bool,
+    max_ratio: ArrayLike | None,
+) -> optax.GradientTransformationExtraArgs:
+    size = rising_abs(b2) if steady else mean_abs(b2, bias_correction=True)
+    return bounded_ratio(numerator, size, eps=eps, max_ratio=max_ratio)

@@ -40,7 +40,7 @@ def check_bad_values_are_named(case: Case) -> None:
             with pytest.raises(ValueError, match=rf"\b{name}\b") as error:
                 _use(case, **{name: value})
             message = str(error.value)
-            assert repr(value) in message or type(value).__name__ in message, message
+            assert repr(value) in message, message
             assert "pass " in message, message
             assert message.endswith("."), message
             assert "\n" not in message, message
