@@ -27,7 +27,7 @@ def numbers_of(text: str, name: str) -> list[int]:
         raise ArgumentError(
             f"{name} is {text!r}; pass whole numbers above 0, separated by commas."
         )
-    return list(dict.fromkeys(numbers))
+    return numbers
 
 
 def names_of(

@@ -71,7 +71,9 @@ def optimabs(
         str, typer.Option(help="one or more, separated by commas [default: 64; 64,128,256]")
     ] = "",
     epochs: Annotated[int, typer.Option(help="[default: 60 for digits, else 200]")] = 0,
-    seeds: Annotated[int, typer.Option(help="runs of each optimizer")] = 5,
+    seeds: Annotated[
+        str, typer.Option(help="runs of each optimizer; one number, or one per batch size")
+    ] = "5",
     optimizers: Annotated[str, typer.Option(help=f"any of {', '.join(ENTRIES)}")] = DEFAULT,
     learning_rate: Annotated[float, typer.Option()] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="coupled, but for AdamW")] = 1e-4,
@@ -92,9 +94,15 @@ def optimabs(
     """
     names = names_of(optimizers, "optimizers", ENTRIES)
     choice_of(schedule, "schedule", SCHEDULES)
-    positive(seeds, "seeds")
     small = dataset == "digits"
     batch_sizes = numbers_of(batch_size or ("64" if small else "64,128,256"), "batch-size")
+    counts = numbers_of(seeds, "seeds")
+    if len(counts) not in (1, len(batch_sizes)):
+        raise ArgumentError(
+            f"seeds is {seeds!r}; pass one number, or one for each of the "
+            f"{len(batch_sizes)} batch sizes."
+        )
+    runs_of = dict(zip(batch_sizes, counts * len(batch_sizes), strict=False))
     epochs = positive(epochs or (60 if small else 200), "epochs")
     if time_rounds < 0:
         raise ArgumentError(f"time-rounds is {time_rounds}; pass 0 or more.")
@@ -111,11 +119,11 @@ def optimabs(
         _measure_times(jobs, loaded, out, time_rounds)
     if together is None:
         together = together_by_default()
-    everyone = list(range(seeds))
-    run_all(jobs.values(), everyone, loaded, out, see_test_set=True, together=together)
+    everyone = [(job, range(runs_of[size])) for (_, size), job in jobs.items()]
+    run_all(everyone, loaded, out, see_test_set=True, together=together)
     runs = {
-        key: [store.read_json(job.path(out, dataset, seed)) for seed in everyone]
-        for key, job in jobs.items()
+        key: [store.read_json(job.path(out, dataset, seed)) for seed in seeds_of]
+        for key, (job, seeds_of) in zip(jobs, everyone, strict=True)
     }
     times = {
         key: store.read_json(path)["results"]

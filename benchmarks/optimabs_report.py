@@ -38,12 +38,12 @@ def _figure(setting: str, runs: Runs, labels: Labels, sizes: list[int]) -> Any:
             report.Curve(label, 100 * report.as_array(runs[name, size], "validation_accuracy"))
             for name, label in labels.items()
         ]
-        panels.append((f"batch {size}", curves))
-    seeds = len(next(iter(runs.values())))
+        seeds = len(curves[0].values)
+        panels.append((f"batch {size}, {seeds} seed{'s' if seeds > 1 else ''}", curves))
     return report.curves_figure(
         panels,
         ylabel="validation accuracy in percent",
-        title=f"{setting}: mean of {seeds} seeds, band from lowest to highest",
+        title=f"{setting}: mean over seeds, band from lowest to highest",
     )
 
 

@@ -4,7 +4,7 @@ import functools
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,8 +108,7 @@ def trainer_of(job: Job, data: Device, classes: int, *, together: bool = False) 
 
 
 def run_all(
-    jobs: Iterable[Job],
-    seeds: list[int],
+    jobs: Iterable[tuple[Job, Sequence[int]]],
     dataset: Dataset,
     folder: pathlib.Path,
     *,
@@ -120,8 +119,7 @@ def run_all(
     """Trains every job and seed that has no record yet, and writes one record each.
 
     Args:
-      jobs: what to train.
-      seeds: the seeds of each job.
+      jobs: what to train, each with its seeds.
       dataset: the data.
       folder: where the records go, below `runs`.
       see_test_set: whether the last parameters are scored on the test set, once.
@@ -131,7 +129,7 @@ def run_all(
         validation set of that epoch; None for the same ones throughout.
     """
     todo = []
-    for job in jobs:
+    for job, seeds in jobs:
         missing = [
             seed
             for seed in seeds

@@ -73,8 +73,7 @@ def steady(
     ]
     named = loaded if task == "stationary" else loaded._replace(name=f"{dataset}-{task}")
     run_all(
-        jobs,
-        everyone,
+        [(job, everyone) for job in jobs],
         named,
         out,
         see_test_set=False,
