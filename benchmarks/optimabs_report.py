@@ -22,7 +22,7 @@ def show(setting: str, runs: Runs, times: Times, labels: Labels, folder: pathlib
     tables = [_accuracy_table(runs, labels, sizes), _swing_table(runs, labels, sizes)]
     if len(times) == len(runs):
         tables.insert(0, _time_table(times, labels, sizes))
-    figure = _figure(setting, runs, labels, sizes)
+    figure = _figure(runs, labels, sizes)
     for table in tables:
         table.show()
     text = "\n".join(table.markdown() for table in tables)
@@ -31,19 +31,20 @@ def show(setting: str, runs: Runs, times: Times, labels: Labels, folder: pathlib
     typer.echo(f"tables: {folder / setting}.md\nfigure: {folder / setting}.png and .svg")
 
 
-def _figure(setting: str, runs: Runs, labels: Labels, sizes: list[int]) -> Any:
+def _figure(runs: Runs, labels: Labels, sizes: list[int]) -> Any:
     panels = []
     for size in sizes:
         curves = [
             report.Curve(label, 100 * report.as_array(runs[name, size], "validation_accuracy"))
             for name, label in labels.items()
         ]
-        seeds = len(curves[0].values)
-        panels.append((f"batch {size}, {seeds} seed{'s' if seeds > 1 else ''}", curves))
+        first = runs[next(iter(labels)), size]
+        seeds = f"{len(first)} seed{'s' if len(first) > 1 else ''}"
+        panels.append((f"{first[0]['config']['dataset']}, batch {size}, {seeds}", curves))
     return report.curves_figure(
         panels,
         ylabel="validation accuracy in percent",
-        title=f"{setting}: mean over seeds, band from lowest to highest",
+        title="Mean over seeds, band from lowest to highest",
     )
 
 

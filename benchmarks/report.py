@@ -85,9 +85,9 @@ def curves_figure(
         for curve in curves:
             epochs = np.arange(1, curve.values.shape[1] + 1)
             color = colors[curve.name]
-            axis.plot(epochs, curve.values.mean(0), color=color, label=curve.name, lw=1.2)
+            axis.plot(epochs, curve.values.mean(0), color=color, label=curve.name, lw=1.1)
             low, high = curve.values.min(0), curve.values.max(0)
-            axis.fill_between(epochs, low, high, color=color, alpha=0.13, lw=0)
+            axis.fill_between(epochs, low, high, color=color, alpha=0.1, lw=0)
         axis.set_title(caption)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.25)

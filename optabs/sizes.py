@@ -135,7 +135,9 @@ def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformati
     Source: survey eq. 22; Duchi et al., JMLR 12 (2011).
     """
     check(eps_root=eps_root)
-    return _size(square, _add, lambda nu, count: jnp.sqrt(nu + eps_root))
+    return _size(
+        square, lambda nu, x, count: nu + x, lambda nu, count: jnp.sqrt(nu + eps_root)
+    )
 
 
 def sum_abs() -> optax.GradientTransformationExtraArgs:
@@ -156,7 +158,7 @@ def sum_abs() -> optax.GradientTransformationExtraArgs:
 
     Source: OptimABS eq. 2, applied to Adagrad's sum.
     """
-    return _size(jnp.abs, _add, lambda nu, count: nu)
+    return _size(jnp.abs, lambda nu, x, count: nu + x, lambda nu, count: nu)
 
 
 def rising_rms(
@@ -166,8 +168,6 @@ def rising_rms(
 
     .. math:: v_t = v_{t-1} + w_t \max(|g_t|^2 - v_{t-1}, 0), \qquad
               w_t = \frac{1-\rho}{1-\rho^t}, \qquad s_t = \sqrt{v_t + \epsilon_{root}}
-
-    :func:`optabs.rising_abs` for squares.
 
     Args:
       decay: :math:`\rho` in [0, 1), a number or a traced scalar.
@@ -274,11 +274,6 @@ def running_max() -> optax.GradientTransformationExtraArgs:
         return nu_max, RunningMaxState(nu_max=nu_max)
 
     return transformation(init_fn, update_fn)
-
-
-def _add(nu: jax.Array, value: jax.Array, count: jax.Array) -> jax.Array:
-    del count
-    return nu + value
 
 
 def _size(
