@@ -241,8 +241,7 @@ def running_max() -> optax.GradientTransformationExtraArgs:
     .. math:: \bar s_t = \max(\bar s_{t-1}, s_t)
 
     Chain it behind a statistic of size: `optax.chain(rms(b2), running_max())` is
-    AMSGrad's denominator. It never forgets, so a gradient that shrinks for good leaves
-    steps shorter than they need be.
+    AMSGrad's denominator. Like `rising_abs`, it never forgets.
 
     Returns:
       A transformation that emits the maximum, real, in the unit it was given.
