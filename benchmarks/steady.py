@@ -16,7 +16,7 @@ from benchmarks.training import Split
 
 RESULTS = pathlib.Path("runs/steady")
 PHASES = 3  # a shifting task changes at each third of the epochs
-LAST = 10  # epochs over which accuracy and swing are taken
+LAST = 10  # epochs over which accuracy and swing are taken, or the last phase
 GRADIENT_SCALES = (100.0, 1.0, 0.01)
 TASKS = ("stationary", "permuted", "scaled")
 
@@ -80,7 +80,8 @@ def steady(
         together=together_by_default(),
         data_of=_Permuted(named, epochs) if task == "permuted" else None,
     )
-    _report(jobs, everyone, named.name, out)
+    last = min(epochs, LAST) if task == "stationary" else max(1, epochs // PHASES)
+    _report(jobs, everyone, named.name, last, out)
 
 
 class _Scaled:
@@ -114,12 +115,14 @@ class _Permuted:
         return permuted(device.train), permuted(device.validation)
 
 
-def _report(jobs: list[Job], seeds: list[int], dataset: str, folder: pathlib.Path) -> None:
+def _report(
+    jobs: list[Job], seeds: list[int], dataset: str, last: int, folder: pathlib.Path
+) -> None:
     first = jobs[0]
     rows = []
     for job in jobs:
         runs = [store.read_json(job.path(folder, dataset, seed)) for seed in seeds]
-        tail = 100 * report.as_array(runs, "validation_accuracy")[:, -LAST:]
+        tail = 100 * report.as_array(runs, "validation_accuracy")[:, -last:]
         losses = report.as_array(runs, "loss")[:, -1]
         rows.append(
             [
@@ -132,7 +135,7 @@ def _report(jobs: list[Job], seeds: list[int], dataset: str, folder: pathlib.Pat
         )
     table = report.Table(
         f"{dataset}, batch {first.batch_size}, {first.epochs} epochs: validation accuracy in "
-        f"percent and its swing over the last {LAST} epochs (mean ± standard deviation of "
+        f"percent and its swing over the last {last} epochs (mean ± standard deviation of "
         f"{len(seeds)} seeds), loss of the last epoch",
         ["rule", "schedule", "accuracy", "swing", "training loss"],
         rows,
