@@ -141,6 +141,7 @@ def _report(
         rows,
     )
     table.show()
-    path = folder / f"{dataset}-b{first.batch_size}-e{first.epochs}.md"
+    schedules = "-".join(dict.fromkeys(job.schedule for job in jobs))
+    path = folder / f"{dataset}-b{first.batch_size}-e{first.epochs}-{schedules}.md"
     store.write_bytes(path, table.markdown().encode())
     typer.echo(f"table: {path}")
