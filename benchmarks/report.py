@@ -72,6 +72,7 @@ def curves_figure(
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "optabs"  # the same figure, the same file
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
@@ -95,18 +96,11 @@ def curves_figure(
     margin = 1.2 * (highest - lowest)
     axes[0][0].set_ylim(lowest - margin, highest + 0.1 * margin)
     axes[0][0].set_ylabel(ylabel)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="center left", bbox_to_anchor=(0.98, 0.5), frameon=False
-    )
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize="medium")
+    # Beside the last panel; the saved picture grows to hold it.
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.tight_layout()
     return figure
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean, from the sample standard deviation."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def as_array(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
