@@ -8,7 +8,6 @@ import os
 import pathlib
 import platform
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -93,12 +92,6 @@ def finished(path: pathlib.Path, config: dict[str, Any]) -> dict[str, Any] | Non
         return None
     record = read_json(path)
     return record if record.get("config") == _finite(config) else None
-
-
-def records(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """All records below a folder, in the order of their names."""
-    for path in sorted(folder.rglob("*.json")):
-        yield read_json(path)
 
 
 def _finite(value: Any) -> Any:
