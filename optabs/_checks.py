@@ -59,6 +59,13 @@ _nonnegative = _within(0.0, math.inf, "a finite number that is 0 or more")
 _positive = _within(math.ulp(0.0), math.inf, "a finite number above 0")
 
 
+def _whole(value: Any) -> _Problem:
+    wanted = "a whole number from 1 to 2**31 - 1"
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return None if 1 <= value < 2**31 else f"is {value!r}; pass {wanted}"
+    return f"is {value!r}, a {type(value).__name__}; pass {wanted}"
+
+
 def _optional(rule: Callable[[Any], _Problem]) -> Callable[[Any], _Problem]:
     return lambda value: None if value is None else rule(value)
 
@@ -73,6 +80,13 @@ _RULES: dict[str, Callable[[Any], _Problem]] = {
     "weight_decay": _nonnegative,
     "max_ratio": _optional(_positive),
     "mask": _mask,
+    "epochs": _whole,
+    "max_steps": _optional(_whole),
+    "tolerance": _nonnegative,
+    "params_tolerance": _nonnegative,
+    "checkpoint_seconds": _nonnegative,
+    "stddev": _nonnegative,
+    "delta": _positive,
 }
 
 
