@@ -43,3 +43,8 @@ from optabs.optimizers.adam_absolute import (
     adamw_abs as adamw_abs,
     nadam_abs as nadam_abs,
 )
+
+# Training
+from optabs import losses as losses
+from optabs.initializers import normal_like as normal_like
+from optabs.training.fit import FitResult as FitResult, fit as fit

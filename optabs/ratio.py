@@ -28,7 +28,7 @@ def scale_by_ratio(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divides one statistic of the gradient by another.
 
-    .. math:: u_t = \frac{numerator(g_t)}{denominator(g_t) + \epsilon}
+    .. math:: u_t = \frac{\mathrm{numerator}(g_t)}{\mathrm{denominator}(g_t) + \epsilon}
 
     Both see the same gradient, in float32 or wider, and the quotient is rounded once, to
     the gradient's dtype. Each may be any transformation, a chain included; extra keyword

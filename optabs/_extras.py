@@ -1,0 +1,15 @@
+"""Imports packages of an extra, where they are needed."""
+
+import importlib
+from typing import Any
+
+
+def require(module: str, extra: str, needed_for: str) -> Any:
+    """The package; raises ImportError with how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{needed_for} needs the package {module!r} ({error}); call "
+            f'`pip install "optabs[{extra}]"`.'
+        ) from error

@@ -1,0 +1,1 @@
+"""Training by descent: one function for the survey's three loops."""

@@ -1,0 +1,100 @@
+"""A data set on the device, and the batches that an epoch takes from it."""
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+Sampling = Literal["shuffle", "random"]
+SAMPLINGS = get_args(Sampling)
+
+
+def put(data: Any, name: str) -> Any:
+    """The data with every array on the device, checked to have one row per instance."""
+    arrays = jax.tree.map(jnp.asarray, data)
+    leaves = jax.tree.leaves(arrays)
+    if not leaves:
+        raise ValueError(
+            f"{name} has no arrays; pass a pytree of arrays, such as (inputs, labels)."
+        )
+    lengths = [leaf.shape[0] if leaf.ndim else None for leaf in leaves]
+    if None in lengths or len(set(lengths)) > 1:
+        shapes = ", ".join(str(leaf.shape) for leaf in leaves)
+        raise ValueError(
+            f"{name} has arrays of shapes {shapes}; pass arrays whose first axes have one "
+            "length, that of the instances."
+        )
+    if lengths[0] == 0:
+        raise ValueError(f"{name} has 0 instances; pass at least one.")
+    return arrays
+
+
+def instances(data: Any) -> int:
+    """The number of instances."""
+    return jax.tree.leaves(data)[0].shape[0]
+
+
+def check_batch_size(batch_size: int | None, count: int) -> None:
+    """Raises ValueError unless a batch can be taken from `count` instances."""
+    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (whole and 1 <= batch_size <= count):
+        raise ValueError(
+            f"batch_size is {batch_size!r}; pass None for the whole set, or a whole number "
+            f"from 1 to its {count} instances."
+        )
+
+
+def sizes(count: int, batch_size: int | None, sampling: Sampling) -> tuple[int, int]:
+    """How many full batches an epoch has, and the instances of its short one (0 for none).
+
+    A random epoch has as many batches as a shuffled one, all of them full.
+    """
+    size = count if batch_size is None else batch_size
+    full, short = divmod(count, size)
+    if sampling == "random" and short:
+        return full + 1, 0
+    return full, short
+
+
+def rows_of_epoch(
+    key: jax.Array, epoch: jax.Array, count: int, size: int, sampling: Sampling
+) -> jax.Array:
+    """The instances that an epoch visits, in order, int32 [rows].
+
+    Shuffled, each of the `count` instances once; random, draws with replacement.
+    """
+    key = jax.random.fold_in(key, epoch)
+    if sampling == "shuffle":
+        return jax.random.permutation(key, count)
+    full, _ = sizes(count, size, sampling)
+    return jax.random.randint(key, (full * size,), 0, count)
+
+
+def example(data: Any, batch_size: int | None) -> Any:
+    """Shapes and dtypes of a full batch."""
+    rows = np.arange(instances(data) if batch_size is None else batch_size)
+    return jax.eval_shape(lambda data: take(data, jnp.asarray(rows)), data)
+
+
+def take(data: Any, rows: jax.Array) -> Any:
+    """The instances of a batch; on an explicit mesh they keep the sharding of the set."""
+    return jax.tree.map(lambda leaf: _take(leaf, rows), data)
+
+
+def _take(leaf: jax.Array, rows: jax.Array) -> jax.Array:
+    return leaf.at[rows].get(
+        mode="promise_in_bounds", out_sharding=_sharding(leaf, rows.shape[0])
+    )
+
+
+def _sharding(leaf: jax.Array, size: int) -> NamedSharding | None:
+    sharding = jax.typeof(leaf).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    first, *others = sharding.spec
+    axes = (first,) if isinstance(first, str) else tuple(first or ())
+    parts = int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
+    kept = first if size % parts == 0 else None
+    return NamedSharding(sharding.mesh, PartitionSpec(kept, *others))

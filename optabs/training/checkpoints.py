@@ -1,0 +1,126 @@
+"""Checkpoints of one run through orbax: written whole or not at all, read by that run only."""
+
+import json
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from optabs._extras import require
+
+KEPT = 2  # one before the newest, should that be damaged
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder of their own.
+
+    Args:
+      folder: made at the first save.
+      identity: what makes the run what it is: name -> a JSON value. Checkpoints with another
+        one are refused, and left as they are.
+
+    Raises:
+      ImportError: orbax is not installed.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, identity: Mapping[str, Any]) -> None:
+        self._orbax = require("orbax.checkpoint", "training", "checkpoint_dir")
+        self._folder = pathlib.Path(folder).absolute()
+        self._identity = json.loads(json.dumps(identity))
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ValueError(f"checkpoint_dir {str(folder)!r} is a file; pass a folder.")
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, or None where there is none.
+
+        Args:
+          like: a pytree of arrays; what is read has its structure, dtypes and shardings.
+
+        Returns:
+          The arrays, and the notes saved with them.
+
+        Raises:
+          ValueError: the checkpoints are of another run, or none of them can be read.
+        """
+        if not self._folder.exists():
+            return None
+        with self._manager() as manager:
+            steps = sorted(manager.all_steps(), reverse=True)
+            damaged = []
+            for step in steps:
+                try:
+                    notes = self._read(manager, step, notes=self._orbax.args.JsonRestore())
+                    self._compare(notes["identity"])
+                    named = self._orbax.args.StandardRestore(_by_number(like))
+                    arrays = self._read(manager, step, arrays=named)
+                except _AnotherRun as difference:
+                    raise ValueError(str(difference)) from None
+                except Exception as error:  # damaged files raise all kinds
+                    damaged.append(step)
+                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                    continue
+                if damaged:
+                    warnings.warn(
+                        f"checkpoint {damaged[0]} in {str(self._folder)!r} cannot be read "
+                        f"({reason}); going on from {step}.",
+                        stacklevel=3,
+                    )
+                for later in damaged:  # orbax refuses to write a step that is there
+                    manager.delete(later)
+                return _like(arrays, like), notes["notes"]
+        if damaged:
+            raise ValueError(
+                f"no checkpoint in {str(self._folder)!r} can be read ({reason}); pass another "
+                "checkpoint_dir, or delete that one to begin again."
+            )
+        return None
+
+    def save(self, step: int, arrays: Any, notes: dict[str, Any]) -> None:
+        """Writes a checkpoint, unless this step has one."""
+        args = self._orbax.args
+        with self._manager() as manager:
+            if manager.latest_step() != step:
+                manager.save(
+                    step,
+                    args=args.Composite(
+                        arrays=args.StandardSave(_by_number(arrays)),
+                        notes=args.JsonSave({"identity": self._identity, "notes": notes}),
+                    ),
+                )
+
+    def _manager(self) -> Any:
+        options = self._orbax.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=False
+        )
+        return self._orbax.CheckpointManager(self._folder, options=options)
+
+    def _read(self, manager: Any, step: int, **item: Any) -> Any:
+        (name,) = item
+        return manager.restore(step, args=self._orbax.args.Composite(**item))[name]
+
+    def _compare(self, found: dict[str, Any]) -> None:
+        for name, value in self._identity.items():
+            if found.get(name) != value:
+                raise _AnotherRun(
+                    f"checkpoint_dir {str(self._folder)!r} holds a run with another {name}; "
+                    "pass another folder, or what that run was given."
+                )
+
+
+class _AnotherRun(Exception):
+    pass
+
+
+def _by_number(tree: Any) -> dict[str, jax.Array]:
+    # Numbered leaves need no knowledge of the tree's node types to be read again, and orbax
+    # refuses arrays without entries.
+    leaves = jax.tree.leaves(tree)
+    return {str(number): leaf for number, leaf in enumerate(leaves) if leaf.size}
+
+
+def _like(numbered: dict[str, jax.Array], tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    found = [numbered.get(str(number), leaf) for number, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, found)

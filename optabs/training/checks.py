@@ -1,0 +1,160 @@
+"""Refuses what cannot be trained, before anything is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import checkify
+from jax.extend.core import jaxprs_in_params
+
+from optabs.training import batches
+from optabs.training.program import LossFn, Plan
+
+
+def check_params(params: Any) -> None:
+    """Raises unless there is something to differentiate, and nothing else."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("params has no arrays; pass a pytree of floating-point arrays.")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} is {dtype}; pass floating-point arrays "
+                "only, and let loss_fn close over the rest."
+            )
+
+
+def check_optimizer(optimizer: Any) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, taking extra arguments; raises unless it is a transformation."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(
+            f"optimizer is {optimizer!r}; pass a gradient transformation, such as "
+            "optabs.adam(1e-3)."
+        )
+    return optax.with_extra_args_support(optimizer)
+
+
+def check_key(key: Any) -> jax.Array:
+    """A key: the one given, or 0's."""
+    if key is None:
+        return jax.random.key(0)
+    what = repr(key)
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == (0 if typed else 1) and (typed or key.dtype == jnp.uint32):
+            return key
+        what = f"{key.dtype} of shape {key.shape}"
+    raise ValueError(f"key is {what}; pass one jax.random.key(seed), or None for seed 0.")
+
+
+def check_metrics(
+    metrics: Mapping[str, LossFn] | None, validation: Any
+) -> tuple[tuple[str, LossFn], ...]:
+    """The metrics by name; raises where there is nothing to take them on."""
+    if not metrics:
+        return ()
+    if validation is None:
+        raise ValueError(
+            f"metrics has {', '.join(metrics)} but validation_data is None; pass the data "
+            "to take them on."
+        )
+    taken = {"loss", "validation_loss"} & set(metrics)
+    if taken:
+        raise ValueError(
+            f"metrics has {taken.pop()!r}, which the history keeps for loss_fn; rename it."
+        )
+    return tuple(metrics.items())
+
+
+def check_sampling(sampling: Any, batch_size: int | None) -> None:
+    """Raises unless the sampling is known and has batches to draw."""
+    if sampling not in batches.SAMPLINGS:
+        known = " or ".join(map(repr, batches.SAMPLINGS))
+        raise ValueError(f"sampling is {sampling!r}; pass {known}.")
+    if sampling == "random" and batch_size is None:
+        raise ValueError("sampling is 'random' but batch_size is None; pass a batch_size.")
+
+
+def check_opt_state(
+    optimizer: optax.GradientTransformation, params: Any, opt_state: Any
+) -> None:
+    """Raises unless the state, where one is given, is of this optimizer and these params."""
+    if opt_state is None:
+        return
+    fresh = jax.eval_shape(optimizer.init, params)
+
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
+
+    if shapes(opt_state) != shapes(fresh):
+        raise ValueError(
+            "opt_state is not of this optimizer and these params; pass the opt_state of an "
+            "earlier result with both, or None for a fresh one."
+        )
+
+
+def check_functions(
+    plan: Plan, params: Any, data: Any, validation: Any
+) -> jax.ShapeDtypeStruct:
+    """What loss_fn gives for a batch; raises unless it and every metric give one number.
+
+    Then raises what the losses' own checks say of the data, labels out of range above all:
+    the losses of optabs leave a `checkify.debug_check` that costs nothing in training, and
+    is evaluated here once over each set. The compiler drops all that no check depends on, so
+    the network is not run for a check of labels.
+    """
+    loss = _number_of("loss_fn", plan.loss_fn, params, batches.example(data, plan.batch_size))
+    if validation is not None:
+        for name, metric in (("loss_fn", plan.loss_fn), *plan.metrics):
+            _number_of(name, metric, params, validation)
+        _check_values(plan.loss_fn, params, validation, None)
+    _check_values(plan.loss_fn, params, data, plan.batch_size)
+    return loss
+
+
+def _number_of(name: str, function: LossFn, params: Any, batch: Any) -> jax.ShapeDtypeStruct:
+    given = jax.eval_shape(function, params, batch)
+    if isinstance(given, jax.ShapeDtypeStruct):
+        if given.shape == () and jnp.issubdtype(given.dtype, jnp.floating):
+            return given
+        what = f"{given.dtype} of shape {given.shape}"
+    else:
+        what = f"a {type(given).__name__}"
+    raise ValueError(
+        f"{name} returns {what}; return one floating-point number for a batch, such as the "
+        "mean over its instances."
+    )
+
+
+def _check_values(loss_fn: LossFn, params: Any, data: Any, batch_size: int | None) -> None:
+    if not _has_checks(
+        jax.make_jaxpr(loss_fn)(params, batches.example(data, batch_size)).jaxpr
+    ):
+        return
+    count = batches.instances(data)
+    full, short = batches.sizes(count, batch_size, "shuffle")
+
+    def losses(params: Any, data: Any) -> tuple[jax.Array, ...]:
+        rows = jnp.arange(count)
+        batched = rows[: count - short].reshape(full, -1)
+        first = jax.lax.map(lambda row: loss_fn(params, batches.take(data, row)), batched)
+        if not short:
+            return (first,)
+        return first, loss_fn(params, batches.take(data, rows[count - short :]))
+
+    checked = checkify.checkify(losses, errors=checkify.user_checks)
+    error = jax.jit(lambda params, data: checked(params, data)[0])(params, data)
+    message = error.get()
+    if message is not None:
+        raise ValueError(message.removesuffix(" (`check` failed)"))
+
+
+def _has_checks(jaxpr: Any) -> bool:
+    return any(
+        equation.primitive.name == "check"
+        or any(_has_checks(inner) for inner in jaxprs_in_params(equation.params))
+        for equation in jaxpr.eqns
+    )

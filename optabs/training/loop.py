@@ -1,0 +1,115 @@
+"""Calls the compiled program until a run ends: the clock, the bar and the checkpoints."""
+
+import importlib.util
+import sys
+import time
+
+import jax
+
+from optabs._extras import require
+from optabs.training import batches
+from optabs.training.checkpoints import Checkpoints
+from optabs.training.program import (
+    NOT_FINITE,
+    RUNNING,
+    Inputs,
+    Limits,
+    Plan,
+    Run,
+    advance,
+    last_row,
+)
+
+CALL_SECONDS = 0.25  # of compiled work between two looks at the clock, the bar and Ctrl-C
+GROWTH = 8  # at the most, of the steps from one call to the next
+
+Rows = dict[str, list[float]]
+
+
+def train(
+    plan: Plan,
+    run: Run,
+    rows: Rows,
+    inputs: Inputs,
+    limits: Limits,
+    *,
+    progress: bool | None,
+    checkpoints: Checkpoints | None,
+    checkpoint_seconds: float,
+) -> tuple[Run, Rows]:
+    """Trains to a limit, a convergence test or a bad loss.
+
+    Returns:
+      The run, and its rows with one for an epoch that was cut short.
+    """
+    saved_at = time.monotonic()
+    steps, warm = 1, False  # the first call compiles
+    with _Bar(plan, run, inputs, limits, progress) as bar:
+        while not _ended(run, limits):
+            started = time.monotonic()
+            first_epoch = int(run.epoch)
+            bound = limits._replace(step=min(limits.step, int(run.step) + steps))
+            run, table = advance(plan, run, inputs, bound)
+            made = int(run.epoch) - first_epoch
+            for name, column in jax.device_get(table).items():
+                rows.setdefault(name, []).extend(column[:made].tolist())
+            if warm:
+                pace = CALL_SECONDS / max(time.monotonic() - started, 1e-9)
+                steps = max(1, int(steps * min(pace, GROWTH)))
+            warm = True
+            bar.show(run, rows)
+            due = time.monotonic() - saved_at >= checkpoint_seconds
+            ended = _ended(run, limits)
+            if checkpoints and (due or ended) and int(run.status) != NOT_FINITE:
+                checkpoints.save(int(run.step), run, rows)
+                saved_at = time.monotonic()
+    if int(run.status) == NOT_FINITE:
+        fresh = plan.optimizer.init(run.good_params)
+        run = run._replace(params=run.good_params, opt_state=fresh)
+    if int(run.position):
+        row = last_row(plan, run, inputs.validation)
+        rows = {name: [*rows.get(name, []), float(value)] for name, value in row.items()}
+    return run, rows
+
+
+def _ended(run: Run, limits: Limits) -> bool:
+    return (
+        int(run.status) != RUNNING
+        or int(run.epoch) >= limits.epochs
+        or int(run.step) >= limits.step
+    )
+
+
+class _Bar:
+    """Steps made, the loss and the time left, where there is someone to see them."""
+
+    def __init__(
+        self, plan: Plan, run: Run, inputs: Inputs, limits: Limits, progress: bool | None
+    ) -> None:
+        self._bar = None
+        if progress is None:
+            progress = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+        if progress:
+            count = batches.instances(inputs.data)
+            full, short = batches.sizes(count, plan.batch_size, plan.sampling)
+            self._bar = require("tqdm", "training", "progress").tqdm(
+                total=min(limits.step, limits.epochs * (full + (short > 0))),
+                initial=int(run.step),
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, run: Run, rows: Rows) -> None:
+        """Moves the bar to where the run is."""
+        if self._bar is not None:
+            within = float(run.loss_sum / run.position) if int(run.position) else None
+            loss = rows["loss"][-1] if within is None else within
+            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            self._bar.update(int(run.step) - self._bar.n)

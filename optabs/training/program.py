@@ -1,0 +1,219 @@
+"""The compiled program of `fit`: some steps of descent, across as many epochs as they take."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optabs.training import batches
+
+ROWS = 1024  # epochs that one call can report
+MAX_STEPS = 2**31 - 1  # that an int32 counts
+
+RUNNING, LOSS_CONVERGED, PARAMS_CONVERGED, NOT_FINITE = range(4)
+
+LossFn = Callable[[Any, Any], jax.Array]
+Metrics = tuple[tuple[str, LossFn], ...]
+
+
+class Plan(NamedTuple):
+    """What the program is compiled for."""
+
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformationExtraArgs
+    batch_size: int | None
+    sampling: batches.Sampling
+    metrics: Metrics
+    watch_params: bool  # keeps a copy of an epoch's first parameters
+
+
+class Run(NamedTuple):
+    """What a run needs to go on from, bit for bit."""
+
+    params: Any
+    good_params: Any  # like params: the last at which a loss was finite
+    opt_state: Any
+    epoch_params: Any  # like params, or None: those at the start of the epoch
+    epoch: jax.Array  # int32 []: epochs finished
+    position: jax.Array  # int32 []: steps made in this epoch
+    step: jax.Array  # int32 []: steps made in all
+    loss_sum: jax.Array  # [], at least float32: over the steps of this epoch
+    previous_loss: jax.Array  # likewise: mean of the last finished epoch
+    status: jax.Array  # int32 []: RUNNING or why not
+
+
+class Inputs(NamedTuple):
+    """What a run reads, on the device."""
+
+    key: jax.Array  # of the shuffling
+    data: Any  # [n, ...]
+    validation: Any  # [m, ...], or None
+
+
+class Limits(NamedTuple):
+    """Where a run stops; numbers, so that they change without a compilation."""
+
+    step: int  # updates made in all
+    epochs: int
+    tolerance: float
+    params_tolerance: float
+
+
+def start(plan: Plan, params: Any, opt_state: Any, loss: Any) -> Run:
+    """The first state of a run; `params` and `opt_state` are copied."""
+    wide = jnp.promote_types(loss.dtype, jnp.float32)
+    params, good_params, epoch_params = (_copy(params) for _ in range(3))
+    return Run(
+        params=params,
+        good_params=good_params,
+        opt_state=_copy(plan.optimizer.init(params) if opt_state is None else opt_state),
+        epoch_params=epoch_params if plan.watch_params else None,
+        epoch=jnp.zeros([], jnp.int32),
+        position=jnp.zeros([], jnp.int32),
+        step=jnp.zeros([], jnp.int32),
+        loss_sum=jnp.zeros([], wide),
+        previous_loss=jnp.full([], jnp.inf, wide),
+        status=jnp.full([], RUNNING, jnp.int32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="run")
+def advance(
+    plan: Plan, run: Run, inputs: Inputs, limits: Limits
+) -> tuple[Run, dict[str, jax.Array]]:
+    """Trains until a limit, a convergence test, a bad loss or ROWS epochs stop it.
+
+    Returns:
+      The run, and a row per epoch that ended in this call: name -> [ROWS].
+    """
+    key, data, validation = inputs
+    count = batches.instances(data)
+    full, short = batches.sizes(count, plan.batch_size, plan.sampling)
+    size = count if plan.batch_size is None else plan.batch_size
+    first_epoch = run.epoch
+    row = jax.eval_shape(lambda: _report(plan, run, validation))
+    rows = jax.tree.map(lambda value: jnp.zeros([ROWS], value.dtype), row)
+
+    def goes_on(run: Run) -> jax.Array:
+        return (run.step < limits.step) & (run.status == RUNNING)
+
+    def epoch(carry: tuple[Run, Any]) -> tuple[Run, Any]:
+        run, rows = carry
+        if plan.batch_size is None:
+            run = _step(plan, run, data)
+        else:
+            taken = batches.rows_of_epoch(key, run.epoch, count, size, plan.sampling)
+
+            def full_step(run: Run) -> Run:
+                here = jax.lax.dynamic_slice_in_dim(taken, run.position * size, size)
+                return _step(plan, run, batches.take(data, here))
+
+            def short_step(run: Run) -> Run:
+                return _step(plan, run, batches.take(data, taken[full * size :]))
+
+            run = jax.lax.while_loop(
+                lambda run: (run.position < full) & goes_on(run), full_step, run
+            )
+            if short:
+                ready = (run.position == full) & goes_on(run)
+                run = jax.lax.cond(ready, short_step, lambda run: run, run)
+        at_end = (run.position == full + (short > 0)) & (run.status == RUNNING)
+        return jax.lax.cond(at_end, finish, lambda run, rows: (run, rows), run, rows)
+
+    def finish(run: Run, rows: Any) -> tuple[Run, Any]:
+        index = run.epoch - first_epoch
+        values = _report(plan, run, validation)
+        rows = jax.tree.map(lambda column, value: column.at[index].set(value), rows, values)
+        return _next_epoch(run, limits), rows
+
+    return jax.lax.while_loop(
+        lambda carry: (
+            goes_on(carry[0])
+            & (carry[0].epoch < limits.epochs)
+            & (carry[0].epoch < first_epoch + ROWS)
+        ),
+        epoch,
+        (run, rows),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def last_row(plan: Plan, run: Run, validation: Any) -> dict[str, jax.Array]:
+    """The row of an epoch that was cut short."""
+    return _report(plan, run, validation)
+
+
+def update(plan: Plan, grads: Any, run: Run, loss: jax.Array, batch: Any) -> tuple[Any, Any]:
+    """The optimizer's updates and next state, given all that any optax transformation asks."""
+
+    def value_fn(params: Any, batch: Any = batch) -> jax.Array:
+        # optax's line searches pass on the other keywords that it accepts, and refuse the rest
+        return plan.loss_fn(params, batch)
+
+    return plan.optimizer.update(
+        grads,
+        run.opt_state,
+        run.params,
+        value=loss,
+        grad=grads,
+        value_fn=value_fn,
+        batch=batch,
+    )
+
+
+def _step(plan: Plan, run: Run, batch: Any) -> Run:
+    """One update; after a loss that is not finite only `good_params` are of use."""
+    loss, grads = jax.value_and_grad(plan.loss_fn)(run.params, batch)
+    finite = jnp.isfinite(loss)
+    # Selecting the old state too would cost XLA:CPU a copy of it in every step.
+    good_params = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), run.params, run.good_params
+    )
+    updates, opt_state = update(plan, grads, run, loss, batch)
+    counted = finite.astype(jnp.int32)
+    return run._replace(
+        params=optax.apply_updates(run.params, updates),
+        good_params=good_params,
+        opt_state=opt_state,
+        position=run.position + counted,
+        step=run.step + counted,
+        loss_sum=run.loss_sum + jnp.where(finite, loss, 0).astype(run.loss_sum.dtype),
+        status=jnp.where(finite, RUNNING, NOT_FINITE).astype(jnp.int32),
+    )
+
+
+def _report(plan: Plan, run: Run, validation: Any) -> dict[str, jax.Array]:
+    row = {"loss": run.loss_sum / run.position}
+    if validation is not None:
+        row["validation_loss"] = plan.loss_fn(run.params, validation)
+        for name, metric in plan.metrics:
+            row[name] = metric(run.params, validation)
+    return row
+
+
+def _next_epoch(run: Run, limits: Limits) -> Run:
+    loss = run.loss_sum / run.position
+    status = jnp.full([], RUNNING, jnp.int32)
+    if run.epoch_params is not None:
+        change = optax.tree.max(
+            jax.tree.map(lambda new, old: jnp.abs(new - old), run.params, run.epoch_params)
+        )
+        status = jnp.where(change < limits.params_tolerance, PARAMS_CONVERGED, status)
+    change = jnp.abs(loss - run.previous_loss)
+    status = jnp.where(change < limits.tolerance, LOSS_CONVERGED, status)
+    return run._replace(
+        epoch_params=None if run.epoch_params is None else run.params,
+        epoch=run.epoch + 1,
+        position=jnp.zeros_like(run.position),
+        loss_sum=jnp.zeros_like(run.loss_sum),
+        previous_loss=loss,
+        status=status,
+    )
+
+
+def _copy(tree: Any) -> Any:
+    # A weak type would change under the first update, and a donated buffer is gone.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype), tree)
