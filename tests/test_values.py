@@ -131,6 +131,20 @@ def test_the_literal_loops_tell_rules_apart() -> None:
             assert not np.allclose(paths[a], paths[b], rtol=1e-4), (a, b)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999])
+def test_momentum_has_the_closed_form_of_lemma_3_1(decay: float) -> None:
+    """v after tau steps is the sum over t of rho^t (1 - rho) g of step tau - 1 - t."""
+    grads = np.stack(gradients())
+    with jax.enable_x64(True):
+        path = walk(optabs.momentum(LR, decay))
+    start = np.linspace(-1, 1, 5)
+    velocities = (np.vstack([start, path[:-1]]) - path) / LR
+    for tau in range(1, STEPS + 1):
+        weights = (1 - decay) * decay ** np.arange(tau)
+        closed = weights @ grads[tau - 1 :: -1]
+        np.testing.assert_allclose(velocities[tau - 1], closed, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_nag_is_algorithm_5_with_its_gradient_at_the_look_ahead(scheduled: bool) -> None:
     with jax.enable_x64(True):
