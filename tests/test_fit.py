@@ -18,6 +18,8 @@ import optabs
 from optabs.training import loop, program
 
 KEY = jax.random.key(7)
+# One object for many tests: a program is compiled once for an optimizer.
+ADAM, SGD = optabs.adam(0.05), optabs.sgd(0.1)
 
 
 def by_hand(
@@ -75,7 +77,7 @@ def test_vanilla_descent_is_the_loop_by_hand(name: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 5, 11, COUNT])
 def test_mini_batches_are_the_loop_by_hand(size: int) -> None:
-    optimizer = optabs.adam(0.05)
+    optimizer = ADAM
     result = optabs.fit(
         loss_fn,
         regression.params(),
@@ -99,9 +101,7 @@ def test_random_batches_are_full_and_drawn_with_replacement() -> None:
         jax.debug.callback(lambda rows: seen.append(np.asarray(rows)), batch, ordered=True)
         return params**2
 
-    optabs.fit(
-        loss, 1.0, optabs.sgd(0.1), jnp.arange(10), batch_size=4, epochs=50, sampling="random"
-    )
+    optabs.fit(loss, 1.0, SGD, jnp.arange(10), batch_size=4, epochs=50, sampling="random")
     jax.effects_barrier()
     rows = np.stack([batch for batch in seen if batch.shape == (4,)])
     assert rows.shape == (150, 4)  # as many batches as shuffling has, none short
@@ -117,7 +117,7 @@ def test_an_epoch_visits_every_instance_once_in_another_order() -> None:
         jax.debug.callback(lambda rows: seen.extend(rows.tolist()), batch, ordered=True)
         return params**2
 
-    optabs.fit(loss, 1.0, optabs.sgd(0.1), jnp.arange(10), batch_size=4, epochs=2)
+    optabs.fit(loss, 1.0, SGD, jnp.arange(10), batch_size=4, epochs=2)
     jax.effects_barrier()
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
@@ -128,7 +128,7 @@ def test_keys_give_other_orders_and_the_same_key_the_same_bits() -> None:
         return optabs.fit(
             loss_fn,
             regression.params(),
-            optabs.adam(0.05),
+            ADAM,
             regression.data(),
             batch_size=5,
             epochs=3,
@@ -144,7 +144,7 @@ def test_loss_tolerance_stops_where_the_loss_changes_by_less() -> None:
     result = optabs.fit(
         loss_fn,
         regression.params(),
-        optabs.sgd(0.1),
+        SGD,
         regression.data(),
         epochs=10_000,
         tolerance=1e-4,
@@ -162,7 +162,7 @@ def test_params_tolerance_stops_where_no_parameter_moves_by_more() -> None:
         return optabs.fit(
             loss_fn,
             regression.params(),
-            optabs.sgd(0.1),
+            SGD,
             regression.data(),
             epochs=epochs,
             **tolerances,
@@ -187,7 +187,7 @@ def test_max_steps_stops_inside_an_epoch_which_keeps_a_row() -> None:
         return optabs.fit(
             loss_fn,
             regression.params(),
-            optabs.adam(0.05),
+            ADAM,
             regression.data(),
             batch_size=5,
             epochs=2,
@@ -197,7 +197,7 @@ def test_max_steps_stops_inside_an_epoch_which_keeps_a_row() -> None:
         )
 
     result = after(7)
-    params, losses = by_hand(optabs.adam(0.05), shuffled(2, 5)[:7])
+    params, losses = by_hand(ADAM, shuffled(2, 5)[:7])
     assert_close(result.params, params)
     np.testing.assert_allclose(
         result.history["loss"], [np.mean(losses[:5]), np.mean(losses[5:])], rtol=1e-5
@@ -217,7 +217,7 @@ def test_validation_loss_and_metrics_are_taken_at_the_end_of_each_epoch() -> Non
     result = optabs.fit(
         loss_fn,
         regression.params(),
-        optabs.sgd(0.1),
+        SGD,
         regression.data(),
         epochs=3,
         validation_data=validation,
@@ -243,14 +243,14 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_parameters_befor
         result = optabs.fit(
             loss_fn,
             regression.params(),
-            optabs.adam(0.05),
+            ADAM,
             poisoned,
             batch_size=1,
             key=KEY,
         )
     assert (result.steps, result.converged) == (bad, False)
     assert "the parameters of the step before it are kept" in result.message
-    params, _ = by_hand(optabs.adam(0.05), shuffled(1, 1)[: bad - 1])
+    params, _ = by_hand(ADAM, shuffled(1, 1)[: bad - 1])
     assert_close(result.params, params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.opt_state))
     assert np.isfinite(result.history["loss"]).all()
@@ -268,7 +268,7 @@ def test_divergence_leaves_parameters_whose_loss_is_finite() -> None:
 def test_a_first_loss_that_is_not_finite_gives_the_parameters_back() -> None:
     params = {"w": jnp.full((3, 2), jnp.inf), "b": jnp.zeros((1, 2))}
     with pytest.warns(RuntimeWarning, match="at step 1, in epoch 1"):
-        result = optabs.fit(loss_fn, params, optabs.sgd(0.1), regression.data())
+        result = optabs.fit(loss_fn, params, SGD, regression.data())
     assert_same(result.params, params)
     assert result.steps == 0
     assert result.history["loss"].shape == (0,)
@@ -279,7 +279,7 @@ def test_going_on_from_a_state_is_one_longer_run() -> None:
         return optabs.fit(
             loss_fn,
             params,
-            optabs.adam(0.05),
+            ADAM,
             regression.data(),
             epochs=epochs,
             opt_state=state,
@@ -332,9 +332,7 @@ def test_a_thousand_epochs_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(loop, "advance", advance)
     # The clock decides how many steps a call makes; one that stands still makes them grow.
     monkeypatch.setattr(loop.time, "monotonic", lambda: 0.0)
-    result = optabs.fit(
-        loss_fn, regression.params(), optabs.sgd(0.1), regression.data(), epochs=3000
-    )
+    result = optabs.fit(loss_fn, regression.params(), SGD, regression.data(), epochs=3000)
     assert len(result.history["loss"]) == 3000
     assert len(calls) < 10
 
@@ -394,7 +392,7 @@ def test_double_precision() -> None:
     with jax.enable_x64(True):
         params = {"w": jnp.ones((3, 2), jnp.float64), "b": jnp.zeros((1, 2), jnp.float64)}
         data = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), regression.data())
-        result = optabs.fit(loss_fn, params, optabs.sgd(0.1), data, epochs=3)
+        result = optabs.fit(loss_fn, params, SGD, data, epochs=3)
         assert result.params["w"].dtype == jnp.float64
 
 
@@ -409,7 +407,7 @@ def test_a_flax_model() -> None:
         return optabs.losses.mse(nnx.merge(graph, params)(inputs), targets).mean()
 
     before = loss(params, regression.data())
-    result = optabs.fit(loss, params, optabs.adam(0.05), regression.data(), batch_size=8)
+    result = optabs.fit(loss, params, ADAM, regression.data(), batch_size=8)
     nnx.update(model, result.params)
     assert loss(nnx.state(model), regression.data()) < before / 10
 
@@ -419,15 +417,13 @@ def test_a_flax_model() -> None:
 def test_sharded_data_train_as_on_one_device(kind: AxisType, size: int | None) -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
     options: Any = {"batch_size": size, "epochs": 3, "key": KEY}
-    plain = optabs.fit(
-        loss_fn, regression.params(), optabs.adam(0.05), regression.data(40), **options
-    )
+    plain = optabs.fit(loss_fn, regression.params(), ADAM, regression.data(40), **options)
     with jax.set_mesh(mesh):
         rows = NamedSharding(mesh, PartitionSpec("x", None))
         everywhere = NamedSharding(mesh, PartitionSpec())
         data = jax.device_put(regression.data(40), rows)
         params = jax.device_put(regression.params(), everywhere)
-        sharded = optabs.fit(loss_fn, params, optabs.adam(0.05), data, **options)
+        sharded = optabs.fit(loss_fn, params, ADAM, data, **options)
     assert_close(sharded.params, plain.params)
 
 
@@ -448,7 +444,7 @@ def test_the_bar_shows_the_loss_where_there_is_a_terminal(
     optabs.fit(
         loss_fn,
         regression.params(),
-        optabs.sgd(0.1),
+        SGD,
         regression.data(),
         epochs=20,
         progress=progress,

@@ -73,9 +73,14 @@ def rows_of_epoch(
 
 
 def example(data: Any, batch_size: int | None) -> Any:
-    """Shapes and dtypes of a full batch."""
-    rows = np.arange(instances(data) if batch_size is None else batch_size)
-    return jax.eval_shape(lambda data: take(data, jnp.asarray(rows)), data)
+    """Shapes, dtypes and shardings of a full batch."""
+
+    def rows_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        size = leaf.shape[0] if batch_size is None else batch_size
+        shape = (size, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=_sharding(leaf, size))
+
+    return jax.tree.map(rows_of, data)
 
 
 def take(data: Any, rows: jax.Array) -> Any:

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 
@@ -44,47 +45,62 @@ def train(
     """
     saved_at = time.monotonic()
     steps, warm = 1, False  # the first call compiles
-    with _Bar(plan, run, inputs, limits, progress) as bar:
-        while not _ended(run, limits):
+    here = _place(run)
+    with _Bar(plan, here, inputs, limits, progress) as bar:
+        while not _ended(here, limits):
             started = time.monotonic()
-            first_epoch = int(run.epoch)
-            bound = limits._replace(step=min(limits.step, int(run.step) + steps))
+            bound = limits._replace(step=min(limits.step, here.step + steps))
             run, table = advance(plan, run, inputs, bound)
-            made = int(run.epoch) - first_epoch
+            before, here = here, _place(run)
             for name, column in jax.device_get(table).items():
-                rows.setdefault(name, []).extend(column[:made].tolist())
+                rows.setdefault(name, []).extend(column[: here.epoch - before.epoch].tolist())
             if warm:
                 pace = CALL_SECONDS / max(time.monotonic() - started, 1e-9)
                 steps = max(1, int(steps * min(pace, GROWTH)))
             warm = True
-            bar.show(run, rows)
+            bar.show(here, rows)
             due = time.monotonic() - saved_at >= checkpoint_seconds
-            ended = _ended(run, limits)
-            if checkpoints and (due or ended) and int(run.status) != NOT_FINITE:
-                checkpoints.save(int(run.step), run, rows)
+            good = here.status != NOT_FINITE
+            if checkpoints and good and (due or _ended(here, limits)):
+                checkpoints.save(here.step, run, rows)
                 saved_at = time.monotonic()
-    if int(run.status) == NOT_FINITE:
+    if here.status == NOT_FINITE:
         fresh = plan.optimizer.init(run.good_params)
         run = run._replace(params=run.good_params, opt_state=fresh)
-    if int(run.position):
+    if here.position:
         row = last_row(plan, run, inputs.validation)
         rows = {name: [*rows.get(name, []), float(value)] for name, value in row.items()}
     return run, rows
 
 
-def _ended(run: Run, limits: Limits) -> bool:
-    return (
-        int(run.status) != RUNNING
-        or int(run.epoch) >= limits.epochs
-        or int(run.step) >= limits.step
-    )
+class _Place(NamedTuple):
+    step: int
+    epoch: int
+    position: int
+    status: int
+    loss_sum: float
+
+
+def _place(run: Run) -> _Place:
+    """Where a run is, in one transfer."""
+    arrays = run.step, run.epoch, run.position, run.status, run.loss_sum
+    return _Place(*(value.item() for value in jax.device_get(arrays)))
+
+
+def _ended(here: _Place, limits: Limits) -> bool:
+    return here.status != RUNNING or here.epoch >= limits.epochs or here.step >= limits.step
 
 
 class _Bar:
     """Steps made, the loss and the time left, where there is someone to see them."""
 
     def __init__(
-        self, plan: Plan, run: Run, inputs: Inputs, limits: Limits, progress: bool | None
+        self,
+        plan: Plan,
+        here: _Place,
+        inputs: Inputs,
+        limits: Limits,
+        progress: bool | None,
     ) -> None:
         self._bar = None
         if progress is None:
@@ -94,7 +110,7 @@ class _Bar:
             full, short = batches.sizes(count, plan.batch_size, plan.sampling)
             self._bar = require("tqdm", "training", "progress").tqdm(
                 total=min(limits.step, limits.epochs * (full + (short > 0))),
-                initial=int(run.step),
+                initial=here.step,
                 unit="step",
                 dynamic_ncols=True,
             )
@@ -106,10 +122,9 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, run: Run, rows: Rows) -> None:
+    def show(self, here: _Place, rows: Rows) -> None:
         """Moves the bar to where the run is."""
         if self._bar is not None:
-            within = float(run.loss_sum / run.position) if int(run.position) else None
-            loss = rows["loss"][-1] if within is None else within
-            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-            self._bar.update(int(run.step) - self._bar.n)
+            within = here.loss_sum / here.position if here.position else rows["loss"][-1]
+            self._bar.set_postfix_str(f"loss {within:.4g}", refresh=False)
+            self._bar.update(here.step - self._bar.n)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optabs.training import batches
@@ -62,22 +63,32 @@ class Limits(NamedTuple):
     params_tolerance: float
 
 
-def start(plan: Plan, params: Any, opt_state: Any, loss: Any) -> Run:
+def start(plan: Plan, params: Any, opt_state: Any, loss: jax.ShapeDtypeStruct) -> Run:
     """The first state of a run; `params` and `opt_state` are copied."""
     wide = jnp.promote_types(loss.dtype, jnp.float32)
-    params, good_params, epoch_params = (_copy(params) for _ in range(3))
-    return Run(
+    # Outside of jit, where a fresh state takes the parameters' sharding.
+    opt_state = plan.optimizer.init(params) if opt_state is None else opt_state
+    nothing: Any = np.zeros([], np.int32)
+    no_loss: Any = np.zeros([], wide)
+    first = Run(
         params=params,
-        good_params=good_params,
-        opt_state=_copy(plan.optimizer.init(params) if opt_state is None else opt_state),
-        epoch_params=epoch_params if plan.watch_params else None,
-        epoch=jnp.zeros([], jnp.int32),
-        position=jnp.zeros([], jnp.int32),
-        step=jnp.zeros([], jnp.int32),
-        loss_sum=jnp.zeros([], wide),
-        previous_loss=jnp.full([], jnp.inf, wide),
-        status=jnp.full([], RUNNING, jnp.int32),
+        good_params=params,
+        opt_state=opt_state,
+        epoch_params=params if plan.watch_params else None,
+        epoch=nothing,
+        position=nothing,
+        step=nothing,
+        loss_sum=no_loss,
+        previous_loss=no_loss + np.inf,
+        status=nothing + RUNNING,
     )
+    return _copy(first)
+
+
+@jax.jit
+def _copy(run: Run) -> Run:
+    # A donated buffer is gone, and a weak type would change under the first update.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), run)
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="run")
@@ -212,8 +223,3 @@ def _next_epoch(run: Run, limits: Limits) -> Run:
         previous_loss=loss,
         status=status,
     )
-
-
-def _copy(tree: Any) -> Any:
-    # A weak type would change under the first update, and a donated buffer is gone.
-    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype), tree)
