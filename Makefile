@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+DOCS_PORT ?= 8000
 
-.PHONY: demo test test-all test-newest lint format types notebooks wheel check peers clean
+.PHONY: demo test test-all test-newest lint format types notebooks pages docs wheel check peers \
+  clean
 
 demo: $(VENV)/.benchmarks  ## the main job on embedded data: tables and a picture, in ./runs
 	$(BIN)/python -m benchmarks optimabs
@@ -36,16 +38,26 @@ types: $(VENV)/.development
 notebooks: $(VENV)/.development
 	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake $(NOTEBOOKS),@echo "no notebooks yet")
 
+# A fresh build every time: one that goes on from the last does not repeat its warnings.
+pages: $(VENV)/.development  ## the reference pages, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going \
+	  --doctree-dir build/doctrees docs build/docs
+
+docs: pages  ## builds the pages and serves them on localhost:$(DOCS_PORT)
+	@echo "The pages are at http://localhost:$(DOCS_PORT); Ctrl-C ends this."
+	@$(BIN)/python -m http.server $(DOCS_PORT) --bind localhost --directory build/docs
+
 wheel: $(VENV)/.development
 	$(BIN)/python -m build --wheel --outdir dist .
 
-check: lint types test notebooks wheel  ## what continuous integration runs
+check: lint types test notebooks pages wheel  ## what continuous integration runs
 
 peers: $(VENV)/.benchmarks  ## PyTorch, for epoch_time; a CPU build is enough
 	$(INSTALL) "torch==2.13.0"
 
 clean:
 	rm -rf .venv .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -f docs/notebooks/*.ipynb
 
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
