@@ -32,11 +32,14 @@ class Checkpoints:
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"checkpoint_dir {str(folder)!r} is a file; pass a folder.")
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, like: Any, at_most: int | None = None
+    ) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None where there is none.
 
         Args:
           like: a pytree of arrays; what is read has its structure, dtypes and shardings.
+          at_most: the last step to look at; None for no limit.
 
         Returns:
           The arrays, and the notes saved with them.
@@ -48,6 +51,8 @@ class Checkpoints:
             return None
         with self._manager() as manager:
             steps = sorted(manager.all_steps(), reverse=True)
+            if at_most is not None:
+                steps = [step for step in steps if step <= at_most]
             damaged = []
             for step in steps:
                 try:

@@ -1,5 +1,6 @@
 """Vanilla, stochastic and mini-batch descent: one function."""
 
+import functools
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from optabs._checks import check
 from optabs.training import batches, checks, program
 from optabs.training.checkpoints import Checkpoints
 from optabs.training.identity import identity
-from optabs.training.loop import train
+from optabs.training.loop import Rows, train
 from optabs.training.program import (
     LOSS_CONVERGED,
     MAX_STEPS,
@@ -77,9 +78,9 @@ def fit(
     `batch_size=None` an epoch is one step, and these are the survey's tests between two
     iterations.
 
-    A loss that is not finite stops it too, with a RuntimeWarning that names the step: the
-    result has the parameters of the step before, the last with a finite loss, and a fresh
-    optimizer state.
+    A loss that is not finite stops it too, with a RuntimeWarning that names the step. The
+    result then has the last parameters with a finite loss, and all else as it was with them:
+    the run is made once more up to there, from its start or its newest checkpoint.
 
     Args:
       loss_fn: (params, batch) -> a real number; sum or mean, as you like. A batch is shaped
@@ -162,50 +163,53 @@ def fit(
     )
     loss = checks.check_functions(plan, params, data, validation_data)
     checks.check_opt_state(plan.optimizer, params, opt_state)
-    run = program.start(plan, params, opt_state, loss)
     inputs = Inputs(checks.check_key(key), data, validation_data)
     limits = Limits(max_steps or MAX_STEPS, epochs, tolerance, params_tolerance)
-    rows: dict[str, list[float]] = {}
+    first = functools.partial(program.start, plan, params, opt_state, loss)
     checkpoints = None
     if checkpoint_dir is not None:
-        checkpoints = Checkpoints(checkpoint_dir, identity(plan, run, inputs, limits))
-        run, rows = checkpoints.restore(run) or (run, rows)
-    run, rows = train(
-        plan,
-        run,
-        rows,
-        inputs,
-        limits,
+        checkpoints = Checkpoints(checkpoint_dir, identity(plan, first(), inputs, limits))
+
+    def begin(at_most: int | None = None) -> tuple[Run, Rows]:
+        fresh: tuple[Run, Rows] = first(), {}
+        return (checkpoints and checkpoints.restore(fresh[0], at_most)) or fresh
+
+    to_the_end = functools.partial(train, plan, inputs=inputs)
+    run, rows = to_the_end(
+        *begin(),
+        limits=limits,
         progress=progress,
         checkpoints=checkpoints,
         checkpoint_seconds=checkpoint_seconds,
     )
-    return _result(run, rows, limits)
-
-
-def _result(run: Run, rows: dict[str, list[float]], limits: Limits) -> FitResult:
-    status, step, epoch = int(run.status), int(run.step), int(run.epoch)
-    if status == NOT_FINITE:
-        message = (
-            f"loss is not finite at step {step + 1}, in epoch {epoch + 1}; the parameters of "
-            "the step before it are kept: lower the learning rate, or look at the data."
-        )
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
-    elif status == LOSS_CONVERGED:
-        message = (
-            f"converged: the loss changed by less than {limits.tolerance} in epoch {epoch}."
-        )
-    elif status == PARAMS_CONVERGED:
-        message = (
-            f"converged: no parameter changed by {limits.params_tolerance} in epoch {epoch}."
-        )
-    else:
-        message = f"not converged: stopped after {epoch} epochs, {step} steps."
+    message = _message(run, limits)
+    if int(run.status) == NOT_FINITE:
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    while int(run.status) == NOT_FINITE:
+        # The same run once more, to where its last finite loss was taken.
+        good = max(0, int(run.step) - 1)
+        run, rows = to_the_end(*begin(good), limits=limits._replace(step=good))
     return FitResult(
         params=run.params,
         opt_state=run.opt_state,
         history={name: np.asarray(values) for name, values in rows.items()},
-        converged=status in (LOSS_CONVERGED, PARAMS_CONVERGED),
-        steps=step,
+        converged=int(run.status) in (LOSS_CONVERGED, PARAMS_CONVERGED),
+        steps=int(run.step),
         message=message,
     )
+
+
+def _message(run: Run, limits: Limits) -> str:
+    status, step, epoch = int(run.status), int(run.step), int(run.epoch)
+    if status == NOT_FINITE:
+        return (
+            f"loss is not finite at step {step + 1}, in epoch {epoch + 1}; the result is of "
+            "the step before: lower the learning rate, or look at the data."
+        )
+    if status == LOSS_CONVERGED:
+        return f"converged: the loss changed by less than {limits.tolerance} in epoch {epoch}."
+    if status == PARAMS_CONVERGED:
+        return (
+            f"converged: no parameter changed by {limits.params_tolerance} in epoch {epoch}."
+        )
+    return f"not converged: stopped after {epoch} epochs, {step} steps."

@@ -31,14 +31,14 @@ def train(
     plan: Plan,
     run: Run,
     rows: Rows,
+    *,
     inputs: Inputs,
     limits: Limits,
-    *,
-    progress: bool | None,
-    checkpoints: Checkpoints | None,
-    checkpoint_seconds: float,
+    progress: bool | None = False,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = 0.0,
 ) -> tuple[Run, Rows]:
-    """Trains to a limit, a convergence test or a bad loss.
+    """Trains to a limit, a convergence test or a loss that is not finite.
 
     Returns:
       The run, and its rows with one for an epoch that was cut short.
@@ -64,10 +64,7 @@ def train(
             if checkpoints and good and (due or _ended(here, limits)):
                 checkpoints.save(here.step, run, rows)
                 saved_at = time.monotonic()
-    if here.status == NOT_FINITE:
-        fresh = plan.optimizer.init(run.good_params)
-        run = run._replace(params=run.good_params, opt_state=fresh)
-    if here.position:
+    if here.position and here.status != NOT_FINITE:
         row = last_row(plan, run, inputs.validation)
         rows = {name: [*rows.get(name, []), float(value)] for name, value in row.items()}
     return run, rows

@@ -35,7 +35,6 @@ class Run(NamedTuple):
     """What a run needs to go on from, bit for bit."""
 
     params: Any
-    good_params: Any  # like params: the last at which a loss was finite
     opt_state: Any
     epoch_params: Any  # like params, or None: those at the start of the epoch
     epoch: jax.Array  # int32 []: epochs finished
@@ -72,7 +71,6 @@ def start(plan: Plan, params: Any, opt_state: Any, loss: jax.ShapeDtypeStruct) -
     no_loss: Any = np.zeros([], wide)
     first = Run(
         params=params,
-        good_params=params,
         opt_state=opt_state,
         epoch_params=params if plan.watch_params else None,
         epoch=nothing,
@@ -176,18 +174,14 @@ def update(plan: Plan, grads: Any, run: Run, loss: jax.Array, batch: Any) -> tup
 
 
 def _step(plan: Plan, run: Run, batch: Any) -> Run:
-    """One update; after a loss that is not finite only `good_params` are of use."""
+    """One update, of no use after a loss that is not finite, which is not counted."""
     loss, grads = jax.value_and_grad(plan.loss_fn)(run.params, batch)
-    finite = jnp.isfinite(loss)
-    # Selecting the old state too would cost XLA:CPU a copy of it in every step.
-    good_params = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), run.params, run.good_params
-    )
+    # To keep the old params and state here costs XLA:CPU a copy of them in every step.
     updates, opt_state = update(plan, grads, run, loss, batch)
+    finite = jnp.isfinite(loss)
     counted = finite.astype(jnp.int32)
     return run._replace(
         params=optax.apply_updates(run.params, updates),
-        good_params=good_params,
         opt_state=opt_state,
         position=run.position + counted,
         step=run.step + counted,
