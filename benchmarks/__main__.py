@@ -7,15 +7,17 @@ import typer
 from benchmarks.arguments import ArgumentError
 from benchmarks.data import DataError
 from benchmarks.epoch_time import epoch_time
+from benchmarks.fit_time import fit_time
 from benchmarks.optimabs import optimabs
 from benchmarks.runs import Interrupted
 from benchmarks.steady import steady
 from benchmarks.step_time import step_time
 from benchmarks.store import StoreError
+from benchmarks.survey import survey
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.callback()(lambda: None)
-for command in (optimabs, steady, step_time, epoch_time):
+for command in (optimabs, steady, survey, step_time, epoch_time, fit_time):
     app.command(command.__name__)(command)
 
 
