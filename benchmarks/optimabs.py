@@ -68,9 +68,12 @@ def optimabs(
     dataset: DatasetOption = "digits",
     data: DataOption = None,
     batch_size: Annotated[
-        str, typer.Option(help="one or more, separated by commas [default: 64; 64,128,256]")
+        str,
+        typer.Option(help="one or more, separated by commas; 64 for digits, else 64,128,256"),
     ] = "",
-    epochs: Annotated[int, typer.Option(help="[default: 60 for digits, else 200]")] = 0,
+    epochs: Annotated[
+        int, typer.Option(help="60 for digits, else 200", show_default=False)
+    ] = 0,
     seeds: Annotated[
         str, typer.Option(help="runs of each optimizer; one number, or one per batch size")
     ] = "5",
@@ -83,7 +86,7 @@ def optimabs(
     ] = 5,
     together: Annotated[
         bool | None,
-        typer.Option(help="train the seeds in one program [default: on accelerators]"),
+        typer.Option(help="train the seeds in one program; yes on accelerators, else no"),
     ] = None,
     out: Annotated[pathlib.Path, typer.Option(help="folder of results")] = RESULTS,
 ) -> None:

@@ -37,7 +37,7 @@ def steady(
     schedules: Annotated[str, typer.Option(help="constant, cosine or both")] = (
         "constant,cosine"
     ),
-    rules: Annotated[str, typer.Option(help="separated by semicolons [default: all]")] = "",
+    rules: Annotated[str, typer.Option(help="all, or some, separated by semicolons")] = "",
     learning_rate: Annotated[float, typer.Option()] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="coupled")] = 1e-4,
     out: Annotated[pathlib.Path, typer.Option(help="folder of results")] = RESULTS,

@@ -63,7 +63,9 @@ def _landscape_figure(paths: Paths, at: str) -> "Figure":
     from matplotlib.figure import Figure
 
     families = [family for family in FAMILIES if labelled(paths, at, family)]
-    figure = Figure(figsize=(12, 8) if len(families) > 3 else (12, 4.5), layout="constrained")
+    figure = Figure(
+        figsize=(14, 8.5) if len(families) > 3 else (14, 4.6), layout="constrained"
+    )
     axes = figure.subplots(-(-len(families) // 3), 3, squeeze=False).flat
     for axis in axes[len(families) :]:
         axis.set_axis_off()

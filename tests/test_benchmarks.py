@@ -127,6 +127,9 @@ def test_a_full_disk_leaves_finished_runs_and_nothing_half_written(
         ("optimabs --out pyproject.toml/x", "output folder 'pyproject.toml/x' cannot be"),
         ("steady --rules foo", "rules is 'foo'; choose from"),
         ("steady --task easy", "task is 'easy'; choose from stationary, permuted, scaled"),
+        ("fit_time --models resnet", "models is 'resnet'; choose from logistic, mlp-256-128"),
+        ("fit_time --rounds 0", "rounds is 0; pass a whole number above 0"),
+        ("fit_time --batch-sizes 1301", "batch-size is 1301, but digits has 1300 training"),
         ("steady --batch-size 9999", "batch-size is 9999, but digits has 1300 training"),
     ],
 )
@@ -162,6 +165,20 @@ def test_steady_study_end_to_end(
     assert len(records(tmp_path)) == 6
     assert all("test_accuracy" not in record["results"] for record in records(tmp_path))
     assert "adam_abs" in capsys.readouterr().out
+
+
+def test_fit_time_end_to_end(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (
+        f"fit_time --models logistic --batch-sizes 400 --epochs 1 --rounds 1 --out {tmp_path}"
+    )
+    assert call(monkeypatch, line) == 0
+    assert "logistic" in capsys.readouterr().out
+    for name in ("logistic-b400", "logistic-ball"):
+        record = json.loads((tmp_path / "runs" / f"{name}.json").read_text())
+        assert record["results"]["largest_difference"] < 1e-5  # both do the same work
+        assert set(record["results"]["seconds"]) == {"optabs.fit", "by hand"}
 
 
 def test_a_damaged_record_is_named(tmp_path: pathlib.Path) -> None:

@@ -19,18 +19,18 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def public_names() -> list[str]:
-    """Every callable of optabs and of optabs.losses."""
-    modules = [optabs, optabs.losses]
-    return [f"{module.__name__}.{name}" for module in modules for name in _callables(module)]
+    """Every callable that optabs exports, and every one that optabs.losses defines."""
+    exported = _callables(optabs, "optabs")
+    return [*exported, *_callables(optabs.losses, optabs.losses.__name__)]
 
 
-def _callables(module: ModuleType) -> list[str]:
+def _callables(module: ModuleType, origin: str) -> list[str]:
     return [
-        name
+        f"{module.__name__}.{name}"
         for name, value in vars(module).items()
         if callable(value)
         and not name.startswith("_")
-        and str(getattr(value, "__module__", "")).startswith("optabs")
+        and str(getattr(value, "__module__", "")).startswith(origin)
     ]
 
 
