@@ -34,9 +34,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     # They have pages elsewhere, and a build without a network cannot look those up.
     (r"py:.*", r"(jax|np|numpy|optax|pathlib)\..*"),
-    (r"py:class", r"Any|ArrayLike|Callable|Mapping|Sequence"),
-    # The text of `fit` says what they are.
-    (r"py:class", r"LossFn|batches\.Sampling"),
+    (r"py:class", r"Any|ArrayLike|Callable|Literal|Mapping|Sequence"),
 ]
 
 html_theme = "furo"

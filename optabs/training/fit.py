@@ -3,8 +3,8 @@
 import functools
 import pathlib
 import warnings
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,6 @@ from optabs.training.program import (
     PARAMS_CONVERGED,
     Inputs,
     Limits,
-    LossFn,
     Plan,
     Run,
 )
@@ -40,7 +39,7 @@ class FitResult(NamedTuple):
 
 
 def fit(
-    loss_fn: LossFn,
+    loss_fn: Callable[[Any, Any], jax.Array],
     params: Any,
     optimizer: optax.GradientTransformation,
     data: Any,
@@ -51,10 +50,10 @@ def fit(
     tolerance: float = 0.0,
     params_tolerance: float = 0.0,
     max_steps: int | None = None,
-    sampling: batches.Sampling = "shuffle",
+    sampling: Literal["shuffle", "random"] = "shuffle",
     opt_state: Any = None,
     validation_data: Any = None,
-    metrics: Mapping[str, LossFn] | None = None,
+    metrics: Mapping[str, Callable[[Any, Any], jax.Array]] | None = None,
     progress: bool | None = None,
     checkpoint_dir: str | pathlib.Path | None = None,
     checkpoint_seconds: float = 60.0,
