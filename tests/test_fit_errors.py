@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import regression
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from regression import loss_fn
 
 import optabs
@@ -17,6 +18,13 @@ from optabs.training import loop
 
 DATA = regression.data()
 INPUTS, TARGETS = DATA
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
+        return loss_fn(params, batch)
 
 
 def scores(params: Any, batch: Any) -> jax.Array:
@@ -82,6 +90,11 @@ def scores(params: Any, batch: Any) -> jax.Array:
             {"loss_fn": lambda params, batch: (loss_fn(params, batch), 1.0)},
             "loss_fn returns a tuple; return one floating-point number for a batch",
         ),
+        ({"loss_fn": 3.0}, "loss_fn is a float, which cannot be called; pass a function"),
+        (
+            {"loss_fn": Unhashable()},
+            "loss_fn is a Unhashable, which cannot be hashed",
+        ),
         (
             {"loss_fn": lambda params, batch: jnp.int32(3)},
             "loss_fn returns int32 of shape (); return one floating-point number",
@@ -117,9 +130,29 @@ def test_labels_out_of_range_are_found_before_training(
     labels = jnp.zeros(22, jnp.int32)
     data = {"data": (INPUTS, labels), "validation_data": (INPUTS, labels)}
     data[where] = (INPUTS, labels.at[21].set(2))
-    with pytest.raises(ValueError, match=r"targets.* 2\b.*\[0, 2\)|targets.*\b2\b") as raised:
+    with pytest.raises(
+        ValueError, match=r"targets hold 2; pass class indices from 0 to 1\."
+    ) as raised:
         optabs.fit(scores, regression.params(), optabs.sgd(0.1), batch_size=size, **data)
     assert "check" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_labels_are_checked_too(kind: AxisType) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, PartitionSpec("x"))
+        inputs, _ = regression.data(24)
+        labels = jnp.zeros(24, jnp.int32)
+        params = jax.device_put(regression.params(), NamedSharding(mesh, PartitionSpec()))
+        for bad, size in ((0, 8), (0, 5), (2, 8), (2, 5), (2, None)):
+            data = jax.device_put((inputs, labels.at[23].set(bad)), place)
+            arguments = (scores, params, optabs.sgd(0.1), data)
+            if not bad:
+                optabs.fit(*arguments, batch_size=size, epochs=1)
+                continue
+            with pytest.raises(ValueError, match=r"targets hold 2; pass class indices from 0"):
+                optabs.fit(*arguments, batch_size=size, epochs=1)
 
 
 def test_labels_in_range_train() -> None:

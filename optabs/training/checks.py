@@ -106,6 +106,8 @@ def check_functions(
     is evaluated here once over each set. The compiler drops all that no check depends on, so
     the network is not run for a check of labels.
     """
+    for name, function in (("loss_fn", plan.loss_fn), *plan.metrics):
+        _check_function(name, function)
     loss = _number_of("loss_fn", plan.loss_fn, params, batches.example(data, plan.batch_size))
     if validation is not None:
         for name, metric in (("loss_fn", plan.loss_fn), *plan.metrics):
@@ -113,6 +115,20 @@ def check_functions(
         _check_values(plan.loss_fn, params, validation, None)
     _check_values(plan.loss_fn, params, data, plan.batch_size)
     return loss
+
+
+def _check_function(name: str, function: Any) -> None:
+    try:
+        hash(function)
+        if callable(function):
+            return
+        problem = "which cannot be called"
+    except TypeError:
+        problem = "which cannot be hashed, so that its program cannot be kept"
+    raise ValueError(
+        f"{name} is a {type(function).__name__}, {problem}; pass a function from params and a "
+        "batch to a number."
+    )
 
 
 def _number_of(name: str, function: LossFn, params: Any, batch: Any) -> jax.ShapeDtypeStruct:

@@ -21,7 +21,7 @@ from optabs.training.program import (
     last_row,
 )
 
-CALL_SECONDS = 0.25  # of compiled work between two looks at the clock, the bar and Ctrl-C
+CALL_SECONDS = 1.0  # of compiled work between two looks at the clock, the bar and Ctrl-C
 GROWTH = 8  # at the most, of the steps from one call to the next
 
 Rows = dict[str, list[float]]
