@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 import optabs
 
@@ -26,3 +28,50 @@ def loss_fn(params: Any, batch: Any) -> jax.Array:
     """The mean squared error of a linear model."""
     inputs, targets = batch
     return optabs.losses.mse(inputs @ params["w"] + params["b"], targets).mean()
+
+
+KEY = jax.random.key(7)
+# One object for many tests: a program is compiled once for an optimizer.
+ADAM, SGD = optabs.adam(0.05), optabs.sgd(0.1)
+
+
+def by_hand(
+    optimizer: optax.GradientTransformation, batches: list[Any]
+) -> tuple[Any, list[float]]:
+    """Parameters and losses after a step on each batch, one by one."""
+
+    @jax.jit
+    def step(params: Any, state: Any, batch: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    theta = params()
+    state, losses = optimizer.init(theta), []
+    for batch in batches:
+        theta, state, loss = step(theta, state, batch)
+        losses.append(float(loss))
+    return theta, losses
+
+
+def rows_of(batch: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[np.asarray(rows)], batch)
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def assert_close(ours: Any, theirs: Any) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, theirs
+    )
+
+
+def shuffled(epochs: int, size: int) -> list[Any]:
+    """The batches of `fit`'s epochs: a permutation each, the last batch short."""
+    found = []
+    for epoch in range(epochs):
+        order = jax.random.permutation(jax.random.fold_in(KEY, epoch), COUNT)
+        found += [order[start : start + size] for start in range(0, COUNT, size)]
+    return [rows_of(data(), rows) for rows in found]
