@@ -13,7 +13,7 @@ from benchmarks.runs import Interrupted
 from benchmarks.steady import steady
 from benchmarks.step_time import step_time
 from benchmarks.store import StoreError
-from benchmarks.survey import survey
+from benchmarks.survey.command import survey
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.callback()(lambda: None)

@@ -72,8 +72,24 @@ def path(
         raise ValueError(f"steps is {steps}; pass a whole number above 0.")
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise is {noise}; pass a finite number that is 0 or more.")
+    first = jnp.asarray(landscape.start if start is None else start, jnp.float32)
+    key = jax.random.key(0) if key is None else key
+    run = jax.jit(lambda first, key: walk(landscape, optimizer, first, steps, noise, key))
+    return np.asarray(run(first, key))
+
+
+def walk(
+    landscape: Landscape,
+    optimizer: optax.GradientTransformation,
+    first: jax.Array,
+    steps: int,
+    noise: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """`path` to be compiled by the caller, whose optimizer may be made of traced numbers."""
     rule = optax.with_extra_args_support(optimizer)
     slope = jax.value_and_grad(landscape.function)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, steps)
 
     def step(carry: Any, step_key: jax.Array) -> Any:
         params, state = carry
@@ -83,13 +99,32 @@ def path(
         params = optax.apply_updates(params, updates)
         return (params, state), evaluated(state, params)
 
-    @jax.jit
-    def points(first: jax.Array, keys: jax.Array) -> jax.Array:
-        return jax.lax.scan(step, (first, rule.init(first)), keys)[1]
+    _, rest = jax.lax.scan(step, (first, rule.init(first)), keys)
+    return jnp.concatenate([first[None], rest])
 
-    first = jnp.asarray(landscape.start if start is None else start, jnp.float32)
-    keys = jax.random.split(jax.random.key(0) if key is None else key, steps)
-    return np.concatenate([np.asarray(first)[None], np.asarray(points(first, keys))])
+
+def emitted(transformation: optax.GradientTransformation, gradients: jax.Array) -> np.ndarray:
+    """What a transformation emits for a sequence of gradients, the parameters held at 0.
+
+    Args:
+      transformation: any optax transformation.
+      gradients: float [steps, ...].
+
+    Returns:
+      Its updates [steps, ...].
+
+    Examples:
+      >>> emitted(optabs.ema(0.5), jnp.array([1.0, 0.0, 0.0])).tolist()
+      [0.5, 0.25, 0.125]
+    """
+    rule = optax.with_extra_args_support(transformation)
+    params = jnp.zeros_like(gradients[0])
+
+    def step(state: optax.OptState, gradient: jax.Array) -> tuple[optax.OptState, jax.Array]:
+        updates, state = rule.update(gradient, state, params)
+        return state, updates
+
+    return np.asarray(jax.lax.scan(step, rule.init(params), gradients)[1])
 
 
 def paths_figure(

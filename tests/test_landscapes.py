@@ -87,8 +87,8 @@ def test_a_path_is_what_a_hand_written_loop_visits(name: str) -> None:
     np.testing.assert_allclose(points, np.stack(expected), rtol=1e-5)
 
 
-def test_the_example_of_a_path_runs() -> None:
-    assert doctest.testmod(benchmarks.paths) == (0, 3)
+def test_the_examples_of_paths_run() -> None:
+    assert doctest.testmod(benchmarks.paths) == (0, 4)
 
 
 def test_a_path_starts_at_the_landscape_s_start_and_needs_no_noise() -> None:

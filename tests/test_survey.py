@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import survey
 from benchmarks.landscapes import LANDSCAPES
-from benchmarks.survey_optimizers import ENTRIES
-from benchmarks.survey_problems import (
+from benchmarks.survey import command as survey
+from benchmarks.survey.optimizers import ENTRIES
+from benchmarks.survey.problems import (
     PROBLEMS,
     Problem,
 )
-from benchmarks.survey_study import RATES, Task, study
+from benchmarks.survey.study import RATES, Task, study
 
 SMALL = "survey --problems saddle,breast_cancer --optimizers nag,adam --steps 20 --seeds 2"
 

@@ -9,17 +9,17 @@ import optax
 import pytest
 
 import optabs
-from benchmarks import survey_study
 from benchmarks.paths import evaluated
-from benchmarks.survey_optimizers import DECAYING, ENTRIES, FAMILIES, Entry
-from benchmarks.survey_problems import (
+from benchmarks.survey import study as survey_study
+from benchmarks.survey.optimizers import DECAYING, ENTRIES, FAMILIES, Entry
+from benchmarks.survey.problems import (
     BREAST_CANCER_SPLIT,
     NOISE,
     PROBLEMS,
     SEEN,
     breast_cancer_splits,
 )
-from benchmarks.survey_study import RATES, TUNING_SEEDS, Scores, Task, choose, scores_of, study
+from benchmarks.survey.study import RATES, TUNING_SEEDS, Scores, Task, choose, scores_of, study
 
 
 def test_every_optimizer_of_optabs_has_a_row_in_its_family() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 
 from benchmarks.landscapes import LANDSCAPES
 from benchmarks.paths import COLORS, paths_figure
-from benchmarks.survey_landscapes import Paths, labelled, save_png
-from benchmarks.survey_optimizers import DECAYING, ENTRIES, FAMILIES
-from benchmarks.survey_records import (
+from benchmarks.survey.optimizers import DECAYING, ENTRIES, FAMILIES
+from benchmarks.survey.pictures import Paths, labelled, save_png
+from benchmarks.survey.records import (
     Record,
     Records,
     label_of,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.survey_optimizers import DECAYING, ENTRIES
+from benchmarks.survey.optimizers import DECAYING, ENTRIES
 
 Record = dict[str, Any]
 Records = dict[tuple[str, str], Record]  # by problem and optimizer

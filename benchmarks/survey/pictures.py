@@ -10,8 +10,8 @@ from tqdm import tqdm
 from benchmarks import store
 from benchmarks.landscapes import LANDSCAPES
 from benchmarks.paths import path, paths_figure
-from benchmarks.survey_optimizers import ENTRIES, FAMILIES
-from benchmarks.survey_records import Records, label_of
+from benchmarks.survey.optimizers import ENTRIES, FAMILIES
+from benchmarks.survey.records import Records, label_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,13 +10,13 @@ from tqdm import tqdm
 from benchmarks import store
 from benchmarks.arguments import names_of, positive
 from benchmarks.runs import Interrupted
-from benchmarks.survey_landscapes import draw_landscapes, paths_of
-from benchmarks.survey_optimizers import DECAYING, ENTRIES
-from benchmarks.survey_problems import PROBLEMS, Problem
-from benchmarks.survey_questions import draw_questions
-from benchmarks.survey_records import Records
-from benchmarks.survey_report import write_tables
-from benchmarks.survey_study import Task, study
+from benchmarks.survey.optimizers import DECAYING, ENTRIES
+from benchmarks.survey.pictures import draw_landscapes, paths_of
+from benchmarks.survey.problems import PROBLEMS, Problem
+from benchmarks.survey.questions import draw_questions
+from benchmarks.survey.records import Records
+from benchmarks.survey.report import write_tables
+from benchmarks.survey.study import Task, study
 
 RESULTS = pathlib.Path("runs/survey")
 

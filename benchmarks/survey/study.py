@@ -11,8 +11,8 @@ import optax
 
 from benchmarks import store
 from benchmarks.paths import evaluated
-from benchmarks.survey_optimizers import Entry
-from benchmarks.survey_problems import Problem
+from benchmarks.survey.optimizers import Entry
+from benchmarks.survey.problems import Problem
 
 # Half decades. One grid for every optimizer and problem, wide enough for the widest.
 RATES = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-12, 9))

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from benchmarks import report, store
-from benchmarks.survey_records import (
+from benchmarks.survey.records import (
     Record,
     Records,
     label_of,

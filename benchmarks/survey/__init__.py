@@ -1,0 +1,1 @@
+"""The survey study: every optimizer on its four questions."""
