@@ -6,8 +6,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 DOCS_PORT ?= 8000
 
-.PHONY: demo test test-all test-newest lint format types notebooks pages docs wheel check peers \
-  clean
+.PHONY: demo test test-all test-newest lint format types notebooks store-notebooks pages docs wheel \
+  check peers clean
 
 demo: $(VENV)/.benchmarks  ## the main job on embedded data: tables and a picture, in ./runs
 	$(BIN)/python -m benchmarks optimabs
@@ -37,6 +37,9 @@ types: $(VENV)/.development
 
 notebooks: $(VENV)/.development
 	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake $(NOTEBOOKS),@echo "no notebooks yet")
+
+store-notebooks: $(VENV)/.development  ## runs them and stores their outputs, for the pages
+	$(BIN)/python notebooks/store.py $(NOTEBOOKS)
 
 # A fresh build every time: one that goes on from the last does not repeat its warnings.
 pages: $(VENV)/.development  ## the reference pages, in build/docs; a warning is an error

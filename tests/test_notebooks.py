@@ -15,14 +15,14 @@ import numpy as np
 import optax
 import PIL.Image
 import pytest
-from matplotlib.figure import Figure
 
 import optabs
 from benchmarks import explore as exploring
 from benchmarks.arguments import ArgumentError
-from benchmarks.explore import emitted, explore, explored_figure, png
+from benchmarks.explore import explore, explored_figure
 from benchmarks.landscapes import LANDSCAPES
-from benchmarks.paths import COLORS, path
+from benchmarks.paths import COLORS, emitted, path, paths_figure
+from benchmarks.report import png
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -86,6 +86,12 @@ def test_a_stored_notebook_is_light_and_sound(notebook: pathlib.Path) -> None:
     assert problems(book) == set()
 
 
+def with_includes(page: pathlib.Path) -> str:
+    text = page.read_text()
+    included = re.findall(r"^```\{include\} (.+)$", text, re.MULTILINE)
+    return "\n".join([text, *((page.parent / name).read_text() for name in included)])
+
+
 def test_links_of_a_notebook_lead_somewhere(notebook: pathlib.Path) -> None:
     cells = nbformat.read(notebook, 4).cells
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
@@ -95,7 +101,7 @@ def test_links_of_a_notebook_lead_somewhere(notebook: pathlib.Path) -> None:
         if target.startswith("https://"):
             continue
         name, _, anchor = target.partition("#")
-        page = (notebook.parent / name).read_text() if name else prose
+        page = with_includes(notebook.parent / name) if name else prose
         headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
         anchors = {heading.lower().replace(" ", "-") for heading in headings}
         assert not anchor or anchor in anchors, target
@@ -212,14 +218,14 @@ def test_a_path_that_diverges_is_drawn_as_such() -> None:
 
 
 def test_a_light_picture_keeps_the_colours_of_thin_lines() -> None:
-    figure = Figure(figsize=(5, 4))
-    axis = figure.subplots()
-    axis.imshow(np.random.default_rng(0).random((40, 40)), cmap="Greys", aspect="auto")
-    for place, color in enumerate(COLORS):
-        axis.axhline(6 * place, color=color, lw=1.5)
+    optimizers = {"sgd": optabs.sgd(0.01), "adam": optabs.adam(0.1), "nag": optabs.nag(0.1)}
+    beale = LANDSCAPES["beale"]
+    figure = paths_figure(
+        beale, {name: path(beale, optimizers[name], 50) for name in optimizers}
+    )
     with PIL.Image.open(io.BytesIO(png(figure))) as picture:
         seen = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
-    for color in COLORS:
+    for color in COLORS[: len(optimizers)]:
         wanted = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
         assert np.abs(seen - wanted).max(axis=1).min() <= 8
 
