@@ -36,7 +36,8 @@ types: $(VENV)/.development
 	$(BIN)/mypy
 
 notebooks: $(VENV)/.development
-	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake $(NOTEBOOKS),@echo "no notebooks yet")
+	mkdir -p build
+	IPYTHONDIR=$(CURDIR)/build/ipython $(BIN)/python -m pytest --nbmake $(NOTEBOOKS)
 
 store-notebooks: $(VENV)/.development  ## runs them and stores their outputs, for the pages
 	$(BIN)/python notebooks/store.py $(NOTEBOOKS)
