@@ -70,6 +70,11 @@ def _optional(rule: Callable[[Any], _Problem]) -> Callable[[Any], _Problem]:
     return lambda value: None if value is None else rule(value)
 
 
+def _concrete(rule: Callable[[Any], _Problem]) -> Callable[[Any], _Problem]:
+    """A rule that reads JAX arrays too, for what is only used where nothing is traced."""
+    return lambda value: rule(value.item() if isinstance(value, jax.Array) else value)
+
+
 _RULES: dict[str, Callable[[Any], _Problem]] = {
     "learning_rate": _rate,
     "decay": _decay,
@@ -82,9 +87,9 @@ _RULES: dict[str, Callable[[Any], _Problem]] = {
     "mask": _mask,
     "epochs": _whole,
     "max_steps": _optional(_whole),
-    "tolerance": _nonnegative,
-    "params_tolerance": _nonnegative,
-    "checkpoint_seconds": _nonnegative,
+    "tolerance": _concrete(_nonnegative),
+    "params_tolerance": _concrete(_nonnegative),
+    "checkpoint_seconds": _concrete(_nonnegative),
     "stddev": _nonnegative,
     "delta": _positive,
 }

@@ -177,7 +177,7 @@ def hinge(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     indices.
 
     Args:
-      scores: :math:`s`, floating point [..., K], K at least 2.
+      scores: :math:`s`, floating point [..., K], finite, K at least 2.
       labels: :math:`l`, class indices [...] or rows [..., K].
 
     Returns:
@@ -264,7 +264,7 @@ def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     .. math:: \ell = -y \log \sigma(x) - (1-y) \log (1 - \sigma(x))
 
     Args:
-      logits: :math:`x`, floating point [...], one per instance.
+      logits: :math:`x`, floating point [...], finite, one per instance.
       labels: :math:`y`, of the same shape: 0 or 1, or the probability of class 1.
 
     Returns:
@@ -311,16 +311,18 @@ def softmax_cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
       >>> float(optabs.losses.softmax_cross_entropy(jnp.array([1e4, 0.0, -1e4]), 1))
       10000.0
 
-    Source: survey eq. 4 in its softmax form; optax.softmax_cross_entropy_with_integer_labels
-    for class indices and optax.safe_softmax_cross_entropy for rows.
+    Source: survey eq. 4 in its softmax form; optax.safe_softmax_cross_entropy for rows, and
+    for class indices the numbers of optax.softmax_cross_entropy_with_integer_labels.
     """
+
+    def of_classes(logits: jax.Array, classes: jax.Array) -> jax.Array:
+        # optax's loss for integers gathers, which a mesh with explicit axes refuses along K.
+        true = one_hot(classes, logits)
+        own = jnp.sum(jnp.where(true, logits, 0.0), axis=-1)
+        return jax.nn.logsumexp(logits, axis=-1) - own
+
     return over_classes(
-        "logits",
-        logits,
-        "targets",
-        targets,
-        optax.softmax_cross_entropy_with_integer_labels,
-        optax.safe_softmax_cross_entropy,
+        "logits", logits, "targets", targets, of_classes, optax.safe_softmax_cross_entropy
     )
 
 
@@ -329,4 +331,9 @@ def _unit_peak(vectors: jax.Array) -> jax.Array:
     peak = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
     # Its gradient is exactly 0 in the end: a cosine does not depend on sizes.
     peak = jax.lax.stop_gradient(peak)
-    return jnp.where(peak == 0, 0.0, vectors / jnp.where(peak == 0, 1.0, peak))
+    # In two steps, since 1 over the largest numbers is flushed to 0.
+    far = 2.0**64
+    first = jnp.where(peak > far, 1 / far, jnp.where(peak < 1 / far, far, 1.0))
+    first = first.astype(vectors.dtype)
+    peak *= first
+    return jnp.where(peak == 0, 0.0, vectors * first / jnp.where(peak == 0, 1.0, peak))

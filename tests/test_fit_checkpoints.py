@@ -124,7 +124,7 @@ def test_killed_at_any_moment(tmp_path: pathlib.Path) -> None:
     # Kill at moments that move through start-up, compilation, steps and the writing of files.
     for delay in (0.0, 0.06, 0.02):
         process = start("killed")
-        while process.poll() is None and not any((tmp_path / "killed").glob("[0-9]*")):
+        while process.poll() is None and not any((tmp_path / "killed").glob("step_*")):
             time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
@@ -150,6 +150,12 @@ def test_killed_at_any_moment(tmp_path: pathlib.Path) -> None:
         ({"key": jax.random.key(6)}, "key"),
         ({"data": regression.data(21)}, "data set"),
         ({"tolerance": 1e-8}, "tolerance or params_tolerance"),
+        ({"data": jax.tree.map(lambda leaf: 2 * leaf, regression.data())}, "data set"),
+        ({"params": jax.tree.map(lambda leaf: leaf + 1, regression.params())}, "start"),
+        ({"opt_state": OPTIMIZER.init(regression.params())}, "start"),
+        ({"validation_data": None}, "validation_data"),
+        ({"validation_data": regression.data(3)}, "validation_data"),
+        ({"metrics": {"half": lambda *given: loss_fn(*given) / 2}}, "metrics"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_and_left_alone(
@@ -189,7 +195,7 @@ def test_a_damaged_checkpoint_is_announced_and_the_one_before_taken(
 ) -> None:
     train(tmp_path / "run", max_steps=7)
     train(tmp_path / "run", max_steps=13)
-    for path in (tmp_path / "run" / "13").rglob("*"):
+    for path in (tmp_path / "run" / "step_13").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:3])
     with pytest.warns(
@@ -197,6 +203,70 @@ def test_a_damaged_checkpoint_is_announced_and_the_one_before_taken(
     ):
         result = train(tmp_path / "run")
     assert_same(result, train())
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_never_deleted(tmp_path: pathlib.Path) -> None:
+    train(tmp_path / "run", max_steps=7)
+    train(tmp_path / "run", max_steps=13)
+    notes = tmp_path / "run" / "step_13" / "notes" / "metadata"
+    notes.write_text("{")
+    with pytest.warns(UserWarning, match="checkpoint 13 in"):
+        train(tmp_path / "run", epochs=4)
+    aside = [path.name for path in (tmp_path / "run").glob("unread_*")]
+    assert [name.rsplit("_", 1)[0] for name in aside] == ["unread_step_13"]
+
+
+def test_other_folders_beside_the_checkpoints_are_left_alone(tmp_path: pathlib.Path) -> None:
+    train(tmp_path / "run", max_steps=7)
+    for name in ("3", "2024", "notes"):
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "mine.txt").write_text(name)
+    assert_same(train(tmp_path / "run"), train())
+    for name in ("3", "2024", "notes"):
+        assert (tmp_path / "run" / name / "mine.txt").read_text() == name
+
+
+@pytest.mark.parametrize("changed", [{"epochs": 3}, {"max_steps": 7}])
+def test_a_shorter_run_than_the_one_kept_is_refused(
+    changed: dict[str, int], tmp_path: pathlib.Path
+) -> None:
+    train(tmp_path / "run", epochs=6)
+    kept = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match="after 6 epochs and 30 steps; pass no smaller"):
+        train(tmp_path / "run", **changed)
+    assert contents(tmp_path / "run") == kept
+
+
+def test_losses_with_checks_resume_whatever_was_traced_before(tmp_path: pathlib.Path) -> None:
+    inputs, targets = regression.data()
+    classes = (targets[:, 0] > 0).astype(jnp.int32)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        inputs, classes = batch
+        logits = inputs @ params["w"] + params["b"]
+        return optabs.losses.softmax_cross_entropy(logits, classes).mean()
+
+    options: dict[str, Any] = {
+        "loss_fn": loss,
+        "data": (inputs, classes),
+        "validation_data": (inputs, classes),
+    }
+    train(tmp_path / "run", max_steps=13, **options)
+    jax.jit(jax.grad(loss))(regression.params(), (inputs, classes))
+    optabs.losses.hinge(inputs, classes)
+    assert_same(train(tmp_path / "run", **options), train(**options))
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_result(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_set_aside", full)
+    with pytest.warns(UserWarning, match=r"could not be written .*No space left"):
+        result = train(tmp_path / "run", epochs=2)
+    assert_same(result, train(epochs=2))
 
 
 def test_damaged_checkpoints_only(tmp_path: pathlib.Path) -> None:
@@ -219,10 +289,17 @@ def test_a_bad_loss_leaves_the_last_good_checkpoint(tmp_path: pathlib.Path) -> N
     assert str(first[0].message) == str(again[0].message)
 
 
-def test_a_folder_that_is_a_file(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("inner", ["", "deeper"])
+def test_a_folder_that_is_a_file(inner: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(ValueError, match=r"checkpoint_dir .*run' is a file; pass a folder\."):
-        train(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"checkpoint_dir .* is a file, or below one; pass a"):
+        train(tmp_path / "run" / inner)
+
+
+@pytest.mark.parametrize("folder", ["", 3])
+def test_a_folder_that_is_no_path(folder: Any) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint_dir is .*; pass the path of a folder"):
+        train(folder)
 
 
 def test_any_tree_of_arrays_is_kept(tmp_path: pathlib.Path) -> None:

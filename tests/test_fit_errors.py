@@ -77,6 +77,18 @@ def scores(params: Any, batch: Any) -> jax.Array:
             {"metrics": {"loss": loss_fn}, "validation_data": DATA},
             "metrics has 'loss', which the history keeps for loss_fn; rename it.",
         ),
+        ({"metrics": [loss_fn]}, "metrics is a list; pass a mapping from names to functions."),
+        ({"data": "abc"}, "data holds a str that is no array of numbers; pass a pytree of"),
+        (
+            {"data": (INPUTS, np.arange(22) + 2**32)},
+            "data holds 4294967296, which int32 cannot; pass smaller numbers, or turn on",
+        ),
+        ({"params": "abc"}, "params is a str; pass a pytree of floating-point arrays."),
+        (
+            {"validation_data": INPUTS},
+            "validation_data is another tree than data; pass one",
+        ),
+        ({"tolerance": jnp.float32(-1)}, "tolerance is -1.0; pass a finite number that is 0"),
         (
             {"metrics": {"two": lambda params, batch: batch[1]}, "validation_data": DATA},
             "two returns float32 of shape (22, 2); return one floating-point number for a",
@@ -119,6 +131,28 @@ def test_bad_input(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)) as raised:
         optabs.fit(**given)
     assert str(raised.value).count("\n") == 0
+
+
+def test_inside_a_transformation() -> None:
+    def inner(scale: jax.Array) -> Any:
+        params = jax.tree.map(lambda leaf: scale * leaf, regression.params())
+        return optabs.fit(loss_fn, params, optabs.sgd(0.1), DATA).params
+
+    with pytest.raises(ValueError, match="fit is called inside a jax transformation"):
+        jax.jit(inner)(1.0)
+
+
+def test_tolerances_may_be_arrays() -> None:
+    near = jnp.float32(1e-3)
+    result = optabs.fit(
+        loss_fn,
+        regression.params(),
+        optabs.sgd(0.1),
+        DATA,
+        params_tolerance=near,
+        tolerance=near,
+    )
+    assert result.converged
 
 
 @pytest.mark.parametrize("size", [None, 4, 5])

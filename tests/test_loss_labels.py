@@ -177,3 +177,18 @@ def test_sharded_batches(name: str, kind: AxisType) -> None:
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
         assert slope.sharding.is_equivalent_to(spread, first.ndim)
         assert said is None
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_may_be_sharded_on_an_explicit_mesh(name: str) -> None:
+    mesh = jax.make_mesh((4, 2), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
+    scores, classes = map(jnp.asarray, batch_of(name, (4,)))
+    function = getattr(losses, name)
+    plain = function(scores, classes)
+    with jax.set_mesh(mesh):
+        scores = jax.device_put(scores, NamedSharding(mesh, PartitionSpec("rows", "classes")))
+        classes = jax.device_put(classes, NamedSharding(mesh, PartitionSpec("rows")))
+        sharded = function(scores, classes)
+        slope = jax.grad(lambda scores: function(scores, classes).sum())(scores)
+    np.testing.assert_allclose(sharded, plain, rtol=1e-6)
+    assert np.isfinite(slope).all()

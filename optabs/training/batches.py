@@ -13,7 +13,7 @@ SAMPLINGS = get_args(Sampling)
 
 def put(data: Any, name: str) -> Any:
     """The data with every array on the device, checked to have one row per instance."""
-    arrays = jax.tree.map(jnp.asarray, data)
+    arrays = jax.tree.map(lambda leaf: _put(leaf, name), data)
     leaves = jax.tree.leaves(arrays)
     if not leaves:
         raise ValueError(
@@ -24,11 +24,41 @@ def put(data: Any, name: str) -> Any:
         shapes = ", ".join(str(leaf.shape) for leaf in leaves)
         raise ValueError(
             f"{name} has arrays of shapes {shapes}; pass arrays whose first axes have one "
-            "length, that of the instances."
+            "length, that of the instances (a list is a tree of its entries)."
         )
     if lengths[0] == 0:
         raise ValueError(f"{name} has 0 instances; pass at least one.")
     return arrays
+
+
+def _put(leaf: Any, name: str) -> jax.Array:
+    refuse_tracer(leaf)
+    try:
+        array = jnp.asarray(leaf)
+    except TypeError:
+        raise ValueError(
+            f"{name} holds a {type(leaf).__name__} that is no array of numbers; pass a "
+            "pytree of arrays, such as (inputs, labels)."
+        ) from None
+    wide = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "iu" and leaf.size
+    if wide and leaf.dtype != array.dtype:
+        largest = np.iinfo(array.dtype)
+        for value in (leaf.min(), leaf.max()):
+            if not largest.min <= value <= largest.max:
+                raise ValueError(
+                    f"{name} holds {value}, which {array.dtype} cannot; pass smaller "
+                    "numbers, or turn on jax_enable_x64."
+                )
+    return array
+
+
+def refuse_tracer(leaf: Any) -> None:
+    """Raises for what is traced: `fit` looks at a clock, and compiles by itself."""
+    if isinstance(leaf, jax.core.Tracer):
+        raise ValueError(
+            "fit is called inside a jax transformation (jit, grad, vmap or scan); call it "
+            "outside of them."
+        )
 
 
 def instances(data: Any) -> int:

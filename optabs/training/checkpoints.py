@@ -1,7 +1,9 @@
 """Checkpoints of one run through orbax: written whole or not at all, read by that run only."""
 
 import json
+import os
 import pathlib
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +13,7 @@ import jax
 from optabs._extras import require
 
 KEPT = 2  # one before the newest, should that be damaged
+PREFIX = "step"  # other folders beside the checkpoints are not ours to read or remove
 
 
 class Checkpoints:
@@ -25,12 +28,17 @@ class Checkpoints:
       ImportError: orbax is not installed.
     """
 
-    def __init__(self, folder: str | pathlib.Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self._orbax = require("orbax.checkpoint", "training", "checkpoint_dir")
-        self._folder = pathlib.Path(folder).absolute()
+        if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+            raise ValueError(f"checkpoint_dir is {folder!r}; pass the path of a folder.")
+        self._folder = pathlib.Path(folder).expanduser().absolute()
         self._identity = json.loads(json.dumps(identity))
-        if self._folder.exists() and not self._folder.is_dir():
-            raise ValueError(f"checkpoint_dir {str(folder)!r} is a file; pass a folder.")
+        nearest = next(path for path in (self._folder, *self._folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise ValueError(
+                f"checkpoint_dir {str(folder)!r} is a file, or below one; pass a folder."
+            )
 
     def restore(
         self, like: Any, at_most: int | None = None
@@ -69,24 +77,23 @@ class Checkpoints:
                 if damaged:
                     warnings.warn(
                         f"checkpoint {damaged[0]} in {str(self._folder)!r} cannot be read "
-                        f"({reason}); going on from {step}.",
+                        f"({reason}); going on from {step}, and leaving it as it is.",
                         stacklevel=3,
                     )
-                for later in damaged:  # orbax refuses to write a step that is there
-                    manager.delete(later)
                 return _like(arrays, like), notes["notes"]
         if damaged:
             raise ValueError(
                 f"no checkpoint in {str(self._folder)!r} can be read ({reason}); pass another "
-                "checkpoint_dir, or delete that one to begin again."
+                "checkpoint_dir to begin again."
             )
         return None
 
     def save(self, step: int, arrays: Any, notes: dict[str, Any]) -> None:
-        """Writes a checkpoint, unless this step has one."""
+        """Writes a checkpoint; where that fails, says so and leaves the others."""
         args = self._orbax.args
-        with self._manager() as manager:
-            if manager.latest_step() != step:
+        try:
+            self._set_aside(step)
+            with self._manager() as manager:
                 manager.save(
                     step,
                     args=args.Composite(
@@ -94,10 +101,24 @@ class Checkpoints:
                         notes=args.JsonSave({"identity": self._identity, "notes": notes}),
                     ),
                 )
+        except OSError as error:
+            warnings.warn(
+                f"checkpoint {step} could not be written into {str(self._folder)!r} "
+                f"({error}); training goes on without it.",
+                stacklevel=3,
+            )
+
+    def _set_aside(self, step: int) -> None:
+        """Renames checkpoints from this step on, which could not be read."""
+        # orbax writes no step below one that is there.
+        for path in self._folder.glob(f"{PREFIX}_*"):
+            number = path.name.removeprefix(f"{PREFIX}_")
+            if number.isdecimal() and int(number) >= step:
+                path.rename(path.with_name(f"unread_{path.name}_{time.time_ns()}"))
 
     def _manager(self) -> Any:
         options = self._orbax.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False
+            max_to_keep=KEPT, enable_async_checkpointing=False, step_prefix=PREFIX
         )
         return self._orbax.CheckpointManager(self._folder, options=options)
 

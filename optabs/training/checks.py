@@ -1,6 +1,7 @@
 """Refuses what cannot be trained, before anything is."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ from jax.experimental import checkify
 from jax.extend.core import jaxprs_in_params
 
 from optabs.training import batches
-from optabs.training.program import LossFn, Plan
+from optabs.training.batches import refuse_tracer
+from optabs.training.program import PLANS_KEPT, Limits, LossFn, Plan
 
 
 def check_params(params: Any) -> None:
@@ -19,22 +21,31 @@ def check_params(params: Any) -> None:
     if not leaves:
         raise ValueError("params has no arrays; pass a pytree of floating-point arrays.")
     for path, leaf in leaves:
-        dtype = jnp.result_type(leaf)
+        refuse_tracer(leaf)
+        name = f"params{jax.tree_util.keystr(path)}"
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError:
+            raise ValueError(
+                f"{name} is a {type(leaf).__name__}; pass a pytree of floating-point arrays."
+            ) from None
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} is {dtype}; pass floating-point arrays "
-                "only, and let loss_fn close over the rest."
+                f"{name} is {dtype}; pass floating-point arrays only, and let loss_fn close "
+                "over the rest."
             )
 
 
-def check_optimizer(optimizer: Any) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, taking extra arguments; raises unless it is a transformation."""
+def check_optimizer(optimizer: Any) -> optax.GradientTransformation:
+    """The optimizer; raises unless it is a transformation."""
+    if isinstance(optimizer, optax.MultiSteps):
+        return optimizer.gradient_transformation()
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
             f"optimizer is {optimizer!r}; pass a gradient transformation, such as "
             "optabs.adam(1e-3)."
         )
-    return optax.with_extra_args_support(optimizer)
+    return optimizer
 
 
 def check_key(key: Any) -> jax.Array:
@@ -54,8 +65,14 @@ def check_metrics(
     metrics: Mapping[str, LossFn] | None, validation: Any
 ) -> tuple[tuple[str, LossFn], ...]:
     """The metrics by name; raises where there is nothing to take them on."""
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ValueError(
+            f"metrics is a {type(metrics).__name__}; pass a mapping from names to functions."
+        )
     if not metrics:
         return ()
+    if not all(isinstance(name, str) for name in metrics):
+        raise ValueError(f"metrics has names {list(metrics)}; pass strings for names.")
     if validation is None:
         raise ValueError(
             f"metrics has {', '.join(metrics)} but validation_data is None; pass the data "
@@ -96,6 +113,15 @@ def check_opt_state(
         )
 
 
+def check_not_beyond(step: int, epoch: int, limits: Limits) -> None:
+    """Raises where the run that was kept is longer than the one asked for."""
+    if step > limits.step or epoch > limits.epochs:
+        raise ValueError(
+            f"checkpoint_dir holds this run after {epoch} epochs and {step} steps; pass no "
+            "smaller epochs and max_steps, or another folder."
+        )
+
+
 def check_functions(
     plan: Plan, params: Any, data: Any, validation: Any
 ) -> jax.ShapeDtypeStruct:
@@ -110,8 +136,14 @@ def check_functions(
         _check_function(name, function)
     loss = _number_of("loss_fn", plan.loss_fn, params, batches.example(data, plan.batch_size))
     if validation is not None:
-        for name, metric in (("loss_fn", plan.loss_fn), *plan.metrics):
-            _number_of(name, metric, params, validation)
+        trees = [str(jax.tree.structure(tree)) for tree in (validation, data)]
+        if trees[0] != trees[1]:
+            raise ValueError(
+                "validation_data is another tree than data; pass one of the same structure."
+            )
+        _number_of("loss_fn", plan.loss_fn, params, validation)
+        for name, metric in plan.metrics:
+            _number_of(name, metric, params, validation, jnp.number, jnp.bool)
         _check_values(plan.loss_fn, params, validation, None)
     _check_values(plan.loss_fn, params, data, plan.batch_size)
     return loss
@@ -131,10 +163,14 @@ def _check_function(name: str, function: Any) -> None:
     )
 
 
-def _number_of(name: str, function: LossFn, params: Any, batch: Any) -> jax.ShapeDtypeStruct:
+def _number_of(
+    name: str, function: LossFn, params: Any, batch: Any, *kinds: Any
+) -> jax.ShapeDtypeStruct:
+    kinds = kinds or (jnp.floating,)
     given = jax.eval_shape(function, params, batch)
     if isinstance(given, jax.ShapeDtypeStruct):
-        if given.shape == () and jnp.issubdtype(given.dtype, jnp.floating):
+        real = not jnp.issubdtype(given.dtype, jnp.complexfloating)
+        if given.shape == () and real and any(jnp.issubdtype(given.dtype, k) for k in kinds):
             return given
         what = f"{given.dtype} of shape {given.shape}"
     else:
@@ -146,14 +182,20 @@ def _number_of(name: str, function: LossFn, params: Any, batch: Any) -> jax.Shap
 
 
 def _check_values(loss_fn: LossFn, params: Any, data: Any, batch_size: int | None) -> None:
-    if not _has_checks(
-        jax.make_jaxpr(loss_fn)(params, batches.example(data, batch_size)).jaxpr
-    ):
-        return
-    count = batches.instances(data)
-    full, short = batches.sizes(count, batch_size, "shuffle")
+    batch = batches.example(data, batch_size)
+    if _has_checks(jax.make_jaxpr(loss_fn)(params, batch).jaxpr):
+        message = _values_program(loss_fn, batch_size)(params, data).get()
+        if message is not None:
+            raise ValueError(message.removesuffix(" (`check` failed)"))
 
+
+@functools.lru_cache(PLANS_KEPT)
+def _values_program(
+    loss_fn: LossFn, batch_size: int | None
+) -> Callable[[Any, Any], checkify.Error]:
     def losses(params: Any, data: Any) -> tuple[jax.Array, ...]:
+        count = batches.instances(data)
+        full, short = batches.sizes(count, batch_size, "shuffle")
         rows = jnp.arange(count)
         batched = rows[: count - short].reshape(full, -1)
         first = jax.lax.map(lambda row: loss_fn(params, batches.take(data, row)), batched)
@@ -162,15 +204,14 @@ def _check_values(loss_fn: LossFn, params: Any, data: Any, batch_size: int | Non
         return first, loss_fn(params, batches.take(data, rows[count - short :]))
 
     checked = checkify.checkify(losses, errors=checkify.user_checks)
-    error = jax.jit(lambda params, data: checked(params, data)[0])(params, data)
-    message = error.get()
-    if message is not None:
-        raise ValueError(message.removesuffix(" (`check` failed)"))
+    return jax.jit(lambda params, data: checked(params, data)[0])
 
 
 def _has_checks(jaxpr: Any) -> bool:
+    # checkify cannot see into a shard_map of another mesh; labels are NaN there all the same.
     return any(
         equation.primitive.name == "check"
         or any(_has_checks(inner) for inner in jaxprs_in_params(equation.params))
         for equation in jaxpr.eqns
+        if equation.primitive.name != "shard_map"
     )

@@ -14,17 +14,18 @@ from optabs._checks import check
 from optabs.training import batches, checks, program
 from optabs.training.checkpoints import Checkpoints
 from optabs.training.identity import identity
-from optabs.training.loop import Rows, train
+from optabs.training.loop import Ending, Rows, train
 from optabs.training.program import (
     LOSS_CONVERGED,
+    LOSS_NOT_FINITE,
     MAX_STEPS,
-    NOT_FINITE,
     PARAMS_CONVERGED,
     Inputs,
     Limits,
     Plan,
     Run,
 )
+from optabs.training.recovery import last_good
 
 
 class FitResult(NamedTuple):
@@ -77,13 +78,15 @@ def fit(
     `batch_size=None` an epoch is one step, and these are the survey's tests between two
     iterations.
 
-    A loss that is not finite stops it too, with a RuntimeWarning that names the step. The
-    result then has the last parameters with a finite loss, and all else as it was with them:
-    the run is made once more up to there, from its start or its newest checkpoint.
+    A loss that is not finite stops it too, with a RuntimeWarning that names the step, and so
+    do parameters that are not. The result then has the last parameters with a finite loss,
+    and all else as it was with them: the run is made once more up to there, from its start or
+    its newest checkpoint.
 
     Args:
       loss_fn: (params, batch) -> a real number; sum or mean, as you like. A batch is shaped
-        like `data`.
+        like `data`. What is not trained it closes over; statistics as BatchNorm's stay as
+        they are (of a flax.nnx model, `nnx.merge(graph, params, others, copy=True)`).
       params: a pytree of floating-point arrays; not changed, not donated.
       optimizer: any optax transformation. It is given `value`, `grad`, `value_fn` and
         `batch`, so line searches and mixtures work.
@@ -101,7 +104,8 @@ def fit(
       progress: a bar with loss and time left; None for one where stderr is a terminal and
         tqdm is installed.
       checkpoint_dir: where to keep the run (needs orbax). The same call goes on from the
-        newest checkpoint, and ends bit for bit where the uninterrupted one ends.
+        newest checkpoint, and ends bit for bit where the uninterrupted one ends; a larger
+        `epochs` or `max_steps` goes on from it. One folder holds one run.
       checkpoint_seconds: time between two checkpoints; the last state is always kept.
 
     Returns:
@@ -158,52 +162,70 @@ def fit(
         batch_size=batch_size,
         sampling=sampling,
         metrics=checks.check_metrics(metrics, validation_data),
-        watch_params=params_tolerance > 0,
+        watch_params=float(params_tolerance) > 0,
     )
     loss = checks.check_functions(plan, params, data, validation_data)
     checks.check_opt_state(plan.optimizer, params, opt_state)
     inputs = Inputs(checks.check_key(key), data, validation_data)
-    limits = Limits(max_steps or MAX_STEPS, epochs, tolerance, params_tolerance)
+    limits = Limits(max_steps or MAX_STEPS, epochs, float(tolerance), float(params_tolerance))
     first = functools.partial(program.start, plan, params, opt_state, loss)
     checkpoints = None
     if checkpoint_dir is not None:
-        checkpoints = Checkpoints(checkpoint_dir, identity(plan, first(), inputs, limits))
+        of = identity(plan, first(), (params, opt_state), inputs, limits)
+        checkpoints = Checkpoints(checkpoint_dir, of)
 
     def begin(at_most: int | None = None) -> tuple[Run, Rows]:
-        fresh: tuple[Run, Rows] = first(), {}
+        names = ["loss"]
+        if validation_data is not None:
+            names += ["validation_loss", *(name for name, _ in plan.metrics)]
+        fresh: tuple[Run, Rows] = first(), {name: [] for name in names}
         return (checkpoints and checkpoints.restore(fresh[0], at_most)) or fresh
 
-    to_the_end = functools.partial(train, plan, inputs=inputs)
-    run, rows = to_the_end(
-        *begin(),
+    run, rows = begin()
+    checks.check_not_beyond(int(run.step), int(run.epoch), limits)
+    ending = train(
+        plan,
+        run,
+        rows,
+        inputs=inputs,
         limits=limits,
         progress=progress,
         checkpoints=checkpoints,
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_seconds=float(checkpoint_seconds),
     )
-    message = _message(run, limits)
-    if int(run.status) == NOT_FINITE:
+    run, rows = ending.run, ending.rows
+    converged = int(run.status) in (LOSS_CONVERGED, PARAMS_CONVERGED)
+    message = _message(ending, limits)
+    if ending.finite_at is not None:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    while int(run.status) == NOT_FINITE:
-        # The same run once more, to where its last finite loss was taken.
-        good = max(0, int(run.step) - 1)
-        run, rows = to_the_end(*begin(good), limits=limits._replace(step=good))
+        converged = False
+        run, rows = last_good(plan, begin, ending, inputs, limits)
+        message += f" The result is after {int(run.step)} updates, the last that was finite."
+    if int(run.position):
+        row = program.last_row(plan, run, validation_data)
+        rows = {name: [*rows[name], float(value)] for name, value in row.items()}
     return FitResult(
         params=run.params,
         opt_state=run.opt_state,
         history={name: np.asarray(values) for name, values in rows.items()},
-        converged=int(run.status) in (LOSS_CONVERGED, PARAMS_CONVERGED),
+        converged=converged,
         steps=int(run.step),
         message=message,
     )
 
 
-def _message(run: Run, limits: Limits) -> str:
+def _message(ending: Ending, limits: Limits) -> str:
+    run = ending.run
     status, step, epoch = int(run.status), int(run.step), int(run.epoch)
-    if status == NOT_FINITE:
+    if status == LOSS_NOT_FINITE:
         return (
-            f"loss is not finite at step {step + 1}, in epoch {epoch + 1}; the result is of "
-            "the step before: lower the learning rate, or look at the data."
+            f"loss is not finite at step {step + 1}, in epoch {epoch + 1}: lower the learning "
+            "rate, or look at the data."
+        )
+    if ending.finite_at is not None:
+        return (
+            f"params are not finite after step {step}, while the loss is: look for a gradient "
+            f"that is not finite after step {ending.finite_at}."
         )
     if status == LOSS_CONVERGED:
         return f"converged: the loss changed by less than {limits.tolerance} in epoch {epoch}."

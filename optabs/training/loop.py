@@ -11,20 +11,28 @@ from optabs._extras import require
 from optabs.training import batches
 from optabs.training.checkpoints import Checkpoints
 from optabs.training.program import (
-    NOT_FINITE,
+    LOSS_NOT_FINITE,
     RUNNING,
     Inputs,
     Limits,
     Plan,
     Run,
     advance,
-    last_row,
+    all_finite,
 )
 
 CALL_SECONDS = 1.0  # of compiled work between two looks at the clock, the bar and Ctrl-C
 GROWTH = 8  # at the most, of the steps from one call to the next
 
-Rows = dict[str, list[float]]
+Rows = dict[str, list[float]]  # a column per name, a row per finished epoch
+
+
+class Ending(NamedTuple):
+    """Where a training stopped."""
+
+    run: Run
+    rows: Rows
+    finite_at: int | None  # a step at which all was finite, where it no longer is
 
 
 def train(
@@ -37,54 +45,53 @@ def train(
     progress: bool | None = False,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 0.0,
-) -> tuple[Run, Rows]:
-    """Trains to a limit, a convergence test or a loss that is not finite.
-
-    Returns:
-      The run, and its rows with one for an epoch that was cut short.
-    """
+) -> "Ending":
+    """Trains to a limit, a convergence test, or what is not finite; `rows` grow in place."""
     saved_at = time.monotonic()
     steps, warm = 1, False  # the first call compiles
-    here = _place(run)
+    here = place(run)
+    watched = here.finite  # parameters that never were finite may be meant so
     with _Bar(plan, here, inputs, limits, progress) as bar:
         while not _ended(here, limits):
             started = time.monotonic()
             bound = limits._replace(step=min(limits.step, here.step + steps))
             run, table = advance(plan, run, inputs, bound)
-            before, here = here, _place(run)
+            before, here = here, place(run)
             for name, column in jax.device_get(table).items():
-                rows.setdefault(name, []).extend(column[: here.epoch - before.epoch].tolist())
+                rows[name].extend(column[: here.epoch - before.epoch].tolist())
+            if here.status == LOSS_NOT_FINITE or (watched and not here.finite):
+                return Ending(run, rows, before.step)
             if warm:
                 pace = CALL_SECONDS / max(time.monotonic() - started, 1e-9)
                 steps = max(1, int(steps * min(pace, GROWTH)))
             warm = True
             bar.show(here, rows)
             due = time.monotonic() - saved_at >= checkpoint_seconds
-            good = here.status != NOT_FINITE
-            if checkpoints and good and (due or _ended(here, limits)):
+            if checkpoints and (due or _ended(here, limits)):
                 checkpoints.save(here.step, run, rows)
                 saved_at = time.monotonic()
-    if here.position and here.status != NOT_FINITE:
-        row = last_row(plan, run, inputs.validation)
-        rows = {name: [*rows.get(name, []), float(value)] for name, value in row.items()}
-    return run, rows
+    return Ending(run, rows, None)
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
+    """Where a run is."""
+
     step: int
     epoch: int
     position: int
     status: int
     loss_sum: float
+    finite: bool
 
 
-def _place(run: Run) -> _Place:
+def place(run: Run) -> Place:
     """Where a run is, in one transfer."""
-    arrays = run.step, run.epoch, run.position, run.status, run.loss_sum
-    return _Place(*(value.item() for value in jax.device_get(arrays)))
+    finite = all_finite(run.params)
+    arrays = run.step, run.epoch, run.position, run.status, run.loss_sum, finite
+    return Place(*(value.item() for value in jax.device_get(arrays)))
 
 
-def _ended(here: _Place, limits: Limits) -> bool:
+def _ended(here: Place, limits: Limits) -> bool:
     return here.status != RUNNING or here.epoch >= limits.epochs or here.step >= limits.step
 
 
@@ -94,7 +101,7 @@ class _Bar:
     def __init__(
         self,
         plan: Plan,
-        here: _Place,
+        here: Place,
         inputs: Inputs,
         limits: Limits,
         progress: bool | None,
@@ -119,9 +126,11 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, here: _Place, rows: Rows) -> None:
+    def show(self, here: Place, rows: Rows) -> None:
         """Moves the bar to where the run is."""
         if self._bar is not None:
+            if not (here.position or rows["loss"]):
+                return
             within = here.loss_sum / here.position if here.position else rows["loss"][-1]
             self._bar.set_postfix_str(f"loss {within:.4g}", refresh=False)
             self._bar.update(here.step - self._bar.n)

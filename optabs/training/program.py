@@ -14,7 +14,8 @@ from optabs.training import batches
 ROWS = 1024  # epochs that one call can report
 MAX_STEPS = 2**31 - 1  # that an int32 counts
 
-RUNNING, LOSS_CONVERGED, PARAMS_CONVERGED, NOT_FINITE = range(4)
+RUNNING, LOSS_CONVERGED, PARAMS_CONVERGED, LOSS_NOT_FINITE, PARAMS_NOT_FINITE = range(5)
+PLANS_KEPT = 32  # programs and what their functions close over stay in memory for so many
 
 LossFn = Callable[[Any, Any], jax.Array]
 Metrics = tuple[tuple[str, LossFn], ...]
@@ -24,7 +25,7 @@ class Plan(NamedTuple):
     """What the program is compiled for."""
 
     loss_fn: LossFn
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: optax.GradientTransformation
     batch_size: int | None
     sampling: batches.Sampling
     metrics: Metrics
@@ -80,30 +81,61 @@ def start(plan: Plan, params: Any, opt_state: Any, loss: jax.ShapeDtypeStruct) -
         previous_loss=no_loss + np.inf,
         status=nothing + RUNNING,
     )
-    return _copy(first)
+    return copy(first)
 
 
-@jax.jit
-def _copy(run: Run) -> Run:
-    # A donated buffer is gone, and a weak type would change under the first update.
-    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), run)
+class _Programs(NamedTuple):
+    advance: Callable[[Run, Inputs, Limits], tuple[Run, dict[str, jax.Array]]]
+    last_row: Callable[[Run, Any], dict[str, jax.Array]]
 
 
-@functools.partial(jax.jit, static_argnames="plan", donate_argnames="run")
+@functools.lru_cache(PLANS_KEPT)
+def _programs(plan: Plan) -> _Programs:
+    # A jit of this module with a static plan would keep every plan for ever.
+    return _Programs(
+        jax.jit(functools.partial(_advance, plan), donate_argnums=0),
+        jax.jit(functools.partial(_report, plan)),
+    )
+
+
 def advance(
     plan: Plan, run: Run, inputs: Inputs, limits: Limits
 ) -> tuple[Run, dict[str, jax.Array]]:
-    """Trains until a limit, a convergence test, a bad loss or ROWS epochs stop it.
+    """Trains until a limit, a convergence test, a bad loss or ROWS epochs stop it; compiled.
 
     Returns:
-      The run, and a row per epoch that ended in this call: name -> [ROWS].
+      The run, which was donated, and a row per epoch that ended: name -> [ROWS].
     """
+    return _programs(plan).advance(run, inputs, limits)
+
+
+def last_row(plan: Plan, run: Run, validation: Any) -> dict[str, jax.Array]:
+    """The row of an epoch that was cut short."""
+    return _programs(plan).last_row(run, validation)
+
+
+@jax.jit
+def copy(run: Run) -> Run:
+    """A run of its own, since a donated buffer is gone, of strong types only."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), run)
+
+
+@jax.jit
+def all_finite(params: Any) -> jax.Array:
+    """Whether every entry of the parameters is finite."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
+    return jnp.all(jnp.stack(leaves))
+
+
+def _advance(
+    plan: Plan, run: Run, inputs: Inputs, limits: Limits
+) -> tuple[Run, dict[str, jax.Array]]:
     key, data, validation = inputs
     count = batches.instances(data)
     full, short = batches.sizes(count, plan.batch_size, plan.sampling)
     size = count if plan.batch_size is None else plan.batch_size
     first_epoch = run.epoch
-    row = jax.eval_shape(lambda: _report(plan, run, validation))
+    row = jax.eval_shape(functools.partial(_report, plan), run, validation)
     rows = jax.tree.map(lambda value: jnp.zeros([ROWS], value.dtype), row)
 
     def goes_on(run: Run) -> jax.Array:
@@ -149,12 +181,6 @@ def advance(
     )
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def last_row(plan: Plan, run: Run, validation: Any) -> dict[str, jax.Array]:
-    """The row of an epoch that was cut short."""
-    return _report(plan, run, validation)
-
-
 def update(plan: Plan, grads: Any, run: Run, loss: jax.Array, batch: Any) -> tuple[Any, Any]:
     """The optimizer's updates and next state, given all that any optax transformation asks."""
 
@@ -162,7 +188,7 @@ def update(plan: Plan, grads: Any, run: Run, loss: jax.Array, batch: Any) -> tup
         # optax's line searches pass on the other keywords that it accepts, and refuse the rest
         return plan.loss_fn(params, batch)
 
-    return plan.optimizer.update(
+    return optax.with_extra_args_support(plan.optimizer).update(
         grads,
         run.opt_state,
         run.params,
@@ -186,21 +212,26 @@ def _step(plan: Plan, run: Run, batch: Any) -> Run:
         position=run.position + counted,
         step=run.step + counted,
         loss_sum=run.loss_sum + jnp.where(finite, loss, 0).astype(run.loss_sum.dtype),
-        status=jnp.where(finite, RUNNING, NOT_FINITE).astype(jnp.int32),
+        status=jnp.where(finite, RUNNING, LOSS_NOT_FINITE).astype(jnp.int32),
     )
 
 
 def _report(plan: Plan, run: Run, validation: Any) -> dict[str, jax.Array]:
-    row = {"loss": run.loss_sum / run.position}
+    row = {"loss": _mean_loss(run)}
     if validation is not None:
         row["validation_loss"] = plan.loss_fn(run.params, validation)
         for name, metric in plan.metrics:
-            row[name] = metric(run.params, validation)
+            value = jnp.asarray(metric(run.params, validation))
+            row[name] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
     return row
 
 
+def _mean_loss(run: Run) -> jax.Array:
+    return run.loss_sum / run.position.astype(run.loss_sum.dtype)
+
+
 def _next_epoch(run: Run, limits: Limits) -> Run:
-    loss = run.loss_sum / run.position
+    loss = _mean_loss(run)
     status = jnp.full([], RUNNING, jnp.int32)
     if run.epoch_params is not None:
         change = optax.tree.max(
