@@ -13,48 +13,10 @@ import numpy as np
 import optax
 import pytest
 import regression
-from regression import loss_fn
+from kept_runs import assert_same, contents, train
 
-import optabs
 from optabs.training import loop, program
 from optabs.training.checkpoints import Checkpoints
-
-OPTIMIZER = optabs.adam(0.05)
-
-
-def train(folder: pathlib.Path | None = None, **changed: Any) -> Any:
-    given: dict[str, Any] = {
-        "loss_fn": loss_fn,
-        "params": regression.params(),
-        "optimizer": OPTIMIZER,
-        "data": regression.data(),
-        "batch_size": 5,
-        "epochs": 40,
-        "key": jax.random.key(5),
-        "tolerance": 1e-9,
-        "params_tolerance": 1e-9,
-        "validation_data": regression.data(4),
-        "checkpoint_dir": folder,
-        "checkpoint_seconds": 0.0,
-    }
-    return optabs.fit(**given | changed)
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    assert ours._replace(params=0, opt_state=0, history=0) == theirs._replace(
-        params=0, opt_state=0, history=0
-    )
-    for name in ("params", "opt_state", "history"):
-        mine, other = getattr(ours, name), getattr(theirs, name)
-        jax.tree.map(np.testing.assert_array_equal, mine, other)
-
-
-def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 class Stop(Exception):
@@ -104,7 +66,7 @@ def test_inside_an_epoch(tmp_path: pathlib.Path) -> None:
 SCRIPT = """
 import sys, numpy as np, jax
 sys.path.insert(0, {tests!r})
-import test_fit_checkpoints as here
+import kept_runs as here
 result = here.train(sys.argv[1], epochs=300)
 leaves = jax.tree.leaves((result.params, result.opt_state, result.history))
 np.savez(sys.argv[2], *map(np.asarray, leaves))
@@ -136,58 +98,6 @@ def test_killed_at_any_moment(tmp_path: pathlib.Path) -> None:
     ours, theirs = np.load(tmp_path / "killed.npz"), np.load(tmp_path / "whole.npz")
     for name in theirs.files:
         np.testing.assert_array_equal(ours[name], theirs[name])
-
-
-@pytest.mark.parametrize(
-    ("changed", "name"),
-    [
-        ({"optimizer": optabs.adam(0.06)}, "optimizer"),
-        ({"optimizer": optabs.adam_abs(0.05)}, "optimizer"),
-        ({"optimizer": optabs.sgd(0.05)}, "optimizer"),
-        ({"loss_fn": lambda params, batch: 2 * loss_fn(params, batch)}, "loss_fn"),
-        ({"batch_size": 6}, "batch_size"),
-        ({"sampling": "random"}, "sampling"),
-        ({"key": jax.random.key(6)}, "key"),
-        ({"data": regression.data(21)}, "data set"),
-        ({"tolerance": 1e-8}, "tolerance or params_tolerance"),
-        ({"data": jax.tree.map(lambda leaf: 2 * leaf, regression.data())}, "data set"),
-        ({"params": jax.tree.map(lambda leaf: leaf + 1, regression.params())}, "start"),
-        ({"opt_state": OPTIMIZER.init(regression.params())}, "start"),
-        ({"validation_data": None}, "validation_data"),
-        ({"validation_data": regression.data(3)}, "validation_data"),
-        ({"metrics": {"half": lambda *given: loss_fn(*given) / 2}}, "metrics"),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused_and_left_alone(
-    changed: dict[str, Any], name: str, tmp_path: pathlib.Path
-) -> None:
-    train(tmp_path / "run", epochs=2)
-    kept = contents(tmp_path / "run")
-    with pytest.raises(
-        ValueError, match=f"holds a run with another {name}.*; pass another fol"
-    ):
-        train(tmp_path / "run", **changed)
-    assert contents(tmp_path / "run") == kept
-
-
-def test_a_checkpoint_of_another_model(tmp_path: pathlib.Path) -> None:
-    def loss(params: Any, batch: Any) -> jax.Array:
-        inputs, targets = batch
-        return optabs.losses.mse(inputs @ params["w"], targets).mean()
-
-    train(tmp_path / "run", epochs=2)
-    with pytest.raises(ValueError, match="holds a run with another model"):
-        train(tmp_path / "run", params={"w": jnp.ones((3, 2))}, loss_fn=loss)
-
-
-def test_constants_of_the_loss_are_part_of_the_run(tmp_path: pathlib.Path) -> None:
-    def weighted(weights: jax.Array) -> Any:
-        return lambda params, batch: loss_fn(params, batch) * weights.sum()
-
-    train(tmp_path / "run", epochs=2, loss_fn=weighted(jnp.arange(3.0)))
-    train(tmp_path / "run", epochs=2, loss_fn=weighted(jnp.arange(3.0)))
-    with pytest.raises(ValueError, match="with another loss_fn;"):
-        train(tmp_path / "run", epochs=2, loss_fn=weighted(jnp.ones(3)))
 
 
 def test_a_damaged_checkpoint_is_announced_and_the_one_before_taken(
@@ -226,37 +136,6 @@ def test_other_folders_beside_the_checkpoints_are_left_alone(tmp_path: pathlib.P
         assert (tmp_path / "run" / name / "mine.txt").read_text() == name
 
 
-@pytest.mark.parametrize("changed", [{"epochs": 3}, {"max_steps": 7}])
-def test_a_shorter_run_than_the_one_kept_is_refused(
-    changed: dict[str, int], tmp_path: pathlib.Path
-) -> None:
-    train(tmp_path / "run", epochs=6)
-    kept = contents(tmp_path / "run")
-    with pytest.raises(ValueError, match="after 6 epochs and 30 steps; pass no smaller"):
-        train(tmp_path / "run", **changed)
-    assert contents(tmp_path / "run") == kept
-
-
-def test_losses_with_checks_resume_whatever_was_traced_before(tmp_path: pathlib.Path) -> None:
-    inputs, targets = regression.data()
-    classes = (targets[:, 0] > 0).astype(jnp.int32)
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        inputs, classes = batch
-        logits = inputs @ params["w"] + params["b"]
-        return optabs.losses.softmax_cross_entropy(logits, classes).mean()
-
-    options: dict[str, Any] = {
-        "loss_fn": loss,
-        "data": (inputs, classes),
-        "validation_data": (inputs, classes),
-    }
-    train(tmp_path / "run", max_steps=13, **options)
-    jax.jit(jax.grad(loss))(regression.params(), (inputs, classes))
-    optabs.losses.hinge(inputs, classes)
-    assert_same(train(tmp_path / "run", **options), train(**options))
-
-
 def test_a_full_disk_costs_the_checkpoint_and_not_the_result(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,19 +166,6 @@ def test_a_bad_loss_leaves_the_last_good_checkpoint(tmp_path: pathlib.Path) -> N
     with pytest.warns(RuntimeWarning, match="not finite") as again:
         train(tmp_path / "run", **options)
     assert str(first[0].message) == str(again[0].message)
-
-
-@pytest.mark.parametrize("inner", ["", "deeper"])
-def test_a_folder_that_is_a_file(inner: str, tmp_path: pathlib.Path) -> None:
-    (tmp_path / "run").write_text("")
-    with pytest.raises(ValueError, match=r"checkpoint_dir .* is a file, or below one; pass a"):
-        train(tmp_path / "run" / inner)
-
-
-@pytest.mark.parametrize("folder", ["", 3])
-def test_a_folder_that_is_no_path(folder: Any) -> None:
-    with pytest.raises(ValueError, match=r"checkpoint_dir is .*; pass the path of a folder"):
-        train(folder)
 
 
 def test_any_tree_of_arrays_is_kept(tmp_path: pathlib.Path) -> None:
