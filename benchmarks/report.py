@@ -57,9 +57,13 @@ def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
 
 def save_figure(figure: "Figure", path: pathlib.Path) -> None:
     """Writes a figure as PNG and SVG, each whole or not at all."""
+    import matplotlib
+
     for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
         content = io.BytesIO()
-        figure.savefig(content, format=suffix[1:], bbox_inches="tight", **options)
+        # The same figure, the same file.
+        with matplotlib.rc_context({"svg.hashsalt": "optabs"}):
+            figure.savefig(content, format=suffix[1:], bbox_inches="tight", **options)
         store.write_bytes(path.with_suffix(suffix), content.getvalue())
 
 
@@ -92,15 +96,10 @@ def curves_figure(
     panels: Sequence[tuple[str, Sequence[Curve]]], *, ylabel: str, title: str
 ) -> "Figure":
     """A panel per setting, a line per optimizer (mean) and a band over seeds (min to max)."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "optabs"  # the same figure, the same file
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.5 + 4.6 * len(panels), 4.2), squeeze=False, sharey=True
-    )
+    figure = Figure(figsize=(1.5 + 4.6 * len(panels), 4.2))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     names = list(dict.fromkeys(curve.name for _, curves in panels for curve in curves))
     colors = {name: f"C{index}" for index, name in enumerate(names)}
     lowest = min((np.median(c.values) for _, curves in panels for c in curves), default=0.0)

@@ -251,15 +251,11 @@ def _copy_table(results: Results, mode: str) -> report.Table:
 
 def _figure(results: Results) -> "Figure":
     """Per optimizer and size: time over optax's, and the share of a copy's speed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = list(next(iter(results.values())))
-    figure, axes = plt.subplots(
-        2, len(MODES), figsize=(12, 2.5 + 0.55 * len(names)), sharey=True, squeeze=False
-    )
+    figure = Figure(figsize=(12, 2.5 + 0.55 * len(names)))
+    axes = figure.subplots(2, len(MODES), sharey=True, squeeze=False)
     for column, (mode, caption) in enumerate(MODES.items()):
         for size, found in results.items():
             shares = [timing.Spread(**found[name][mode]["share_of_copy"]) for name in names]

@@ -117,7 +117,11 @@ def test_a_bad_path_is_one_sentence(arguments: dict[str, Any], sentence: str) ->
 
 
 def test_a_figure_of_paths_leaves_matplotlib_as_it_was(landscape: Landscape) -> None:
-    before = dict(matplotlib.rcParams)
+    def open_figures() -> list[int]:
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        return [] if pyplot is None else pyplot.get_fignums()
+
+    before, opened = dict(matplotlib.rcParams), open_figures()
     diverging = path(landscape, optabs.sgd(1e6), 50)
     assert not np.isfinite(diverging[-1]).all()
     paths = {"diverging": diverging, "still": path(landscape, optabs.sgd(0.0), 50)}
@@ -129,8 +133,7 @@ def test_a_figure_of_paths_leaves_matplotlib_as_it_was(landscape: Landscape) -> 
     assert all(np.isfinite(line.get_xydata()).all() for line in axis.lines)
     figure.savefig("/dev/null", format="png")
     assert dict(matplotlib.rcParams) == before
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    assert pyplot is None or not pyplot.get_fignums()
+    assert open_figures() == opened
 
 
 def test_a_figure_of_paths_draws_on_a_given_axis() -> None:
