@@ -14,4 +14,4 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-pytest.register_assert_rewrite("checks", "trees")
+pytest.register_assert_rewrite("checks", "commands", "trees")

@@ -9,19 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import assert_refused, call
 
 from benchmarks import __main__ as command_line
 from benchmarks import report, runs, store
 
 SMALL = "--epochs 2 --seeds 2 --time-rounds 1 --optimizers adam,adam_abs_steady"
-
-
-def call(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
-    """Runs a command line in this process; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *line.split()])
-    with pytest.raises(SystemExit) as stopped:
-        command_line.main()
-    return int(stopped.value.code or 0)
 
 
 def records(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -140,13 +133,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = "" if "--out" in line else f" --out {tmp_path}"
-    assert call(monkeypatch, line + out) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("Error: ")
-    assert sentence in message
-    assert message.count("\n") == 1
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert_refused(line, sentence, tmp_path, monkeypatch, capsys)
 
 
 def test_steady_study_end_to_end(

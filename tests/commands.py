@@ -1,0 +1,33 @@
+"""Command lines of the benchmarks, called in this process."""
+
+import pathlib
+import sys
+
+import pytest
+
+from benchmarks import __main__ as command_line
+
+
+def call(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
+    """Runs a command line; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *line.split()])
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main()
+    return int(stopped.value.code or 0)
+
+
+def assert_refused(
+    line: str,
+    sentence: str,
+    folder: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A bad command line ends in one sentence and exit code 2, and writes no file."""
+    out = "" if "--out" in line else f" --out {folder}"
+    assert call(monkeypatch, line + out) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("Error: ")
+    assert sentence in message
+    assert message.count("\n") == 1
+    assert not [path for path in folder.rglob("*") if path.is_file()]
