@@ -1,6 +1,5 @@
 """Reads the survey study's records: one per problem and optimizer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,10 @@ def label_of(name: str) -> str:
 
 def measured(record: Record, key: str) -> np.ndarray:
     """A measure of a record; null, which is not reached or diverged, is infinite."""
-    return _numbers(record["results"][key])
+    values = np.array(record["results"][key], dtype=float)
+    return np.where(np.isnan(values), np.inf, values)
 
 
 def over_rates(record: Record, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Every tried rate, and the median of a measure over the tuning seeds."""
     return np.array(record["config"]["rates"]), np.median(measured(record, key), axis=1)
-
-
-def _numbers(values: Sequence[Any]) -> np.ndarray:
-    array = np.array(values, dtype=float)
-    return np.where(np.isnan(array), np.inf, array)

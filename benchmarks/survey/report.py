@@ -53,15 +53,13 @@ def _forgiving(records: Records) -> report.Table:
     tried = len(next(iter(records.values()))["config"]["rates"])
     rows = []
     for name in names:
-        counts = [_near(records[at, name]) for at in problems if (at, name) in records]
-        by_problem = iter(counts)
-        cells = [str(next(by_problem)) if (at, name) in records else "" for at in problems]
-        best = [
-            records[at, name]["results"]["rate"] for at in problems if (at, name) in records
-        ]
-        whole = len(counts) == len(problems)
-        summary = [f"{np.mean(counts):.1f}", f"{min(best):g} to {max(best):g}"]
-        rows.append([label_of(name), *cells, *(summary if whole else ["", ""])])
+        own = {at: records[at, name] for at in problems if (at, name) in records}
+        counts = {at: _near(record) for at, record in own.items()}
+        best = [record["results"]["rate"] for record in own.values()]
+        summary = [f"{np.mean(list(counts.values())):.1f}", f"{min(best):g} to {max(best):g}"]
+        if len(own) < len(problems):
+            summary = ["", ""]
+        rows.append([label_of(name), *(str(counts.get(at, "")) for at in problems), *summary])
     return report.Table(
         f"How many of the {tried} rates, half decades apart, are within a factor {NEAR:g} of "
         "the optimizer's own best (of the measure by which its rate is chosen; median over "
@@ -96,7 +94,7 @@ def _of_problem(records: dict[str, Record], title: str) -> report.Table:
             label_of(name),
             rate,
             f"{np.isfinite(steps).sum()}/{len(steps)}",
-            _median(steps, "-"),
+            _median(steps),
             *_losses(measured(record, "final_loss")),
         ]
         if tested:
@@ -118,13 +116,13 @@ def _of_problem(records: dict[str, Record], title: str) -> report.Table:
 def _steps(record: Record) -> str:
     steps = measured(record, "steps_to_target")
     arrived = int(np.isfinite(steps).sum())
-    text = _median(steps, "-")
+    text = _median(steps)
     return text if text == "-" or arrived == len(steps) else f"{text} ({arrived}/{len(steps)})"
 
 
-def _median(values: np.ndarray, absent: str) -> str:
+def _median(values: np.ndarray) -> str:
     median = np.median(values)
-    return f"{median:.0f}" if np.isfinite(median) else absent
+    return f"{median:.0f}" if np.isfinite(median) else "-"
 
 
 def _losses(values: np.ndarray) -> list[str]:

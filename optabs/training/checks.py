@@ -134,18 +134,22 @@ def check_functions(
     """
     for name, function in (("loss_fn", plan.loss_fn), *plan.metrics):
         _check_function(name, function)
-    loss = _number_of("loss_fn", plan.loss_fn, params, batches.example(data, plan.batch_size))
+    loss, checked = _trace(
+        "loss_fn", plan.loss_fn, params, batches.example(data, plan.batch_size)
+    )
     if validation is not None:
         trees = [str(jax.tree.structure(tree)) for tree in (validation, data)]
         if trees[0] != trees[1]:
             raise ValueError(
                 "validation_data is another tree than data; pass one of the same structure."
             )
-        _number_of("loss_fn", plan.loss_fn, params, validation)
+        _, checked_whole = _trace("loss_fn", plan.loss_fn, params, validation)
         for name, metric in plan.metrics:
-            _number_of(name, metric, params, validation, jnp.number, jnp.bool)
-        _check_values(plan.loss_fn, params, validation, None)
-    _check_values(plan.loss_fn, params, data, plan.batch_size)
+            _trace(name, metric, params, validation, jnp.number, jnp.bool)
+        if checked_whole:
+            _check_values(plan.loss_fn, params, validation, None)
+    if checked:
+        _check_values(plan.loss_fn, params, data, plan.batch_size)
     return loss
 
 
@@ -163,15 +167,16 @@ def _check_function(name: str, function: Any) -> None:
     )
 
 
-def _number_of(
+def _trace(
     name: str, function: LossFn, params: Any, batch: Any, *kinds: Any
-) -> jax.ShapeDtypeStruct:
+) -> tuple[jax.ShapeDtypeStruct, bool]:
+    """What a function gives, and whether it has checks; raises unless it is one number."""
     kinds = kinds or (jnp.floating,)
-    given = jax.eval_shape(function, params, batch)
+    closed, given = jax.make_jaxpr(function, return_shape=True)(params, batch)
     if isinstance(given, jax.ShapeDtypeStruct):
         real = not jnp.issubdtype(given.dtype, jnp.complexfloating)
         if given.shape == () and real and any(jnp.issubdtype(given.dtype, k) for k in kinds):
-            return given
+            return given, _has_checks(closed.jaxpr)
         what = f"{given.dtype} of shape {given.shape}"
     else:
         what = f"a {type(given).__name__}"
@@ -182,11 +187,9 @@ def _number_of(
 
 
 def _check_values(loss_fn: LossFn, params: Any, data: Any, batch_size: int | None) -> None:
-    batch = batches.example(data, batch_size)
-    if _has_checks(jax.make_jaxpr(loss_fn)(params, batch).jaxpr):
-        message = _values_program(loss_fn, batch_size)(params, data).get()
-        if message is not None:
-            raise ValueError(message.removesuffix(" (`check` failed)"))
+    message = _values_program(loss_fn, batch_size)(params, data).get()
+    if message is not None:
+        raise ValueError(message.removesuffix(" (`check` failed)"))
 
 
 @functools.lru_cache(PLANS_KEPT)

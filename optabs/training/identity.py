@@ -70,8 +70,7 @@ def _program(function: Callable[..., Any], *args: Any) -> str:
     closed = jax.make_jaxpr(function)(*args)
     text = _CHECK.sub("check", _ADDRESS.sub("", str(closed.jaxpr)))
     digest = hashlib.sha256(text.encode())
-    for constant in closed.consts:
-        digest.update(_numbers(constant).tobytes())
+    digest.update(_digest(closed.consts).encode())
     return digest.hexdigest()
 
 

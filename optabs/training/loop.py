@@ -49,14 +49,14 @@ def train(
     """Trains to a limit, a convergence test, or what is not finite; `rows` grow in place."""
     saved_at = time.monotonic()
     steps, warm = 1, False  # the first call compiles
-    here = place(run)
+    here = _place(run)
     watched = here.finite  # parameters that never were finite may be meant so
     with _Bar(plan, here, inputs, limits, progress) as bar:
         while not _ended(here, limits):
             started = time.monotonic()
             bound = limits._replace(step=min(limits.step, here.step + steps))
             run, table = advance(plan, run, inputs, bound)
-            before, here = here, place(run)
+            before, here = here, _place(run)
             for name, column in jax.device_get(table).items():
                 rows[name].extend(column[: here.epoch - before.epoch].tolist())
             if here.status == LOSS_NOT_FINITE or (watched and not here.finite):
@@ -73,9 +73,7 @@ def train(
     return Ending(run, rows, None)
 
 
-class Place(NamedTuple):
-    """Where a run is."""
-
+class _Place(NamedTuple):
     step: int
     epoch: int
     position: int
@@ -84,14 +82,14 @@ class Place(NamedTuple):
     finite: bool
 
 
-def place(run: Run) -> Place:
+def _place(run: Run) -> _Place:
     """Where a run is, in one transfer."""
     finite = all_finite(run.params)
     arrays = run.step, run.epoch, run.position, run.status, run.loss_sum, finite
-    return Place(*(value.item() for value in jax.device_get(arrays)))
+    return _Place(*(value.item() for value in jax.device_get(arrays)))
 
 
-def _ended(here: Place, limits: Limits) -> bool:
+def _ended(here: _Place, limits: Limits) -> bool:
     return here.status != RUNNING or here.epoch >= limits.epochs or here.step >= limits.step
 
 
@@ -101,7 +99,7 @@ class _Bar:
     def __init__(
         self,
         plan: Plan,
-        here: Place,
+        here: _Place,
         inputs: Inputs,
         limits: Limits,
         progress: bool | None,
@@ -126,7 +124,7 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, here: Place, rows: Rows) -> None:
+    def show(self, here: _Place, rows: Rows) -> None:
         """Moves the bar to where the run is."""
         if self._bar is not None:
             if not (here.position or rows["loss"]):

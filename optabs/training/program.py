@@ -14,7 +14,7 @@ from optabs.training import batches
 ROWS = 1024  # epochs that one call can report
 MAX_STEPS = 2**31 - 1  # that an int32 counts
 
-RUNNING, LOSS_CONVERGED, PARAMS_CONVERGED, LOSS_NOT_FINITE, PARAMS_NOT_FINITE = range(5)
+RUNNING, LOSS_CONVERGED, PARAMS_CONVERGED, LOSS_NOT_FINITE = range(4)
 PLANS_KEPT = 32  # programs and what their functions close over stay in memory for so many
 
 LossFn = Callable[[Any, Any], jax.Array]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from optabs.training.loop import Ending, Rows, place, train
+from optabs.training.loop import Ending, Rows, train
 from optabs.training.program import LOSS_NOT_FINITE, Inputs, Limits, Plan, Run, copy
 
 Begin = Callable[[int], tuple[Run, Rows]]  # the run again, from at most this step
@@ -31,8 +31,9 @@ def last_good(
     run, rows = ending.run, ending.rows
     for step in range(finite_at + 1, bad + 1):
         kept = copy(run), {name: list(column) for name, column in rows.items()}
-        run, rows, _ = train(plan, run, rows, inputs=inputs, limits=limits._replace(step=step))
-        here = place(run)
-        if not here.finite or here.status == LOSS_NOT_FINITE:
+        run, rows, lost_at = train(
+            plan, run, rows, inputs=inputs, limits=limits._replace(step=step)
+        )
+        if lost_at is not None:
             return kept
     return run, rows
