@@ -44,6 +44,12 @@ from optabs.optimizers.adam_absolute import (
     nadam_abs as nadam_abs,
 )
 
+# DAO-E: a mixture of optimizers
+from optabs.ensemble import features as features
+from optabs.ensemble.controller import Controller as Controller
+from optabs.ensemble.dao_e import dao_e as dao_e
+from optabs.ensemble.weights import mixing_weights as mixing_weights
+
 # Training
 from optabs import losses as losses
 from optabs.initializers import normal_like as normal_like

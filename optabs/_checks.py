@@ -92,6 +92,11 @@ _RULES: dict[str, Callable[[Any], _Problem]] = {
     "checkpoint_seconds": _concrete(_nonnegative),
     "stddev": _nonnegative,
     "delta": _positive,
+    "cap": _optional(_positive),
+    "floor": _decay,
+    "rate": _optional(_nonnegative),
+    "feature_rate": _nonnegative,
+    "multiplier_rate": _optional(_nonnegative),
 }
 
 

@@ -5,6 +5,7 @@ rows without it. A new optimizer needs a row and nothing else.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import optax
 
 import optabs
+from optabs.ensemble.experts import DEFAULT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Case:
     without_params: bool = True  # update works with params=None
     without_value: bool = True  # update works without value=
     full_width: bool = True  # state is kept in promote_types(dtype, float32)
+    passes_nan: bool = True  # a NaN gradient reaches the updates
 
     def make(self, learning_rate: Any = None, **numbers: Any) -> Any:
         rate = self.rate if learning_rate is None else learning_rate
@@ -235,4 +238,62 @@ WORDS = [
     ),
 ]
 
-CASES = NAMED + OPTIONS + WORDS
+# DAO-E, its controller's numbers as arguments of their own.
+
+
+def _experts(eps_root: float) -> dict[str, Any]:
+    """The default ones, whose roots may be made differentiable at zero."""
+    rooted = {
+        name: functools.partial(DEFAULT[name], eps_root=eps_root)
+        for name in ("adam", "rmsprop")
+    }
+    return {**DEFAULT, **rooted}
+
+
+def _dao_e(
+    learning_rate: optax.ScalarOrSchedule,
+    eps_root: float = 0.0,
+    cap: float = 0.1,
+    floor: float = 0.01,
+    rate: float = 0.15,
+    decay: float = 0.003,
+    feature_rate: float = 0.03,
+    multiplier_rate: float = 0.1,
+) -> optax.GradientTransformationExtraArgs:
+    controller = optabs.Controller(
+        cap=cap,
+        floor=floor,
+        rate=rate,
+        decay=decay,
+        feature_rate=feature_rate,
+        multiplier_rate=multiplier_rate,
+    )
+    return optabs.dao_e(learning_rate, _experts(eps_root), controller=controller)
+
+
+def _dao_e_paper(
+    learning_rate: optax.ScalarOrSchedule,
+    eps_root: float = 0.0,
+    rate: float = 0.05,
+    feature_rate: float = 0.05,
+) -> optax.GradientTransformationExtraArgs:
+    controller = optabs.Controller.paper()._replace(rate=rate, feature_rate=feature_rate)
+    return optabs.dao_e(learning_rate, _experts(eps_root), controller=controller)
+
+
+_MIXTURE: Mapping[str, Any] = {
+    "moments": {"mu": 2, "nu": 2, "previous": 4},
+    "element_wise": False,
+    "apart": False,
+    "without_params": False,
+    "full_width": False,
+    "passes_nan": False,
+    "covers": ("dao_e",),
+}
+
+MIXTURES = [
+    Case("dao_e", _dao_e, 0.03, 1e-3, **_MIXTURE),
+    Case("dao_e_paper", _dao_e_paper, 0.03, 1e-3, **_MIXTURE),
+]
+
+CASES = NAMED + OPTIONS + WORDS + MIXTURES

@@ -14,4 +14,5 @@ factory_for("check_params_are_asked_for", raises=NOT_RAISED, without_params=Fals
 factory_for("check_value_is_asked_for", raises=NOT_RAISED, without_value=False)(
     optabs.momentum
 )
+factory_for("check_nan_is_skipped", passes_nan=False)(optabs.momentum)
 factory_for("check_complex_is_refused", raises=NOT_RAISED, complex_ok=False)(optabs.momentum)

@@ -33,8 +33,10 @@ def check_gradient_through_updates(case: Case) -> None:
     assert_finite(by_start, by_rate)
     step = 0.03 * rate
     quotient = (loss(start, rate + step) - loss(start, rate - step)) / (2 * step)
-    # A float32 difference of nearby losses has about this many digits.
-    np.testing.assert_allclose(by_rate, quotient, rtol=5e-2, atol=2e-3 / rate)
+    # A float32 difference of nearby losses has about this many digits; a row that keeps
+    # rounded numbers steps from one to the next, which no slope shows.
+    rtol = 5e-2 if case.full_width else 2e-1
+    np.testing.assert_allclose(by_rate, quotient, rtol=rtol, atol=2e-3 / rate)
     assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(by_start))
 
 

@@ -82,9 +82,9 @@ def check_leaves_are_coupled(case: Case) -> None:
     """A row that declares coupling: a leaf steps otherwise among others than alone."""
     optimizer = case.make()
     position, other, gradient = _arrays(3)
-    pair, _ = run(case, optimizer, [position, other], [[gradient, 9 * gradient]])
-    alone, _ = run(case, optimizer, [position], [[gradient]])
-    assert not np.allclose(pair[0][0], alone[0][0], rtol=1e-5)
+    pair, _ = run(case, optimizer, [position, other], 3 * [[gradient, 9 * other]])
+    alone, _ = run(case, optimizer, [position], 3 * [[gradient]])
+    assert not np.allclose(pair[-1][0], alone[-1][0], rtol=1e-5)
 
 
 @check(instead_of=check_split_leaf_changes_nothing)

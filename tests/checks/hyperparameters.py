@@ -25,6 +25,11 @@ BAD = {
     "eps": _SIZE,
     "eps_root": _SIZE,
     "weight_decay": _SIZE,
+    "cap": (0, -1.0, math.nan, "tall", True),
+    "floor": _DECAY,
+    "rate": _SIZE,
+    "feature_rate": _SIZE,
+    "multiplier_rate": _SIZE,
     "max_ratio": (0, -1.0, math.nan, "tall", True),
     "mask": (True, False, 1),
 }

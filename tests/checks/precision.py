@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases import Case
-from trees import assert_close, assert_finite, avals, filled, gradients, params, run, step
+from trees import (
+    assert_close,
+    assert_equal,
+    assert_finite,
+    avals,
+    filled,
+    gradients,
+    params,
+    run,
+    step,
+)
 
 from checks.registry import check
 
@@ -92,8 +102,9 @@ def check_state_is_narrow(case: Case) -> None:
     """A row that declares narrow storage has fewer bytes than float32 would take."""
     position = params()
     leaves = jax.tree.leaves(case.make().init(position))
-    held = sum(leaf.nbytes for leaf in leaves)
-    full = sum(case.moments.values()) * sum(p.nbytes for p in jax.tree.leaves(position))
+    arrays = [p for p in jax.tree.leaves(position) if p.ndim]
+    held = sum(leaf.nbytes for leaf in leaves if leaf.shape in {p.shape for p in arrays})
+    full = sum(case.moments.values()) * sum(p.nbytes for p in arrays)
     assert held < full
 
 
@@ -163,7 +174,7 @@ def check_huge_gradients_leave_state_finite(case: Case) -> None:
                 assert_finite(state)
 
 
-@check()
+@check(where="passes_nan")
 def check_nan_is_not_hidden(case: Case) -> None:
     """A NaN gradient reaches the updates, where optax's own guards look for it."""
     position = params()
@@ -171,3 +182,17 @@ def check_nan_is_not_hidden(case: Case) -> None:
     bad = filled(position, jnp.nan)
     updates, _ = step(case, optimizer, bad, optimizer.init(position), position)
     assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(updates))
+
+
+@check(instead_of=check_nan_is_not_hidden)
+def check_nan_is_skipped(case: Case) -> None:
+    """A row that guards itself: no step, and not one number of its state is touched."""
+    position, good = params(), gradients(2)
+    optimizer = case.make()
+    _, state = run(case, optimizer, position, good)
+    for entry in (jnp.nan, jnp.inf, -jnp.inf):
+        bad = jax.tree.map(jnp.copy, good[0])
+        bad["layer"]["w"] = bad["layer"]["w"].at[1, 1].set(entry)
+        updates, after = step(case, optimizer, bad, state, position)
+        assert_equal(updates, filled(position, 0.0))
+        assert_equal(after, state)

@@ -41,7 +41,7 @@ def _sharded(mesh: Mesh) -> dict[str, jax.Array]:
 def _follows(tree: Any, like: dict[str, Any]) -> None:
     wanted = {leaf.shape: leaf.sharding for leaf in like.values()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if leaf.ndim:
+        if leaf.shape in wanted:
             target, sharding = wanted[leaf.shape], leaf.sharding
             if isinstance(leaf, jax.ShapeDtypeStruct):  # its mesh is abstract
                 sharding = NamedSharding(target.mesh, sharding.spec)

@@ -1,0 +1,309 @@
+"""The meta-controller: weights by a softmax that learns from the delayed hypergradient."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from optabs._arithmetic import debias, toward
+from optabs._checks import check
+
+Rule = Literal["relative", "adam"]
+
+SLOW, FAST = 0.98, 0.8
+QUIETEST = 0.02
+B1, B2 = 0.9, 0.999
+LONGEST = 10.0
+LOWEST, HIGHEST = -7.0, 3.0
+LARGEST = 1e15
+_TINY = 1e-30
+
+
+class Controller(NamedTuple):
+    r"""How DAO-E weighs its experts, and how that is learned. The default is what won.
+
+    .. math:: \alpha_l = \varphi + (1 - K\varphi)\, \mathrm{softmax}(b_l + W_l f)
+
+    for leaf :math:`l` of the parameters, :math:`K` experts and features :math:`f`; uniform
+    at the start. What the last step's shares did to the loss is told by the next gradient,
+    :math:`d_{il} = \langle g_l, U_{il} \rangle`. With the rule `"relative"`,
+
+    .. math:: a_{il} = -d_{il} + \sum_j \alpha_{jl} d_{jl}, \qquad
+              q_{il} = \mathrm{clip}\big(a_{il} / \sigma_l, \pm 10\big), \qquad
+              \sigma_l^2 \leftarrow \sigma_l^2 + r\,(\overline{a_l^2} - \sigma_l^2),
+    .. math:: b_l \leftarrow (1 - \mathrm{decay})\, b_l + \mathrm{rate}\,(q_l - \bar q_l),
+    .. math:: W_l \leftarrow W_l + \mathrm{feature\_rate}\,(q_l - \bar q_l) \otimes f
+
+    with :math:`r = \max(1/t, 0.02)` and the features that made the weights in question.
+    With the rule `"adam"`, Adam descends the hypergradient
+    :math:`\alpha_{il}\,(d_{il} - \sum_j \alpha_{jl} d_{jl})` itself.
+
+    The step multiplier :math:`e^c` follows the cosine between the gradient and the step
+    before, :math:`c \leftarrow c - \mathrm{multiplier\_rate} \cdot \cos`, within [-7, 3].
+
+    Attributes:
+      per_leaf: weights for each leaf of the parameters, else one set for all.
+      cap: :math:`\rho`; an expert's update is shortened to a norm of
+        :math:`\rho\max(\|\theta\|, 1)` over the whole tree. None: no cap.
+      floor: :math:`\varphi` in [0, 1/K), the least weight of an expert.
+      rule: `"relative"` or `"adam"`.
+      rate: of b. None freezes the weights: uniform, the baseline.
+      decay: of b, under `"relative"`.
+      feature_rate: of W.
+      multiplier_rate: of the step multiplier. None: no multiplier.
+      gated: while the loss falls well (its fast mean 1 % below its slow mean), the multiplier
+        does not shrink below 1 by short-term signals; needs `value=`.
+
+    Examples:
+      >>> import optabs
+      >>> optabs.Controller(cap=None).floor
+      0.01
+      >>> optabs.Controller.paper().per_leaf
+      False
+
+    Source: DAO-E, eqs. 1 and 2; hypergradient descent, Baydin et al., arXiv 1703.04782.
+    """
+
+    per_leaf: bool = True
+    cap: ArrayLike | None = 0.1
+    floor: ArrayLike = 0.01
+    rule: Rule = "relative"
+    rate: ArrayLike | None = 0.15
+    decay: ArrayLike = 0.003
+    feature_rate: ArrayLike = 0.03
+    multiplier_rate: ArrayLike | None = 0.1
+    gated: bool = True
+
+    @classmethod
+    def paper(cls) -> "Controller":
+        """The paper's form: one set of weights, learned by Adam, and nothing else."""
+        return cls(
+            per_leaf=False,
+            cap=None,
+            floor=0.0,
+            rule="adam",
+            rate=0.05,
+            decay=0.0,
+            feature_rate=0.05,
+            multiplier_rate=None,
+            gated=False,
+        )
+
+    @classmethod
+    def uniform(cls) -> "Controller":
+        """Equal weights for ever, and nothing else: the baseline."""
+        return cls(rate=None, cap=None, multiplier_rate=None)
+
+    @property
+    def needs_feedback(self) -> bool:
+        """Whether anything is learned from the updates of the step before."""
+        return self.rate is not None or self.multiplier_rate is not None
+
+
+class ControllerState(NamedTuple):
+    """What the controller knows, for R sets of weights, K experts and n features."""
+
+    matrix: jax.Array  # float32 [R, K, 1 + n]: b, W
+    variance: Any  # float32 [R]: sigma squared; under "adam" ()
+    moments: Any  # under "adam" two arrays like matrix; else ()
+    mixing: jax.Array  # float32 [R, K]: the weights of the last step
+    inputs: jax.Array  # float32 [1 + n]: 1 and the features that made them
+    known: jax.Array  # bool [1 + n]: which of these were there
+    step_norm: jax.Array  # float32 []: of the last step before the multiplier
+    log_multiplier: jax.Array  # float32 []: c
+    slow: jax.Array  # float32 []: mean of the loss
+    fast: jax.Array  # float32 []: likewise, faster
+    losses: jax.Array  # int32 []: losses seen
+
+
+class Feedback(NamedTuple):
+    """What the gradient says about the step before."""
+
+    products: jax.Array  # float32 [L, K]: <g, U> for each leaf and expert
+    gradient_norm: jax.Array  # float32 []
+    steps: jax.Array  # int32 []: taken before this one
+
+
+def check_controller(controller: Controller, experts: int) -> None:
+    """Refuses settings out of their range in one sentence."""
+    if not isinstance(controller, Controller):
+        raise ValueError(f"controller is {controller!r}; pass an optabs.Controller(...).")
+    if controller.rule not in get_args(Rule):
+        known = " or ".join(map(repr, get_args(Rule)))
+        raise ValueError(f"rule is {controller.rule!r}; pass {known}.")
+    for name in ("per_leaf", "gated"):
+        flag = getattr(controller, name)
+        if not isinstance(flag, bool):
+            raise ValueError(f"{name} is {flag!r}; pass True or False.")
+    check(
+        cap=controller.cap,
+        floor=controller.floor,
+        rate=controller.rate,
+        decay=controller.decay,
+        feature_rate=controller.feature_rate,
+        multiplier_rate=controller.multiplier_rate,
+    )
+    floor: Any = controller.floor
+    if not isinstance(floor, jax.Array) and floor * experts >= 1:
+        raise ValueError(
+            f"floor is {floor!r} for {experts} experts; pass a number below 1/{experts}."
+        )
+
+
+def init(controller: Controller, leaves: int, experts: int, features: int) -> ControllerState:
+    """Uniform weights."""
+    rows = max(leaves, 1) if controller.per_leaf else 1
+    relative = controller.rule == "relative"
+
+    def zeros(*shape: int) -> jax.Array:
+        return jnp.zeros(shape, jnp.float32)
+
+    def matrix() -> jax.Array:
+        return zeros(rows, experts, 1 + features)
+
+    return ControllerState(
+        matrix=matrix(),
+        variance=zeros(rows) if relative else (),
+        moments=() if relative else (matrix(), matrix()),
+        mixing=jnp.full((rows, experts), 1 / experts, jnp.float32),
+        inputs=zeros(1 + features),
+        known=jnp.zeros(1 + features, bool),
+        step_norm=zeros(),
+        log_multiplier=zeros(),
+        slow=zeros(),
+        fast=zeros(),
+        losses=jnp.zeros([], jnp.int32),
+    )
+
+
+def weigh(
+    controller: Controller,
+    state: ControllerState,
+    features: jax.Array,
+    known: jax.Array,
+    sound: jax.Array,
+) -> ControllerState:
+    """The state with the weights of the next step, each row of them with a sum of 1.
+
+    Args:
+      controller: the settings.
+      state: what was learned so far.
+      features: float32 [n].
+      known: bool [n], the features to learn from.
+      sound: bool [K], the experts that may have a share; without any the weights are 0.
+    """
+    inputs = jnp.concatenate([jnp.ones(1, jnp.float32), features])
+    shares = jax.nn.softmax(state.matrix @ inputs, axis=1)
+    # Exactly 1 for a single expert, and 1/K where the shares are.
+    mixing = shares + controller.floor * (1 - shares.shape[1] * shares)
+    mixing = mixing * sound[None, :]
+    mixing = mixing / jnp.maximum(jnp.sum(mixing, axis=1, keepdims=True), _TINY)
+    known = jnp.concatenate([jnp.ones(1, bool), known])
+    return state._replace(mixing=mixing, inputs=inputs, known=known)
+
+
+def learn(
+    controller: Controller, state: ControllerState, feedback: Feedback, value: jax.Array | None
+) -> ControllerState:
+    """The state after the next gradient; `value` is the loss, float32 [], where given."""
+    state = _with_loss(state, value)
+    sums = jnp.all(jnp.isfinite(feedback.products)) & (feedback.steps > 0)
+    # Their squares are finite, too.
+    products = jnp.clip(jnp.where(sums, feedback.products, 0.0), -LARGEST, LARGEST)
+    if controller.multiplier_rate is not None:
+        rate = controller.multiplier_rate
+        gated = controller.gated and value is not None
+        state = _with_multiplier(state, feedback.gradient_norm, products, rate, gated)
+    if controller.rate is None or not products.size:
+        return state  # there is nothing to learn, or from
+    if not controller.per_leaf:
+        products = jnp.sum(products, axis=0, keepdims=True)
+    rule = _relative if controller.rule == "relative" else _adam
+    learned = rule(controller, state, products, feedback.steps)
+    return jax.tree.map(lambda new, old: jnp.where(sums, new, old), learned, state)
+
+
+def _relative(
+    controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
+) -> ControllerState:
+    advantage = jnp.sum(state.mixing * products, axis=1, keepdims=True) - products
+    quickness = jnp.maximum(1 / jnp.maximum(steps, 1).astype(jnp.float32), QUIETEST)
+    moved = jnp.mean(jnp.square(advantage), axis=1) - state.variance
+    variance = state.variance + quickness * moved
+    # An advantage of a millionth of the products is their rounding.
+    rounding = 1e-6 * jnp.max(jnp.abs(products), axis=1)
+    scale = jnp.sqrt(variance + jnp.square(rounding) + _TINY)
+    signal = jnp.clip(advantage / scale[:, None], -LONGEST, LONGEST)
+    signal = signal - jnp.mean(signal, axis=1, keepdims=True)
+    return state._replace(
+        matrix=_moved(controller, state, signal[:, :, None] * _row(state.inputs)),
+        variance=variance,
+    )
+
+
+def _adam(
+    controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
+) -> ControllerState:
+    mean = jnp.sum(state.mixing * products, axis=1, keepdims=True)
+    slope = state.mixing * (mean - products)
+    rise = slope[:, :, None] * _row(state.inputs)
+    known, (first, second) = _row(state.known), state.moments
+    first = jnp.where(known, toward(first, rise, B1), first)
+    second = jnp.where(known, toward(second, jnp.square(rise), B2), second)
+    steps = jnp.maximum(steps, 1)
+    size = jnp.sqrt(debias(second, B2, steps) + _TINY) + 1e-8
+    return state._replace(
+        matrix=_moved(controller, state, debias(first, B1, steps) / size),
+        moments=(first, second),
+    )
+
+
+def _moved(controller: Controller, state: ControllerState, step: jax.Array) -> jax.Array:
+    """b and W after a step, with a mean of b of 0 over the experts."""
+    is_bias = jnp.arange(state.inputs.shape[0]) == 0
+    rates = jnp.where(is_bias, jnp.asarray(controller.rate), controller.feature_rate)
+    matrix = state.matrix + _row(rates * state.known) * step
+    bias = matrix[:, :, :1] - controller.decay * state.matrix[:, :, :1]
+    bias = bias - jnp.mean(bias, axis=1, keepdims=True)
+    return jnp.concatenate([bias, matrix[:, :, 1:]], axis=2)
+
+
+def _row(numbers: jax.Array) -> jax.Array:
+    return numbers[None, None, :]
+
+
+def _with_loss(state: ControllerState, value: jax.Array | None) -> ControllerState:
+    if value is None:
+        return state
+    first, finite = state.losses == 0, jnp.isfinite(value)
+
+    def mean(old: jax.Array, decay: float) -> jax.Array:
+        moved = jnp.where(first, value, toward(old, value, decay))
+        return jnp.where(finite, moved, old)
+
+    return state._replace(
+        slow=mean(state.slow, SLOW),
+        fast=mean(state.fast, FAST),
+        losses=state.losses + finite,
+    )
+
+
+def _with_multiplier(
+    state: ControllerState,
+    gradient_norm: jax.Array,
+    products: jax.Array,
+    rate: ArrayLike,
+    gated: bool,
+) -> ControllerState:
+    length = gradient_norm * state.step_norm
+    measurable = (length > _TINY) & jnp.isfinite(length)
+    cosine = jnp.sum(state.mixing * products) / jnp.where(measurable, length, 1.0)
+    cosine = jnp.where(measurable, jnp.clip(cosine, -1, 1), 0.0)
+    old = state.log_multiplier
+    new = old - rate * cosine
+    if gated:
+        falling = state.fast < state.slow - 0.01 * jnp.abs(state.slow)
+        held = jnp.maximum(new, jnp.minimum(old, 0.0))
+        new = jnp.where(falling & (new < old), held, new)
+    return state._replace(log_multiplier=jnp.clip(new, LOWEST, HIGHEST))

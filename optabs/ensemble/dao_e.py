@@ -1,0 +1,279 @@
+"""DAO-E: the experts' updates, mixed by the controller's weights."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optabs._arithmetic import new_count, saturate
+from optabs.ensemble import controller as control
+from optabs.ensemble import experts as ensemble
+from optabs.ensemble import features as seen
+from optabs.ensemble import observing
+from optabs.ensemble.controller import Controller, ControllerState, Feedback
+from optabs.ensemble.experts import Expert
+from optabs.ensemble.pool import arrays_of
+from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, product
+from optabs.precision import transformation
+
+
+class ExpertState(NamedTuple):
+    """One expert: its own state, and its share in the step before."""
+
+    inner: optax.OptState
+    previous: Any  # like the parameters, or () where nothing is learned
+
+
+class DaoEState(NamedTuple):
+    """State of `dao_e`."""
+
+    count: jax.Array  # type: ignore[assignment]  # int32 []: steps taken
+    experts: dict[str, ExpertState]
+    controller: ControllerState
+    observing: Any  # an ObservingState, or () without features
+
+
+def dao_e(
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    experts: Mapping[str, Expert] | None = None,
+    *,
+    controller: Controller = Controller(),  # noqa: B008  (an immutable tuple)
+    features: Sequence[seen.Feature] = seen.DEFAULT,
+    previous: Storage = "bfloat16",
+) -> optax.GradientTransformationExtraArgs:
+    r"""DAO-E: runs several optimizers at once and mixes their updates by learned weights.
+
+    .. math:: \theta_l \leftarrow \theta_l + e^c \sum_i \alpha_{il}\, U_{il}, \qquad
+              \alpha_l = \varphi + (1 - K\varphi)\, \mathrm{softmax}(b_l + W_l f)
+
+    for the leaves :math:`l` of the parameters and the experts' updates :math:`U_i`, each
+    shortened to a tenth of the parameters' norm where it is longer. The next gradient tells
+    what each share did to the loss, and :math:`b`, :math:`W` and :math:`c` learn from it:
+    see :class:`optabs.Controller`. :math:`f` are statistics of the mini-batch and of
+    training: see :mod:`optabs.features`.
+
+    `update(grads, state, params, value=loss, batch=mini_batch)`: the parameters are
+    required, for the experts' updates are measured against their norm. Without `value` the
+    multiplier is not kept from shrinking while the loss falls, and the features of the loss
+    are 0; without `batch` those of the batch are. Both, and all other keyword arguments,
+    reach the experts.
+
+    An expert whose update is not finite is shut out of that step and keeps its state; a
+    gradient that is not finite gives a step of zero and changes no state at all.
+
+    Args:
+      learning_rate: the experts' common rate, in parameter units; a number, a traced scalar
+        or a schedule. None: 1e-3, or the experts' own.
+      experts: names to optax transformations with rates of their own, or to functions
+        (learning_rate -> transformation). None: optabs.sgd, adam, rmsprop, and optax's lion
+        without weight decay.
+      controller: how the weights are formed and learned, an :class:`optabs.Controller`;
+        `Controller.paper()` is the paper's form, `Controller.uniform()` plain equal weights.
+      features: pairs (function, length); () for none.
+      previous: how the last step's updates are kept: "bfloat16", "float32", "int8" (one byte
+        a parameter and expert), or "thinned" (every 16th entry of large leaves).
+
+    Returns:
+      The optimizer. Updates have the gradient's shape and dtype. State is the experts' own,
+      at least float32, one update per expert as kept, and per leaf K(1 + n) float32 numbers
+      for K experts and n features.
+
+    Raises:
+      ValueError: for no experts, experts with rates of their own beside a learning_rate, a
+        setting out of its range; at the first trace for missing params, a value that is not
+        one real number, a batch without arrays, a feature of another length than declared,
+        or an expert that changes the tree's structure, shapes or dtypes.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optabs
+      >>> optimizer = optabs.dao_e(0.01)
+      >>> params = jnp.array([3.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> for _ in range(100):
+      ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+      ...     updates, state = optimizer.update(grads, state, params, value=loss)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool(loss < 0.1)
+      True
+      >>> sorted(optabs.mixing_weights(state))
+      ['adam', 'lion', 'rmsprop', 'sgd']
+
+    Source: Jung, Dataset-Aware Adaptive Optimizer; the controller's rule is this package's.
+    """
+    check_storage(previous)
+    members = ensemble.resolve(learning_rate, experts)
+    control.check_controller(controller, len(members))
+    chosen = observing.check_features(features)
+    chosen = () if controller.rate is None else chosen
+    number = sum(length for _, length in chosen)
+
+    def kept(update: Any) -> Any:
+        return jax.tree.map(lambda u: keep(u, previous), update)
+
+    def init_fn(params: optax.Params) -> DaoEState:
+        leaves = len(jax.tree.leaves(params))
+
+        def zeros() -> Any:
+            return kept(jax.tree.map(jnp.zeros_like, params))
+
+        return DaoEState(
+            count=new_count(),
+            experts={
+                name: ExpertState(
+                    inner=member.init(params),
+                    previous=zeros() if controller.needs_feedback else (),
+                )
+                for name, member in members.items()
+            },
+            controller=control.init(controller, leaves, len(members), number),
+            observing=observing.init(chosen, leaves),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: DaoEState,
+        params: optax.Params | None = None,
+        *,
+        value: ArrayLike | None = None,
+        batch: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, DaoEState]:
+        if params is None:
+            raise ValueError(
+                "params is None; pass update the parameters as its third argument."
+            )
+        loss, told = _checked(value, batch, extra_args)
+        leaves: list[jax.Array]
+        leaves, structure = jax.tree.flatten(updates)
+        square = ensemble.squared_norm(leaves)
+        norm = jnp.sqrt(jnp.maximum(square, 1e-30))
+        judge = state.controller
+        if controller.needs_feedback:
+            feedback = Feedback(_products(leaves, state), norm, state.count)
+            judge = control.learn(controller, judge, feedback, loss)
+        signals, known, watch = observing.observe(
+            chosen,
+            state.observing,
+            count=state.count,
+            batch=batch,
+            value=loss,
+            norm=norm,
+            grads=updates,
+            params=params,
+        )
+        reach = _reach(controller, params)
+        proposals = [
+            ensemble.propose(name, member, expert.inner, updates, params, reach, told)
+            for (name, member), expert in zip(
+                members.items(), state.experts.values(), strict=True
+            )
+        ]
+        sound = jnp.stack([each.sound for each in proposals]) & ensemble.finite(leaves, square)
+        judge = control.weigh(controller, judge, signals, known, sound)
+        step = _mixed(judge.mixing, [jax.tree.leaves(each.update) for each in proposals])
+        if controller.multiplier_rate is not None:
+            judge = judge._replace(step_norm=_norm(step))
+            step = [ensemble.scaled(jnp.exp(judge.log_multiplier), leaf) for leaf in step]
+        # Without a sound expert all weights are 0.
+        accepted = jnp.sum(judge.mixing, axis=1) > 0.5
+        usable = jnp.all(sound[:, None] & accepted[None, :], axis=1)
+        experts_state = {
+            name: ExpertState(
+                inner=_where(use, each.state, old.inner),
+                previous=kept(each.update) if controller.needs_feedback else (),
+            )
+            for use, each, (name, old) in zip(
+                usable, proposals, state.experts.items(), strict=True
+            )
+        }
+        new_state = DaoEState(
+            count=optax.safe_increment(state.count),
+            experts=experts_state,
+            controller=judge,
+            observing=watch,
+        )
+        taken = jnp.any(usable)
+        step = [jnp.where(taken, leaf, 0) for leaf in step]
+        return jax.tree.unflatten(structure, step), _where(taken, new_state, state)
+
+    return transformation(init_fn, update_fn)
+
+
+def _where(flag: jax.Array, new: Any, old: Any) -> Any:
+    """New where the flag is set, else old, for whole trees."""
+
+    def select(n: Any, o: Any) -> Any:
+        if n.dtype != jnp.bfloat16:
+            return jnp.where(flag, n, o)
+        # XLA:CPU selects bfloat16 number by number: 3 times the time of the whole step.
+        new_bits, old_bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (n, o))
+        bits = jnp.where(flag, new_bits, old_bits)
+        return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+    return jax.tree.map(select, new, old)
+
+
+def _checked(
+    value: ArrayLike | None, batch: Any, extra_args: Mapping[str, Any]
+) -> tuple[jax.Array | None, dict[str, Any]]:
+    """The loss in float32, and what the experts are told."""
+    told = dict(extra_args)
+    if batch is not None:
+        if not arrays_of(batch):
+            raise ValueError(
+                f"batch is {batch!r}, without any array of numbers; pass the mini-batch as a "
+                "pytree of arrays, or no batch."
+            )
+        told["batch"] = batch
+    if value is None:
+        return None, told
+    told["value"] = value
+    loss: Any = jnp.asarray(value)
+    if loss.shape or jnp.iscomplexobj(loss):
+        raise ValueError(
+            f"value is {loss.dtype.name}{list(loss.shape)}; pass the loss as one real number, "
+            "such as its mean over the batch."
+        )
+    return loss.astype(jnp.float32), told
+
+
+def _reach(controller: Controller, params: Any) -> jax.Array | None:
+    if controller.cap is None:
+        return None
+    square = ensemble.squared_norm(jax.tree.leaves(params))
+    return jnp.asarray(controller.cap) * jnp.sqrt(jnp.maximum(square, 1.0))
+
+
+def _norm(leaves: list[jax.Array]) -> jax.Array:
+    return saturate(jnp.sqrt(jnp.maximum(ensemble.squared_norm(leaves), 1e-30)))
+
+
+def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
+    """The gradient's inner products with the updates before: float32 [L, K]."""
+    rows = [
+        jnp.stack([product(g, k) for k in kept])
+        for g, kept in zip(leaves, _kept_by_leaf(state), strict=True)
+    ]
+    return jnp.stack(rows) if rows else jnp.zeros((0, len(state.experts)), jnp.float32)
+
+
+def _mixed(mixing: jax.Array, updates: list[list[jax.Array]]) -> list[jax.Array]:
+    """The experts' updates, weighted, leaf by leaf."""
+    step = []
+    for index, shares in enumerate(zip(*updates, strict=True)):
+        row = mixing[index if len(mixing) > 1 else 0]
+        parts = [ensemble.scaled(row[k], share) for k, share in enumerate(shares)]
+        step.append(functools.reduce(jnp.add, parts))
+    return step
+
+
+def _kept_by_leaf(state: DaoEState) -> list[tuple[Any, ...]]:
+    """The kept updates of all experts, for each leaf of the parameters."""
+    kept = [
+        jax.tree.leaves(expert.previous, is_leaf=is_kept) for expert in state.experts.values()
+    ]
+    return list(zip(*kept, strict=True))

@@ -1,0 +1,242 @@
+"""What the controller looks at: statistics of the mini-batch and of learning.
+
+A feature is a pair (function, length). The function takes an :class:`Observation` and
+returns `length` real numbers, or None where an input that it needs is absent. A number that
+is absent or not finite is 0 for the controller, which learns nothing about it in that step;
+the others are standardised by running means and variances and clipped to ±3, so that the
+units of a feature do not matter.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from optabs.ensemble.pool import pool
+
+_TINY = 1e-30
+
+
+class Observation(NamedTuple):
+    """One step, as a feature sees it; what was not passed to `update` is None."""
+
+    batch: Any | None
+    """The mini-batch: a pytree of arrays."""
+    value: jax.Array | None = None
+    """The loss: float32 []."""
+    last_value: jax.Array | None = None
+    """The loss of the step before: float32 [], NaN in the first step."""
+    gradient_norm: jax.Array | None = None
+    """The gradient's norm over the whole tree: float32 []."""
+    gradient_variance: jax.Array | None = None
+    """The averaged squared distance from its running mean: float32 []."""
+    grads: Any = None
+    """The gradient, a pytree like the parameters."""
+    params: Any = None
+    """The parameters."""
+
+
+Feature = tuple[Callable[[Observation], ArrayLike | None], int]
+
+
+def batch_mean(observation: Observation) -> jax.Array | None:
+    r"""The mean over all entries of all arrays of the batch.
+
+    .. math:: \operatorname{asinh}\Big(\tfrac1N \sum_j x_j\Big)
+
+    A real entry counts as itself, within :math:`\pm 10^{12}`, a complex one as its size, one
+    that is not finite not at all. An integer (a token, a label, a bool) counts as
+    :math:`p_j`, the share of its value, modulo 128, among the batch's integers: names have
+    no size, frequencies do.
+
+    Args:
+      observation: its batch is a pytree of arrays of any shapes and dtypes.
+
+    Returns:
+      float32 [], or None without a batch.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optabs import features
+      >>> seen = features.Observation(batch=jnp.array([1.0, 3.0]))
+      >>> round(float(jnp.sinh(features.batch_mean(seen))), 4)
+      2.0
+
+    Source: DAO-E, the feature extractor.
+    """
+    pooled = pool(observation.batch)
+    return None if pooled is None else jnp.arcsinh(pooled.mean)
+
+
+def batch_variance(observation: Observation) -> jax.Array | None:
+    r"""The variance over all entries of all arrays of the batch, as a logarithm.
+
+    .. math:: \log\Big(\tfrac1N \sum_j (x_j - \bar x)^2 + 10^{-30}\Big)
+
+    with entries as in :func:`optabs.features.batch_mean`.
+
+    Args:
+      observation: its batch is a pytree of arrays of any shapes and dtypes.
+
+    Returns:
+      float32 [], or None without a batch.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optabs import features
+      >>> seen = features.Observation(batch=jnp.array([1.0, 3.0]))
+      >>> float(features.batch_variance(seen))
+      0.0
+
+    Source: DAO-E, the feature extractor.
+    """
+    pooled = pool(observation.batch)
+    return None if pooled is None else jnp.log(pooled.variance + _TINY)
+
+
+def batch_entropy(observation: Observation) -> jax.Array | None:
+    r"""The entropy of the batch's entries, in nats.
+
+    .. math:: -\sum_k p_k \log p_k
+
+    Real entries are counted in 32 bins over four standard deviations on either side of their
+    mean, integers by their value modulo 128; where a batch has both, the two entropies are
+    averaged by the numbers of entries. Of an array about 4096 entries are counted, evenly
+    spaced along all axes but the first.
+
+    Args:
+      observation: its batch is a pytree of arrays of any shapes and dtypes.
+
+    Returns:
+      float32 [], or None without a batch.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optabs import features
+      >>> seen = features.Observation(batch=jnp.array([7, 7, 9, 9]))
+      >>> round(float(features.batch_entropy(seen)), 4)  # log 2
+      0.6931
+
+    Source: DAO-E, the feature extractor.
+    """
+    pooled = pool(observation.batch)
+    return None if pooled is None else pooled.entropy
+
+
+def gradient_norm(observation: Observation) -> jax.Array | None:
+    r"""The gradient's norm over the whole tree, as a logarithm.
+
+    .. math:: \log(\|g\| + 10^{-30})
+
+    Args:
+      observation: its gradient_norm is used.
+
+    Returns:
+      float32 [].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optabs import features
+      >>> seen = features.Observation(batch=None, gradient_norm=jnp.float32(1.0))
+      >>> float(features.gradient_norm(seen))
+      0.0
+
+    Source: DAO-E, the feature extractor.
+    """
+    norm = observation.gradient_norm
+    return None if norm is None else jnp.log(norm + _TINY)
+
+
+def gradient_variance(observation: Observation) -> jax.Array | None:
+    r"""The gradient's averaged squared distance from its running mean, as a logarithm.
+
+    .. math:: \log\big(\overline{\|g - \bar g\|^2} + 10^{-30}\big)
+
+    The distance is estimated without a copy of the gradient, from one number a leaf,
+    :math:`s_l = \sum_j r_{lj}\, g_{lj}` with fixed irregular signs :math:`r = \pm 1`: over
+    such signs :math:`(s_l - \bar s_l)^2` has the mean :math:`\|g_l - \bar g_l\|^2`. The
+    averages move by :math:`\max(1/t, 0.01)`.
+
+    Args:
+      observation: its gradient_variance is used.
+
+    Returns:
+      float32 [].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optabs import features
+      >>> seen = features.Observation(batch=None, gradient_variance=jnp.float32(1.0))
+      >>> float(features.gradient_variance(seen))
+      0.0
+
+    Source: DAO-E, the controller's feedback.
+    """
+    variance = observation.gradient_variance
+    return None if variance is None else jnp.log(variance + _TINY)
+
+
+def loss(observation: Observation) -> jax.Array | None:
+    r"""The loss.
+
+    .. math:: \operatorname{asinh}(L_t)
+
+    Args:
+      observation: its value is used.
+
+    Returns:
+      float32 [], or None without `value=`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optabs import features
+      >>> seen = features.Observation(batch=None, value=jnp.float32(0.0))
+      >>> float(features.loss(seen))
+      0.0
+
+    Source: DAO-E, the state of learning.
+    """
+    return None if observation.value is None else jnp.arcsinh(observation.value)
+
+
+def loss_decrease(observation: Observation) -> jax.Array | None:
+    r"""How far the loss fell since the step before.
+
+    .. math:: \operatorname{asinh}(L_{t-1} - L_t)
+
+    Args:
+      observation: its value and last_value are used.
+
+    Returns:
+      float32 [], NaN (absent) in the first step, or None without `value=`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from optabs import features
+      >>> now, before = jnp.float32(1.0), jnp.float32(3.0)
+      >>> seen = features.Observation(batch=None, value=now, last_value=before)
+      >>> round(float(jnp.sinh(features.loss_decrease(seen))), 4)
+      2.0
+
+    Source: DAO-E, the controller's feedback.
+    """
+    if observation.value is None or observation.last_value is None:
+        return None
+    return jnp.arcsinh(observation.last_value - observation.value)
+
+
+BATCH: tuple[Feature, ...] = ((batch_mean, 1), (batch_variance, 1), (batch_entropy, 1))
+"""Of the mini-batch alone."""
+
+LEARNING: tuple[Feature, ...] = (
+    (gradient_norm, 1),
+    (gradient_variance, 1),
+    (loss, 1),
+    (loss_decrease, 1),
+)
+"""Of the course of training."""
+
+DEFAULT: tuple[Feature, ...] = BATCH + LEARNING
+"""All seven."""

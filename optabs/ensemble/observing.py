@@ -1,0 +1,173 @@
+"""From one step to the controller's standardised features, with their running statistics."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optabs.ensemble.features import Feature, Observation
+
+WARM_UP = 3
+SLOWEST = 0.01
+BOUND = 3.0
+LARGEST = 1e15
+
+
+class ObservingState(NamedTuple):
+    """Running statistics of n features and of the projections of the gradient's L leaves."""
+
+    seen: jax.Array  # int32 [n]: steps in which a feature was known
+    average: jax.Array  # float32 [n]
+    spread: jax.Array  # float32 [n]: variances
+    last_value: jax.Array  # float32 []
+    value_seen: jax.Array  # bool []
+    projections: jax.Array  # float32 [L]: their means
+    distance: jax.Array  # float32 []: mean squared distance from these means
+
+
+def check_features(features: Any) -> tuple[Feature, ...]:
+    """The features as a tuple, or one sentence about what is none."""
+    wanted = "pass pairs (function, length), each length a whole number of 1 or more"
+    if not isinstance(features, list | tuple):
+        raise ValueError(f"features is {features!r}; {wanted}, in a tuple.")
+    for feature in features:
+        if not (isinstance(feature, list | tuple) and len(feature) == 2):
+            raise ValueError(f"features holds {feature!r}; {wanted}.")
+        function, length = feature
+        whole = isinstance(length, int) and not isinstance(length, bool)
+        if not callable(function) or not whole or length < 1:
+            raise ValueError(f"features holds {feature!r}; {wanted}.")
+    return tuple((function, length) for function, length in features)
+
+
+def init(features: Sequence[Feature], leaves: int) -> ObservingState | tuple[()]:
+    """Before the first step; nothing where there are no features."""
+    if not features:
+        return ()
+    number = sum(length for _, length in features)
+    return ObservingState(
+        seen=jnp.zeros(number, jnp.int32),
+        average=jnp.zeros(number, jnp.float32),
+        spread=jnp.zeros(number, jnp.float32),
+        last_value=jnp.zeros([], jnp.float32),
+        value_seen=jnp.zeros([], bool),
+        projections=jnp.zeros(max(leaves, 1), jnp.float32),
+        distance=jnp.zeros([], jnp.float32),
+    )
+
+
+def observe(
+    features: Sequence[Feature],
+    state: Any,
+    *,
+    count: jax.Array,
+    batch: Any,
+    value: jax.Array | None,
+    norm: jax.Array,
+    grads: Any,
+    params: Any,
+) -> tuple[jax.Array, jax.Array, Any]:
+    """The standardised features of a step, which of them are known, and the new state.
+
+    Args:
+      features: pairs (function, length).
+      state: the running statistics.
+      count: int32 [], steps before this one.
+      batch: a pytree of arrays, or None.
+      value: float32 [], or None.
+      norm: the gradient's norm, float32 [].
+      grads: the gradient.
+      params: the parameters.
+
+    Returns:
+      float32 [n] within ±3, bool [n], and the state; an entry that is not known is 0.
+    """
+    if not features:
+        return jnp.zeros(0, jnp.float32), jnp.zeros(0, bool), state
+    state = _with_gradient(state, count, grads)
+    observation = Observation(
+        batch=batch,
+        value=value,
+        last_value=jnp.where(state.value_seen, state.last_value, jnp.nan),
+        gradient_norm=norm,
+        gradient_variance=state.distance,
+        grads=grads,
+        params=params,
+    )
+    raw = jnp.concatenate([_numbers(feature, observation) for feature in features])
+    if value is not None:
+        finite = jnp.isfinite(value)
+        state = state._replace(
+            last_value=jnp.where(finite, value, state.last_value),
+            value_seen=state.value_seen | finite,
+        )
+    return _standardised(raw, state)
+
+
+def _standardised(
+    raw: jax.Array, state: ObservingState
+) -> tuple[jax.Array, jax.Array, ObservingState]:
+    there = jnp.isfinite(raw)
+    raw = jnp.where(there, jnp.clip(raw, -LARGEST, LARGEST), state.average)
+    seen = state.seen + there
+    rate = jnp.maximum(1 / jnp.maximum(seen, 1).astype(jnp.float32), SLOWEST) * there
+    away = raw - state.average
+    average = state.average + rate * away
+    spread = state.spread + rate * (away * (raw - average) - state.spread)
+    # What moves by less than a thousandth of its size is rounding, not news.
+    scale = jnp.sqrt(spread + 1e-6 * (1 + jnp.square(average)))
+    known = there & (seen > WARM_UP)
+    standard = jnp.where(known, jnp.clip((raw - average) / scale, -BOUND, BOUND), 0.0)
+    return standard, known, state._replace(seen=seen, average=average, spread=spread)
+
+
+def _numbers(feature: Feature, observation: Observation) -> jax.Array:
+    """The numbers of one feature, NaN where it is absent: float32 [length]."""
+    function, length = feature
+    numbers = function(observation)
+    if numbers is None:
+        return jnp.full(length, jnp.nan, jnp.float32)
+    array = jnp.atleast_1d(jnp.asarray(numbers))
+    if array.shape != (length,) or jnp.iscomplexobj(array):
+        name = getattr(function, "__name__", repr(function))
+        raise ValueError(
+            f"features: {name} returned {array.dtype.name}{list(array.shape)}; return "
+            f"{length} real numbers, the length it was given with."
+        )
+    return array.astype(jnp.float32)
+
+
+def _with_gradient(state: ObservingState, count: jax.Array, grads: Any) -> ObservingState:
+    leaves = jax.tree.leaves(grads)
+    if not leaves:
+        return state
+    projections = jnp.stack([_projection(leaf) for leaf in leaves])
+    # Their squares are finite, too.
+    projections = jnp.clip(jnp.nan_to_num(projections), -LARGEST, LARGEST)
+    rate = jnp.maximum(1 / (count + 1).astype(jnp.float32), SLOWEST)
+    away = projections - state.projections
+    squares = jnp.where(count > 0, jnp.sum(jnp.square(away)), 0)
+    return state._replace(
+        projections=state.projections + rate * away,
+        distance=state.distance + rate * (squares - state.distance),
+    )
+
+
+def _projection(leaf: jax.Array) -> jax.Array:
+    """The sum of a leaf's entries under fixed irregular signs: float32 []."""
+    for axis, extent in enumerate(leaf.shape):
+        # One sign a row times one a column is as good as one an entry: any two products
+        # are uncorrelated.
+        shape = [1] * leaf.ndim
+        shape[axis] = extent
+        leaf = leaf * _signs(extent, axis).astype(leaf.real.dtype).reshape(shape)
+    return jnp.sum(jnp.real(leaf)).astype(jnp.float32)
+
+
+def _signs(extent: int, axis: int) -> jax.Array:
+    """Plus or minus one by a hash of the index, the same on every device: int32 [extent]."""
+    index = jax.lax.iota(jnp.uint32, extent) + jnp.uint32((axis + 1) * 0x9E3779B9 % 2**32)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        index = (index ^ (index >> shift)) * jnp.uint32(factor)
+    return 1 - 2 * (index >> 31).astype(jnp.int32)
