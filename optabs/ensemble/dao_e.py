@@ -14,10 +14,11 @@ from optabs.ensemble import controller as control
 from optabs.ensemble import experts as ensemble
 from optabs.ensemble import features as seen
 from optabs.ensemble import observing
-from optabs.ensemble.controller import Controller, ControllerState, Feedback
+from optabs.ensemble.controller import ControllerState, Feedback
 from optabs.ensemble.experts import Expert
 from optabs.ensemble.pool import arrays_of
 from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, product
+from optabs.ensemble.settings import Controller, check_controller
 from optabs.precision import transformation
 
 
@@ -106,7 +107,7 @@ def dao_e(
     """
     check_storage(previous)
     members = ensemble.resolve(learning_rate, experts)
-    control.check_controller(controller, len(members))
+    check_controller(controller, len(members))
     chosen = observing.check_features(features)
     chosen = () if controller.rate is None else chosen
     number = sum(length for _, length in chosen)

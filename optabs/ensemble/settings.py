@@ -1,0 +1,117 @@
+"""How the controller weighs and learns: its settings, and which of them are in range."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+from jax.typing import ArrayLike
+
+from optabs._checks import check
+
+Rule = Literal["relative", "adam"]
+
+
+class Controller(NamedTuple):
+    r"""How DAO-E weighs its experts, and how that is learned. The default is what won.
+
+    .. math:: \alpha_l = \varphi + (1 - K\varphi)\, \mathrm{softmax}(b_l + W_l f)
+
+    for leaf :math:`l` of the parameters, :math:`K` experts and features :math:`f`; uniform
+    at the start. What the last step's shares did to the loss is told by the next gradient,
+    :math:`d_{il} = \langle g_l, U_{il} \rangle`. With the rule `"relative"`,
+
+    .. math:: a_{il} = -d_{il} + \sum_j \alpha_{jl} d_{jl}, \qquad
+              q_{il} = \mathrm{clip}\big(a_{il} / \sigma_l, \pm 10\big), \qquad
+              \sigma_l^2 \leftarrow \sigma_l^2 + r\,(\overline{a_l^2} - \sigma_l^2),
+    .. math:: b_l \leftarrow (1 - \mathrm{decay})\, b_l + \mathrm{rate}\,(q_l - \bar q_l),
+    .. math:: W_l \leftarrow W_l + \mathrm{feature\_rate}\,(q_l - \bar q_l) \otimes f
+
+    with :math:`r = \max(1/t, 0.02)` and the features that made the weights in question.
+    With the rule `"adam"`, Adam descends the hypergradient
+    :math:`\alpha_{il}\,(d_{il} - \sum_j \alpha_{jl} d_{jl})` itself.
+
+    The step multiplier :math:`e^c` follows the cosine between the gradient and the step
+    before, :math:`c \leftarrow c - \mathrm{multiplier\_rate} \cdot \cos`, within [-7, 3].
+
+    Attributes:
+      per_leaf: weights for each leaf of the parameters, else one set for all.
+      cap: :math:`\rho`; an expert's update is shortened to a norm of
+        :math:`\rho\max(\|\theta\|, 1)` over the whole tree. None: no cap.
+      floor: :math:`\varphi` in [0, 1/K), the least weight of an expert.
+      rule: `"relative"` or `"adam"`.
+      rate: of b. None freezes the weights: uniform, the baseline.
+      decay: of b, under `"relative"`.
+      feature_rate: of W.
+      multiplier_rate: of the step multiplier. None: no multiplier.
+      gated: while the loss falls well (its fast mean 1 % below its slow mean), the multiplier
+        does not shrink below 1 by short-term signals; needs `value=`.
+
+    Examples:
+      >>> import optabs
+      >>> optabs.Controller(cap=None).floor
+      0.01
+      >>> optabs.Controller.paper().per_leaf
+      False
+
+    Source: DAO-E, eqs. 1 and 2; hypergradient descent, Baydin et al., arXiv 1703.04782.
+    """
+
+    per_leaf: bool = True
+    cap: ArrayLike | None = 0.1
+    floor: ArrayLike = 0.01
+    rule: Rule = "relative"
+    rate: ArrayLike | None = 0.15
+    decay: ArrayLike = 0.003
+    feature_rate: ArrayLike = 0.03
+    multiplier_rate: ArrayLike | None = 0.1
+    gated: bool = True
+
+    @classmethod
+    def paper(cls) -> "Controller":
+        """The paper's form: one set of weights, learned by Adam, and nothing else."""
+        return cls(
+            per_leaf=False,
+            cap=None,
+            floor=0.0,
+            rule="adam",
+            rate=0.05,
+            decay=0.0,
+            feature_rate=0.05,
+            multiplier_rate=None,
+            gated=False,
+        )
+
+    @classmethod
+    def uniform(cls) -> "Controller":
+        """Equal weights for ever, and nothing else: the baseline."""
+        return cls(rate=None, cap=None, multiplier_rate=None)
+
+    @property
+    def needs_feedback(self) -> bool:
+        """Whether anything is learned from the updates of the step before."""
+        return self.rate is not None or self.multiplier_rate is not None
+
+
+def check_controller(controller: Controller, experts: int) -> None:
+    """Refuses settings out of their range in one sentence."""
+    if not isinstance(controller, Controller):
+        raise ValueError(f"controller is {controller!r}; pass an optabs.Controller(...).")
+    if controller.rule not in get_args(Rule):
+        known = " or ".join(map(repr, get_args(Rule)))
+        raise ValueError(f"rule is {controller.rule!r}; pass {known}.")
+    for name in ("per_leaf", "gated"):
+        flag = getattr(controller, name)
+        if not isinstance(flag, bool):
+            raise ValueError(f"{name} is {flag!r}; pass True or False.")
+    check(
+        cap=controller.cap,
+        floor=controller.floor,
+        rate=controller.rate,
+        decay=controller.decay,
+        feature_rate=controller.feature_rate,
+        multiplier_rate=controller.multiplier_rate,
+    )
+    floor: Any = controller.floor
+    if not isinstance(floor, jax.Array) and floor * experts >= 1:
+        raise ValueError(
+            f"floor is {floor!r} for {experts} experts; pass a number below 1/{experts}."
+        )
