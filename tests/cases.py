@@ -253,7 +253,7 @@ def _experts(eps_root: float) -> dict[str, Any]:
 def _dao_e(
     learning_rate: optax.ScalarOrSchedule,
     eps_root: float = 0.0,
-    cap: float = 0.1,
+    cap: float = 0.03,
     floor: float = 0.01,
     rate: float = 0.15,
     decay: float = 0.003,

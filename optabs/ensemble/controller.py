@@ -13,6 +13,7 @@ SLOW, FAST = 0.98, 0.8
 QUIETEST = 0.02
 B1, B2 = 0.9, 0.999
 LONGEST = 10.0
+UNANNEALED = 100.0
 LOWEST, HIGHEST = -7.0, 3.0
 LARGEST = 1e15
 _TINY = 1e-30
@@ -128,7 +129,7 @@ def _relative(
     signal = jnp.clip(advantage / scale[:, None], -LONGEST, LONGEST)
     signal = signal - jnp.mean(signal, axis=1, keepdims=True)
     return state._replace(
-        matrix=_moved(controller, state, signal[:, :, None] * _row(state.inputs)),
+        matrix=_moved(controller, state, signal[:, :, None] * _row(state.inputs), steps),
         variance=variance,
     )
 
@@ -145,15 +146,20 @@ def _adam(
     steps = jnp.maximum(steps, 1)
     size = jnp.sqrt(debias(second, B2, steps) + _TINY) + 1e-8
     return state._replace(
-        matrix=_moved(controller, state, debias(first, B1, steps) / size),
+        matrix=_moved(controller, state, debias(first, B1, steps) / size, steps),
         moments=(first, second),
     )
 
 
-def _moved(controller: Controller, state: ControllerState, step: jax.Array) -> jax.Array:
+def _moved(
+    controller: Controller, state: ControllerState, step: jax.Array, steps: jax.Array
+) -> jax.Array:
     """b and W after a step, with a mean of b of 0 over the experts."""
     is_bias = jnp.arange(state.inputs.shape[0]) == 0
     rates = jnp.where(is_bias, jnp.asarray(controller.rate), controller.feature_rate)
+    # As the evidence grows each new piece of it counts for less.
+    fall = jax.lax.rsqrt(1 + steps.astype(jnp.float32) / UNANNEALED)
+    rates = rates * jnp.maximum(fall, controller.rate_floor)
     matrix = state.matrix + _row(rates * state.known) * step
     bias = matrix[:, :, :1] - controller.decay * state.matrix[:, :, :1]
     bias = bias - jnp.mean(bias, axis=1, keepdims=True)

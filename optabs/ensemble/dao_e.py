@@ -52,7 +52,7 @@ def dao_e(
               \alpha_l = \varphi + (1 - K\varphi)\, \mathrm{softmax}(b_l + W_l f)
 
     for the leaves :math:`l` of the parameters and the experts' updates :math:`U_i`, each
-    shortened to a tenth of the parameters' norm where it is longer. The next gradient tells
+    shortened to 3 % of the parameters' norm where it is longer. The next gradient tells
     what each share did to the loss, and :math:`b`, :math:`W` and :math:`c` learn from it:
     see :class:`optabs.Controller`. :math:`f` are statistics of the mini-batch and of
     training: see :mod:`optabs.features`.

@@ -39,6 +39,8 @@ class Controller(NamedTuple):
       floor: :math:`\varphi` in [0, 1/K), the least weight of an expert.
       rule: `"relative"` or `"adam"`.
       rate: of b. None freezes the weights: uniform, the baseline.
+      rate_floor: the rates of b and W fall to this share of themselves, as
+        :math:`\max(\mathrm{rate\_floor}, (1 + t/100)^{-1/2})`; 1 for constant rates.
       decay: of b, under `"relative"`.
       feature_rate: of W.
       multiplier_rate: of the step multiplier. None: no multiplier.
@@ -56,10 +58,11 @@ class Controller(NamedTuple):
     """
 
     per_leaf: bool = True
-    cap: ArrayLike | None = 0.1
+    cap: ArrayLike | None = 0.03
     floor: ArrayLike = 0.01
     rule: Rule = "relative"
     rate: ArrayLike | None = 0.15
+    rate_floor: ArrayLike = 0.2
     decay: ArrayLike = 0.003
     feature_rate: ArrayLike = 0.03
     multiplier_rate: ArrayLike | None = 0.1
@@ -74,6 +77,7 @@ class Controller(NamedTuple):
             floor=0.0,
             rule="adam",
             rate=0.05,
+            rate_floor=1.0,
             decay=0.0,
             feature_rate=0.05,
             multiplier_rate=None,
@@ -106,6 +110,7 @@ def check_controller(controller: Controller, experts: int) -> None:
         cap=controller.cap,
         floor=controller.floor,
         rate=controller.rate,
+        rate_floor=controller.rate_floor,
         decay=controller.decay,
         feature_rate=controller.feature_rate,
         multiplier_rate=controller.multiplier_rate,
