@@ -5,6 +5,7 @@ import sys
 import typer
 
 from benchmarks.arguments import ArgumentError
+from benchmarks.dao_e.command import dao_e
 from benchmarks.data import DataError
 from benchmarks.epoch_time import epoch_time
 from benchmarks.fit_time import fit_time
@@ -17,7 +18,7 @@ from benchmarks.survey.command import survey
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.callback()(lambda: None)
-for command in (optimabs, steady, survey, step_time, epoch_time, fit_time):
+for command in (optimabs, steady, survey, dao_e, step_time, epoch_time, fit_time):
     app.command(command.__name__)(command)
 
 
