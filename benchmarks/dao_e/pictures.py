@@ -28,6 +28,7 @@ MULTIPLIERS = (1e-2, 1e2)  # ends of their axis
 def ratios_figure(records: Records, pairs: Sequence[Pair]) -> "Figure":
     """A panel per measure, a row per arm, a mark per setting and a bar over all."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     arms = [BEST, *arms_of(records, pairs)]
     settings = list(dict.fromkeys(pair.setting for pair in pairs))
@@ -48,6 +49,9 @@ def ratios_figure(records: Records, pairs: Sequence[Pair]) -> "Figure":
         axis.plot(over_all, range(len(arms)), "|", color="black", ms=14, mew=2, label="all")
         axis.axvline(1.0, color="0.5", lw=0.8, ls="--")
         axis.set(xscale="log", title=title)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.25)
     axes[0].set_yticks(range(len(arms)), [label_of(arm) for arm in arms])
     axes[0].invert_yaxis()
