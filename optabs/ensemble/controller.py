@@ -86,11 +86,14 @@ def weigh(
       sound: bool [K], the experts that may have a share; without any the weights are 0.
     """
     inputs = jnp.concatenate([jnp.ones(1, jnp.float32), features])
-    shares = jax.nn.softmax(state.matrix @ inputs, axis=1)
+    scores, sound = state.matrix @ inputs, sound[None, :]
+    shares = jax.nn.softmax(scores, axis=1)
     # Exactly 1 for a single expert, and 1/K where the shares are.
-    mixing = shares + controller.floor * (1 - shares.shape[1] * shares)
-    mixing = mixing * sound[None, :]
-    mixing = mixing / jnp.maximum(jnp.sum(mixing, axis=1, keepdims=True), _TINY)
+    mixing = (shares + controller.floor * (1 - shares.shape[1] * shares)) * sound
+    total = jnp.sum(mixing, axis=1, keepdims=True)
+    # Those that are left may have been rounded to 0 beside the one that was shut out.
+    others = jax.nn.softmax(jnp.where(sound, scores, -LARGEST), axis=1) * sound
+    mixing = jnp.where(total > _TINY, mixing / jnp.maximum(total, _TINY), others)
     known = jnp.concatenate([jnp.ones(1, bool), known])
     return state._replace(mixing=mixing, inputs=inputs, known=known)
 

@@ -225,8 +225,9 @@ def _checked(
     told = dict(extra_args)
     if batch is not None:
         if not arrays_of(batch):
+            given = " ".join(repr(batch).split())
             raise ValueError(
-                f"batch is {batch!r}, without any array of numbers; pass the mini-batch as a "
+                f"batch is {given}, without any array of numbers; pass the mini-batch as a "
                 "pytree of arrays, or no batch."
             )
         told["batch"] = batch

@@ -94,7 +94,8 @@ def propose(
     # One that is too long to be measured is as useless as one that is not finite.
     sound = jnp.isfinite(square)
     if reach is not None:
-        factor = reach / jnp.sqrt(jnp.maximum(square, jnp.square(reach)))
+        norm = jnp.sqrt(jnp.maximum(square, 1e-30))
+        factor = jnp.where(norm > reach, reach / norm, 1.0)
         update = jax.tree.map(lambda u: scaled(factor, u), update)
     update = jax.tree.map(lambda u: jnp.where(sound, u, 0), update)
     return Proposal(update, state, sound)

@@ -91,7 +91,8 @@ def observe(
         value=value,
         last_value=jnp.where(state.value_seen, state.last_value, jnp.nan),
         gradient_norm=norm,
-        gradient_variance=state.distance,
+        # In the first step there is no distance yet.
+        gradient_variance=jnp.where(count > 0, state.distance, jnp.nan),
         grads=grads,
         params=params,
     )
@@ -111,7 +112,7 @@ def _standardised(
     there = jnp.isfinite(raw)
     raw = jnp.where(there, jnp.clip(raw, -LARGEST, LARGEST), state.average)
     seen = state.seen + there
-    rate = jnp.maximum(1 / jnp.maximum(seen, 1).astype(jnp.float32), SLOWEST) * there
+    rate = _rate(seen) * there
     away = raw - state.average
     average = state.average + rate * away
     spread = state.spread + rate * (away * (raw - average) - state.spread)
@@ -120,6 +121,11 @@ def _standardised(
     known = there & (seen > WARM_UP)
     standard = jnp.where(known, jnp.clip((raw - average) / scale, -BOUND, BOUND), 0.0)
     return standard, known, state._replace(seen=seen, average=average, spread=spread)
+
+
+def _rate(seen: jax.Array) -> jax.Array:
+    """Of a mean over the numbers seen, which in the end forgets: 1/t, then SLOWEST."""
+    return jnp.maximum(1 / jnp.maximum(seen, 1).astype(jnp.float32), SLOWEST)
 
 
 def _numbers(feature: Feature, observation: Observation) -> jax.Array:
@@ -145,12 +151,11 @@ def _with_gradient(state: ObservingState, count: jax.Array, grads: Any) -> Obser
     projections = jnp.stack([_projection(leaf) for leaf in leaves])
     # Their squares are finite, too.
     projections = jnp.clip(jnp.nan_to_num(projections), -LARGEST, LARGEST)
-    rate = jnp.maximum(1 / (count + 1).astype(jnp.float32), SLOWEST)
     away = projections - state.projections
     squares = jnp.where(count > 0, jnp.sum(jnp.square(away)), 0)
     return state._replace(
-        projections=state.projections + rate * away,
-        distance=state.distance + rate * (squares - state.distance),
+        projections=state.projections + _rate(count + 1) * away,
+        distance=state.distance + _rate(count) * (squares - state.distance),
     )
 
 

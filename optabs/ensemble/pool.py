@@ -43,6 +43,8 @@ def arrays_of(batch: Any) -> list[Any]:
 
 
 def _is_numeric(leaf: Any) -> bool:
+    if isinstance(leaf, str):  # which may be the name of a dtype
+        return False
     try:
         dtype = jnp.result_type(leaf)
     except TypeError:

@@ -54,9 +54,14 @@ def mixing_weights(state: optax.OptState, *, per_leaf: bool = False) -> dict[str
     if not per_leaf:
         return {name: jnp.mean(mixing[..., :, k], axis=-1) for k, name in enumerate(names)}
     previous = found.experts[names[0]].previous
+    if isinstance(previous, tuple) and not previous:
+        raise ValueError(
+            "per_leaf is True, but this controller learns nothing of the leaves; pass "
+            "per_leaf=False."
+        )
     structure: Any = jax.tree.structure(previous, is_leaf=is_kept)
     rows = mixing.shape[-2]
-    if structure.num_leaves != rows or previous == ():
+    if structure.num_leaves != rows:
         raise ValueError(
             "per_leaf is True, but this controller has one set of weights for all leaves; "
             "pass per_leaf=False."

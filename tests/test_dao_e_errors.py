@@ -1,0 +1,267 @@
+"""DAO-E refuses what it cannot use in one sentence, when it is built or first traced."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from trees import assert_equal, params
+
+import optabs
+from optabs import Controller, features
+
+
+def assert_sentence(message: str) -> None:
+    """One sentence that says what to do."""
+    assert re.search(r"\b(pass|return|must)\b", message), message
+    assert message.endswith("."), message
+    assert "\n" not in message, message
+
+
+def first(observation: features.Observation) -> jax.Array:
+    return jnp.zeros(1)
+
+
+BUILT = {"sgd": optabs.sgd(0.1)}
+CONSTRUCTION: list[tuple[dict[str, Any], str]] = [
+    # experts
+    ({"experts": {}}, "experts is {}; pass a mapping of names to optax transformations"),
+    ({"experts": [optabs.sgd(0.1)]}, "pass a mapping of names to optax transformations"),
+    ({"experts": optabs.sgd(0.1)}, "pass a mapping of names to optax transformations"),
+    ({"experts": {"sgd": 0.1}}, "experts holds 'sgd': 0.1; pass a mapping of names"),
+    ({"experts": {1: optabs.sgd(0.1)}}, "experts holds 1: "),
+    (
+        {"experts": {"half": lambda rate: rate}},
+        "experts: 'half' made 0.001; pass a mapping of names to optax transformations",
+    ),
+    (
+        {"learning_rate": 0.1, "experts": BUILT},
+        "learning_rate is 0.1, but expert 'sgd' is a transformation with a rate of its own; "
+        "pass experts as functions (learning_rate -> transformation), or no learning_rate.",
+    ),
+    (
+        {"learning_rate": 0.1, "experts": {"adam": optabs.adam, **BUILT}},
+        "but expert 'sgd' is a transformation with a rate of its own",
+    ),
+    ({"learning_rate": -0.1}, "learning_rate is -0.1; pass a finite number that is 0 or more"),
+    ({"learning_rate": "fast"}, "learning_rate is 'fast', a str; pass a finite number"),
+    (
+        {"learning_rate": np.nan, "experts": {"adam": optabs.adam}},
+        "learning_rate is nan; pass a finite number",
+    ),
+    # features
+    ({"features": None}, "features is None; pass pairs (function, length)"),
+    ({"features": first}, "features is <function first"),
+    ({"features": (first, 1)}, "features holds <function first"),
+    ({"features": (first,)}, "features holds <function first"),
+    (
+        {"features": (("mean", 1),)},
+        "features holds ('mean', 1); pass pairs (function, length)",
+    ),
+    ({"features": ((first, 0),)}, "each length a whole number of 1 or more"),
+    ({"features": ((first, 1.0),)}, "each length a whole number of 1 or more"),
+    ({"features": ((first, True),)}, "each length a whole number of 1 or more"),
+    # storage
+    (
+        {"previous": "float16"},
+        "previous is 'float16'; pass one of 'bfloat16', 'float32', 'int8', 'thinned'.",
+    ),
+    ({"previous": jnp.bfloat16}, "pass one of 'bfloat16', 'float32', 'int8', 'thinned'."),
+    # the controller and its settings
+    ({"controller": None}, "controller is None; pass an optabs.Controller(...)."),
+    ({"controller": Controller.paper}, "pass an optabs.Controller(...)."),
+    ({"controller": Controller(rule="sgd")}, "rule is 'sgd'; pass 'relative' or 'adam'."),
+    ({"controller": Controller(per_leaf=1)}, "per_leaf is 1; pass True or False."),
+    ({"controller": Controller(gated=None)}, "gated is None; pass True or False."),
+    ({"controller": Controller(cap=0.0)}, "cap is 0.0; pass a finite number above 0."),
+    ({"controller": Controller(cap=np.inf)}, "cap is inf; pass a finite number above 0."),
+    ({"controller": Controller(floor=-0.1)}, "floor is -0.1; pass a number in [0, 1)."),
+    (
+        {"controller": Controller(floor=0.25)},
+        "floor is 0.25 for 4 experts; pass a number below 1/4.",
+    ),
+    (
+        {
+            "controller": Controller(floor=np.float32(0.5)),
+            "experts": BUILT | {"b": BUILT["sgd"]},
+        },
+        "for 2 experts; pass a number below 1/2.",
+    ),
+    ({"controller": Controller(rate=-1.0)}, "rate is -1.0; pass a finite number that is 0 or"),
+    ({"controller": Controller(rate=lambda t: 0.1)}, "rate is <function"),
+    ({"controller": Controller(decay=1.0)}, "decay is 1.0; pass a number in [0, 1)."),
+    ({"controller": Controller(feature_rate=None)}, "feature_rate is None, a NoneType; pass"),
+    ({"controller": Controller(multiplier_rate=np.nan)}, "multiplier_rate is nan; pass a fin"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), CONSTRUCTION)
+def test_at_construction(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        optabs.dao_e(**arguments)
+    assert_sentence(str(error.value))
+
+
+def test_settings_at_their_limits_are_taken() -> None:
+    for controller in (
+        Controller(floor=0.0, decay=0.0, rate=0.0, feature_rate=0.0, multiplier_rate=0.0),
+        Controller(floor=0.2499, cap=1e-9),
+        Controller(floor=jnp.float32(2.0)),  # an array may be traced, so it is not read
+    ):
+        optabs.dao_e(controller=controller)
+
+
+def stateless(function: Callable[[Any], Any]) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, params: function(updates))
+
+
+def returning(value: Any) -> Any:
+    def numbers(observation: features.Observation) -> Any:
+        return value
+
+    return numbers
+
+
+POSITION = params()
+TRACE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "no parameters": (
+        {},
+        {"params": None},
+        "params is None; pass update the parameters as its third argument.",
+    ),
+    "losses": (
+        {},
+        {"value": jnp.ones(3)},
+        "value is float32[3]; pass the loss as one real number, such as its mean over the",
+    ),
+    "a loss in a list": ({}, {"value": [1.0]}, "value is float32[1]; pass the loss as one"),
+    "a complex loss": ({}, {"value": 1j}, "value is complex64[]; pass the loss as one real"),
+    "no array in a batch": (
+        {},
+        {"batch": {}},
+        "batch is {}, without any array of numbers; pass the mini-batch as a pytree of "
+        "arrays, or no batch.",
+    ),
+    "a batch of text": ({}, {"batch": ["train"]}, "batch is ['train'], without any array"),
+    "a batch of keys": (
+        {},
+        {"batch": jax.random.key(0)},
+        "without any array of numbers; pass the mini-batch as a pytree of arrays",
+    ),
+    "a longer feature": (
+        {"features": ((returning(jnp.ones(3)), 2),)},
+        {},
+        "features: numbers returned float32[3]; return 2 real numbers, the length it was",
+    ),
+    "a number for two": (
+        {"features": ((returning(1.0), 2),)},
+        {},
+        "features: numbers returned float32[1]; return 2 real numbers",
+    ),
+    "a matrix": (
+        {"features": ((returning(jnp.ones((1, 2))), 2),)},
+        {},
+        "features: numbers returned float32[1, 2]; return 2 real numbers",
+    ),
+    "a complex feature": (
+        {"features": ((returning(jnp.ones(1) * 1j), 1),)},
+        {},
+        "features: numbers returned complex64[1]; return 1 real numbers",
+    ),
+    "another structure": (
+        {"experts": {"list": stateless(jax.tree.leaves)}},
+        {},
+        "experts: 'list' turned PyTreeDef",
+    ),
+    "another dtype": (
+        {
+            "experts": {
+                "half": stateless(
+                    lambda tree: jax.tree.map(lambda x: x.astype(jnp.float16), tree)
+                )
+            }
+        },
+        {},
+        "experts: 'half' turned float32[2] into float16[2]; an expert's updates must have the",
+    ),
+    "another shape": (
+        {
+            "experts": {
+                **BUILT,
+                "row": stateless(lambda tree: jax.tree.map(lambda x: x[None], tree)),
+            }
+        },
+        {},
+        "experts: 'row' turned float32[2] into float32[1, 2]; an expert's updates must have",
+    ),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("name", TRACE)
+def test_at_the_first_trace(name: str, compiled: bool) -> None:
+    settings, given, sentence = TRACE[name]
+    optimizer = optabs.dao_e(**{"experts": BUILT, "features": (), **settings})
+    state = optimizer.init(POSITION)
+    before = jax.tree.map(np.asarray, state)
+    call = {"params": POSITION, **given}
+
+    def update(grads: Any, state: Any) -> Any:
+        return optimizer.update(grads, state, **call)
+
+    # The state is given away only to a program that exists.
+    run = jax.jit(update, donate_argnums=1) if compiled else update
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        run(POSITION, state)
+    assert_sentence(str(error.value))
+    assert_equal(state, before)
+
+
+def test_a_traced_loss_of_the_wrong_shape_is_named_by_its_shape() -> None:
+    optimizer = optabs.dao_e(experts=BUILT, features=())
+    update = jax.jit(
+        lambda losses: optimizer.update(
+            POSITION, optimizer.init(POSITION), POSITION, value=losses
+        )
+    )
+    with pytest.raises(ValueError, match=re.escape("value is float32[3]; pass the loss")):
+        update(jnp.ones(3))
+
+
+def test_a_feature_that_changes_its_length_later_is_refused_then() -> None:
+    optimizer = optabs.dao_e(experts=BUILT, features=((lambda seen: seen.batch, 2),))
+    update = jax.jit(optimizer.update)
+    state = optimizer.init(POSITION)
+    _, state = update(POSITION, state, POSITION, batch=jnp.ones(2))
+    with pytest.raises(ValueError, match=re.escape("returned float32[5]; return 2 real num")):
+        update(POSITION, state, POSITION, batch=jnp.ones(5))
+
+
+class TestMixingWeights:
+    def test_states_without_exactly_one_mixture(self) -> None:
+        mixed = optabs.dao_e(experts=BUILT)
+        for optimizer, count in ((optabs.adam(0.1), 0), (optax.chain(mixed, mixed), 2)):
+            sentence = f"state holds {count} DaoEState; pass mixing_weights the state of one"
+            with pytest.raises(ValueError, match=sentence) as error:
+                optabs.mixing_weights(optimizer.init(POSITION))
+            assert_sentence(str(error.value))
+
+    @pytest.mark.parametrize("controller", [Controller.paper(), Controller.uniform()])
+    def test_per_leaf_where_there_is_nothing_per_leaf(self, controller: Controller) -> None:
+        state = optabs.dao_e(controller=controller).init(POSITION)
+        with pytest.raises(
+            ValueError, match=r"per_leaf is True, but .* pass per_leaf=False\."
+        ):
+            optabs.mixing_weights(state, per_leaf=True)
+        weights = optabs.mixing_weights(state)
+        assert_equal(weights, dict.fromkeys(weights, np.float32(0.25)))
+
+    def test_uniform_weights_are_not_called_one_set(self) -> None:
+        state = optabs.dao_e(controller=Controller.uniform()).init(POSITION)
+        with pytest.raises(ValueError, match=r"per_leaf is True") as error:
+            optabs.mixing_weights(state, per_leaf=True)
+        assert "has one set of weights for all leaves" not in str(error.value)
