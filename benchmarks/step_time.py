@@ -1,9 +1,7 @@
 """The time of one optimizer step against optax's, and the operations behind it."""
 
-import functools
 import math
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -14,17 +12,18 @@ import typer
 from rich.progress import track
 
 import optabs
-from benchmarks import report, store, timing
+from benchmarks import mixture_time, report, store, timing
 from benchmarks.arguments import ArgumentError, names_of, positive
 from benchmarks.steady_rules import RULES
+from benchmarks.timing import MODES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = pathlib.Path("runs/step_time")
+SIZES = f"1e4,1e5,1e6,1.6e7,1e8,{timing.RESNET}"
 RATE = 1e-3
 COPY = "copy"  # of as many bytes as the optimizer has to move
-MODES = {"call": "called from Python", "loop": "inside a compiled loop"}
 
 Maker = Callable[[], optax.GradientTransformation]
 
@@ -117,18 +116,11 @@ def measure(
         "must_move_bytes": {side: count / parameters for side, count in must_move.items()},
         "cost": {side: cost._asdict() for side, cost in costs.items()},
     }
-    for mode in MODES:
-        timers = {
-            side: runner.call if mode == "call" else runner.inside
-            for side, runner in runners.items()
-        }
-        repeats = max(timing.repeats_of(timer) for timer in timers.values())
-        runs = {side: functools.partial(timer, repeats) for side, timer in timers.items()}
-        times = timing.in_turns(runs, rounds, seconds)
+    for mode, repeats, times in timing.in_modes(runners, rounds, seconds, alike=True):
         results[mode] = {
-            "repeats": repeats,
+            "repeats": repeats[ours],
             "seconds": times,
-            "median_seconds": {side: timing.median(values) for side, values in times.items()},
+            "median_seconds": timing.medians(times),
             "ratio": {
                 rival: timing.ratio(times[ours], times[rival])._asdict()
                 for rival in contest.rivals
@@ -140,11 +132,21 @@ def measure(
 
 def step_time(
     sizes: Annotated[
-        str,
-        typer.Option(help=f"parameters in one array, or {timing.RESNET} for its 62 arrays"),
-    ] = f"1e4,1e5,1e6,1.6e7,1e8,{timing.RESNET}",
+        str | None,
+        typer.Option(
+            help="parameters in one array, or the arrays of a network: "
+            f"{' or '.join(timing.TREES)}; default: {SIZES}, and {mixture_time.SIZES} for "
+            f"{mixture_time.DAO_E}",
+            show_default=False,
+        ),
+    ] = None,
     optimizers: Annotated[
-        str, typer.Option(help=f"all, or some of {', '.join(CONTESTS)}")
+        str,
+        typer.Option(
+            "--optimizers",
+            "--optimizer",
+            help=f"all, or some of {', '.join(CONTESTS)}; or {mixture_time.DAO_E}",
+        ),
     ] = "all",
     rounds: Annotated[int, typer.Option(help="measurements of each contender, in turns")] = 15,
     seconds: Annotated[
@@ -155,15 +157,36 @@ def step_time(
     """Times one step of each optimizer against optax's and against a plain copy.
 
     Gradients are given; parameters and state are donated. 1e8 parameters take about 6 GB.
+
+    DAO-E is timed against optax.adam and against its experts' own steps (1e8 parameters
+    take about 20 GB), and inside the training of the networks among the sizes.
     """
-    shapes = timing.shapes_of(sizes)
+    known = [*CONTESTS, mixture_time.DAO_E]
     names = (
-        list(CONTESTS) if optimizers == "all" else names_of(optimizers, "optimizers", CONTESTS)
+        list(CONTESTS) if optimizers == "all" else names_of(optimizers, "optimizers", known)
+    )
+    contests = [name for name in names if name in CONTESTS]
+    shapes, mixture_shapes = (
+        timing.shapes_of(default if sizes is None else sizes)
+        for default in (SIZES, mixture_time.SIZES)
     )
     positive(rounds, "rounds")
     if not seconds > 0:
         raise ArgumentError(f"seconds is {seconds}; pass a number above 0.")
     store.prepare_folder(out)
+    if contests:
+        _report(_contests(contests, shapes, rounds, seconds, out), out)
+    if mixture_time.DAO_E in names:
+        mixture_time.time_mixture(mixture_shapes, rounds, seconds, out)
+
+
+def _contests(
+    names: list[str],
+    shapes: Mapping[str, list[tuple[int, ...]]],
+    rounds: int,
+    seconds: float,
+    out: pathlib.Path,
+) -> "Results":
     environment = store.environment()
     results: dict[str, dict[str, Any]] = {size: {} for size in shapes}
     cells = [(size, name) for size in shapes for name in names]
@@ -172,10 +195,9 @@ def step_time(
         found = measure(CONTESTS[name], name, shapes[size], rounds, seconds)
         results[size][name] = found
         record = {"config": config, "results": found, "environment": environment}
-        slug = re.sub(r"[^a-z0-9.]+", "-", size.lower())
-        store.write_json(out / "runs" / f"{slug}-{name}.json", record)
+        store.write_json(timing.record_path(out, size, name), record)
         jax.clear_caches()
-    _report(results, out)
+    return results
 
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]

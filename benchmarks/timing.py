@@ -1,10 +1,13 @@
 """Times programs in turns, and reads what the compiler says that they cost."""
 
+import functools
 import math
+import pathlib
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -19,7 +22,10 @@ if TYPE_CHECKING:
 FEWEST_ROUNDS = 3
 SHORTEST = 0.02  # seconds: a shorter measurement is repeated, so that the clock is no part
 
-RESNET = "resnet18"
+MODES = {"call": "called from Python", "loop": "inside a compiled loop"}
+
+RESNET, MLP = "resnet18", "mlp"
+MLP_WIDTHS = (784, 768, 512, 10)  # 1e6 parameters
 
 _INSTRUCTION = re.compile(r"= (?P<shape>\([^)]*\)|\S+) (?P<opcode>[a-z][\w-]*)\(")
 _KERNELS = ("fusion", "copy", "call", "custom-call")
@@ -79,12 +85,12 @@ def in_turns(
 
 
 def step_of(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
-    """One step: (params, state), gradients -> (params, state)."""
+    """One step: (params, state), gradients and what `update` is told -> (params, state)."""
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def step(carry: tuple[Any, Any], grads: Any) -> tuple[Any, Any]:
+    def step(carry: tuple[Any, Any], grads: Any, **told: Any) -> tuple[Any, Any]:
         params, state = carry
-        updates, state = optimizer.update(grads, state, params)
+        updates, state = optimizer.update(grads, state, params, **told)
         return optax.apply_updates(params, updates), state
 
     return step
@@ -94,17 +100,23 @@ class Runner:
     """A step compiled twice: to be called from Python, and inside a compiled loop."""
 
     def __init__(self, step: Callable[..., Any], carry: Any, grads: Any) -> None:
+        self.carry, self.grads = carry, grads
+        self.step = jax.jit(step, donate_argnums=0).lower(carry, grads).compile()
+        self._step = step
+
+    @functools.cached_property
+    def loop(self) -> jax.stages.Compiled:
+        """So many steps in one program, compiled when it is first wanted."""
+
         def loop(carry: Any, grads: Any, count: int) -> Any:
             def body(_: Any, carry: Any) -> Any:
                 # Without it, what depends on the gradient alone would leave the loop.
                 carry, fresh = jax.lax.optimization_barrier((carry, grads))
-                return step(carry, fresh)
+                return self._step(carry, fresh)
 
             return jax.lax.fori_loop(0, count, body, carry)
 
-        self.carry, self.grads = carry, grads
-        self.step = jax.jit(step, donate_argnums=0).lower(carry, grads).compile()
-        self.loop = jax.jit(loop, donate_argnums=0).lower(carry, grads, 1).compile()
+        return jax.jit(loop, donate_argnums=0).lower(self.carry, self.grads, 1).compile()
 
     def call(self, repeats: int) -> float:
         """Seconds per step, called from Python one after the other."""
@@ -116,8 +128,9 @@ class Runner:
 
     def inside(self, repeats: int) -> float:
         """Seconds per step inside one compiled loop."""
+        loop = self.loop
         started = time.perf_counter()
-        self.carry = jax.block_until_ready(self.loop(self.carry, self.grads, repeats))
+        self.carry = jax.block_until_ready(loop(self.carry, self.grads, repeats))
         return (time.perf_counter() - started) / repeats
 
 
@@ -128,6 +141,35 @@ def repeats_of(measure: Callable[[int], float]) -> int:
     while (estimate := measure(repeats)) * repeats < SHORTEST / 4 and repeats < 4096:
         repeats *= 4
     return max(1, math.ceil(SHORTEST / estimate))
+
+
+def in_modes(
+    runners: Mapping[str, Runner], rounds: int, seconds: float, *, alike: bool
+) -> Iterator[tuple[str, dict[str, int], dict[str, list[float]]]]:
+    """Times runners in turns, in one of MODES after the other.
+
+    Args:
+      runners: by name.
+      rounds: measurements of each.
+      seconds: after which no new round begins.
+      alike: whether all repeat their step equally often in a measurement. Where some are
+        many times slower than others, each often enough takes less time.
+
+    Yields:
+      The mode, the repeats, and the seconds per step of each runner, round by round.
+    """
+    for mode in MODES:
+        timers = {
+            side: runner.call if mode == "call" else runner.inside
+            for side, runner in runners.items()
+        }
+        repeats = {side: repeats_of(timer) for side, timer in timers.items()}
+        if alike:
+            repeats = dict.fromkeys(repeats, max(repeats.values()))
+        runs = {
+            side: functools.partial(timer, repeats[side]) for side, timer in timers.items()
+        }
+        yield mode, repeats, in_turns(runs, rounds, seconds)
 
 
 def cost_of(compiled: jax.stages.Compiled, parameters: int) -> Cost:
@@ -176,21 +218,38 @@ def resnet18_shapes(classes: int = 10) -> list[tuple[int, ...]]:
     return [*shapes, (512, classes), (classes,)]
 
 
+def mlp_shapes() -> list[tuple[int, ...]]:
+    """Shapes of the parameter arrays of an MLP of 1e6 parameters."""
+    return [shape for pair in pairwise(MLP_WIDTHS) for shape in (pair, pair[1:])]
+
+
+TREES: dict[str, Callable[[], list[tuple[int, ...]]]] = {
+    RESNET: resnet18_shapes,
+    MLP: mlp_shapes,
+}
+
+
 def shapes_of(text: str) -> dict[str, list[tuple[int, ...]]]:
     """The shapes of each size of a list such as '1e4,1.6e7,resnet18'."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for part in map(str.strip, text.split(",")):
         try:
-            number = math.nan if part == RESNET else float(part)
-            if part != RESNET and (number < 1 or number != int(number)):
+            number = math.nan if part in TREES else float(part)
+            if part not in TREES and (number < 1 or number != int(number)):
                 raise ValueError(part)
         except (OverflowError, ValueError):
             raise ArgumentError(
-                f"sizes is {text!r}; pass whole numbers above 0 such as 1.6e7, or {RESNET}, "
-                "separated by commas."
+                f"sizes is {text!r}; pass whole numbers above 0 such as 1.6e7, or "
+                f"{' or '.join(TREES)}, separated by commas."
             ) from None
-        shapes[part] = resnet18_shapes() if part == RESNET else [(int(number),)]
+        shapes[part] = TREES[part]() if part in TREES else [(int(number),)]
     return shapes
+
+
+def record_path(out: pathlib.Path, size: str, name: str) -> pathlib.Path:
+    """Where the record of an optimizer at a size is kept."""
+    slug = re.sub(r"[^a-z0-9.]+", "-", size.lower())
+    return out / "runs" / f"{slug}-{name}.json"
 
 
 def tree_bytes(tree: Any) -> int:
@@ -201,6 +260,11 @@ def tree_bytes(tree: Any) -> int:
 def median(values: Sequence[float]) -> float:
     """Of the rounds of one contender."""
     return statistics.median(values)
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of the rounds of each contender."""
+    return {side: median(values) for side, values in times.items()}
 
 
 def draw(axis: "Axes", points: Sequence[Spread], offset: float, label: str) -> None:

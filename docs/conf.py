@@ -29,12 +29,16 @@ add_module_names = False
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False  # "Returns:" holds a sentence, not a type
+napoleon_use_ivar = True
+napoleon_attr_annotations = False  # they would be spelled out; the code shows them
 
 nitpicky = True
 nitpick_ignore_regex = [
     # They have pages elsewhere, and a build without a network cannot look those up.
     (r"py:.*", r"(jax|np|numpy|optax|pathlib)\..*"),
     (r"py:class", r"Any|ArrayLike|Callable|Literal|Mapping|Sequence"),
+    # What they stand for is in the text.
+    (r"py:class", r"Expert|Storage|(seen\.)?Feature"),
 ]
 
 html_theme = "furo"

@@ -19,14 +19,17 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def public_names() -> list[str]:
-    """Every callable that optabs exports, and every one that optabs.losses defines."""
-    exported = _callables(optabs, "optabs")
-    return [*exported, *_callables(optabs.losses, optabs.losses.__name__)]
-
-
-def _callables(module: ModuleType, origin: str) -> list[str]:
+    """Every callable that optabs exports, and those that losses and features define."""
     return [
-        f"{module.__name__}.{name}"
+        *_callables(optabs, "optabs", "optabs"),
+        *_callables(optabs.losses, "optabs.losses", optabs.losses.__name__),
+        *_callables(optabs.features, "optabs.features", optabs.features.__name__),
+    ]
+
+
+def _callables(module: ModuleType, path: str, origin: str) -> list[str]:
+    return [
+        f"{path}.{name}"
         for name, value in vars(module).items()
         if callable(value)
         and not name.startswith("_")
@@ -37,6 +40,17 @@ def _callables(module: ModuleType, origin: str) -> list[str]:
 def missing_names(documented: Collection[str]) -> list[str]:
     """The public names that the pages do not describe."""
     return [name for name in public_names() if name not in documented]
+
+
+def link_targets() -> dict[str, str]:
+    """The public name that each literal means: itself, or an ending of it."""
+    return {
+        name.split(".", dropped)[-1]: name
+        for name in public_names()
+        for dropped in range(name.count(".") + 1)
+        # A word such as `loss` alone means more than the feature.
+        if dropped < 2 or not name.startswith("optabs.features.")
+    }
 
 
 def _check_complete(app: Sphinx, env: BuildEnvironment) -> None:
@@ -52,11 +66,7 @@ class LinkNames(SphinxTransform):
 
     def apply(self, **kwargs: Any) -> None:
         """Wraps the literals of one page."""
-        targets = {
-            name.split(".", dropped)[-1]: name
-            for name in public_names()
-            for dropped in range(name.count(".") + 1)
-        }
+        targets = link_targets()
         for literal in list(self.document.findall(nodes.literal)):
             match = self._called.fullmatch(literal.astext())
             inside = isinstance(literal.parent, nodes.reference | addnodes.pending_xref)
