@@ -144,16 +144,17 @@ def _cost_table(results: Results, size: str) -> report.Table:
             [
                 side,
                 f"{found['state_bytes'][side]:.2f}",
+                f"{found['must_move_bytes'][side]:.1f}",
                 *(f"{cost[key]:.1f}" for key in ("bytes_accessed", "temporary_bytes")),
                 f"{cost['kernels']} ({cost['copies']})",
                 *(f"{time:.3f}" for time in times),
             ]
         )
     return report.Table(
-        f"Cost of a step at {size}: bytes a parameter of state, moved by all passes, and of "
-        "temporary arrays; passes over an array (copies); milliseconds, called from Python "
-        "and inside a compiled loop",
-        ["", "state", "moved", "temp.", "passes", "called", "in a loop"],
+        f"Cost of a step at {size}: bytes a parameter of state, that have to be moved once, "
+        "moved by all passes, and of temporary arrays; passes over an array (copies); "
+        "milliseconds, called from Python and inside a compiled loop",
+        ["", "state", "needed", "moved", "temp.", "passes", "called", "in a loop"],
         rows,
     )
 

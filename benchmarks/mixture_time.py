@@ -111,6 +111,10 @@ def measure(
             side: timing.tree_bytes(runner.carry[1]) / parameters
             for side, runner in runners.items()
         },
+        "must_move_bytes": {
+            side: (timing.tree_bytes(grads) + 2 * timing.tree_bytes(runner.carry)) / parameters
+            for side, runner in runners.items()
+        },
         "cost": {
             side: timing.cost_of(runner.step, parameters)._asdict()
             for side, runner in runners.items()

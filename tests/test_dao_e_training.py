@@ -72,7 +72,7 @@ class TestLoops:
             batch = jax.tree.map(lambda leaf, i=index: leaf[i], batches())
             params, state = step(params, state, batch)
         assert_close((params, state), plain, rtol=1e-4, atol=1e-5)
-        assert list(state.observing.seen) == [8, 8, 8, 8, 8, 8, 7]
+        assert list(state.observing.seen) == [8, 8, 8, 8, 7, 8, 7]
 
     def test_donated_buffers_are_used(self, plain: Any) -> None:
         step = jax.jit(stepping(MIXED), donate_argnums=(0, 1))
@@ -98,7 +98,7 @@ class TestLoops:
             epochs=30,
         )
         assert result.history["loss"][-1] < 0.05 * result.history["loss"][0]
-        assert list(result.opt_state.observing.seen) == [60, 60, 60, 60, 60, 60, 59]
+        assert list(result.opt_state.observing.seen) == [60, 60, 60, 60, 59, 60, 59]
         weights = optabs.mixing_weights(result.opt_state)
         assert sum(map(float, weights.values())) == pytest.approx(1, rel=1e-6)
         assert max(map(float, weights.values())) > 0.3
@@ -131,14 +131,14 @@ class TestWrappers:
         _, state = trained(every)
         halves, update_mixed = batches(), jax.jit(MIXED.update)
         params, own = regression.params(), MIXED.init(regression.params())
+        value_and_grad = jax.jit(jax.value_and_grad(regression.loss_fn))
         for index in range(0, 8, 2):
             micro = [
                 jax.tree.map(lambda leaf, i=i: leaf[i], halves) for i in (index, index + 1)
             ]
-            grads = [jax.grad(regression.loss_fn)(params, batch) for batch in micro]
-            mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+            (_, one), (loss, other) = (value_and_grad(params, batch) for batch in micro)
+            mean = jax.tree.map(lambda a, b: (a + b) / 2, one, other)
             # optax passes on what the last micro-step was told.
-            loss = regression.loss_fn(params, micro[1])
             updates, own = update_mixed(mean, own, params, value=loss, batch=micro[1])
             params = optax.apply_updates(params, updates)
         assert_close(state.inner_opt_state, own, rtol=1e-4, atol=1e-5)

@@ -80,6 +80,7 @@ def test_measure_has_every_side(quick_variants):
     assert (found["parameters"], found["leaves"]) == (16, 2)
     assert set(found["cost"]) == set(found["state_bytes"]) == sides
     assert found["state_bytes"]["lion alone"] == pytest.approx(4, abs=1)
+    assert found["must_move_bytes"][ADAM] == pytest.approx(28, abs=1)
     for mode in timing.MODES:
         times = found[mode]["seconds"]
         assert set(times) == sides
