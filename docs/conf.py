@@ -38,7 +38,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(jax|np|numpy|optax|pathlib)\..*"),
     (r"py:class", r"Any|ArrayLike|Callable|Literal|Mapping|Sequence"),
     # What they stand for is in the text.
-    (r"py:class", r"Expert|Storage|(seen\.)?Feature"),
+    (r"py:class", r"Expert|Storage|Feature"),
 ]
 
 html_theme = "furo"

@@ -66,7 +66,7 @@ def by_hand(gradient: Any, update: Any) -> float:
     return float(np.sum(np.conj(np.asarray(gradient, wide)) * np.asarray(update, wide)).real)
 
 
-SHAPES = [(), (1,), (7,), (40, 30), (5000,), (64, 100), (100, 64), (33, 2, 130)]
+SHAPES = [(), (7,), (5000,), (100, 64), (33, 2, 130)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64], ids=["real", "complex"])

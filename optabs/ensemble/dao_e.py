@@ -12,10 +12,10 @@ from jax.typing import ArrayLike
 from optabs._arithmetic import new_count, saturate
 from optabs.ensemble import controller as control
 from optabs.ensemble import experts as ensemble
-from optabs.ensemble import features as seen
 from optabs.ensemble import observing
 from optabs.ensemble.controller import ControllerState, Feedback
 from optabs.ensemble.experts import Expert
+from optabs.ensemble.features import DEFAULT, Feature
 from optabs.ensemble.pool import arrays_of
 from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, product
 from optabs.ensemble.settings import Controller, check_controller
@@ -43,7 +43,7 @@ def dao_e(
     experts: Mapping[str, Expert] | None = None,
     *,
     controller: Controller = Controller(),  # noqa: B008  (an immutable tuple)
-    features: Sequence[seen.Feature] = seen.DEFAULT,
+    features: Sequence[Feature] = DEFAULT,
     previous: Storage = "bfloat16",
 ) -> optax.GradientTransformationExtraArgs:
     r"""DAO-E: runs several optimizers at once and mixes their updates by learned weights.
