@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,20 @@ def call(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
     with pytest.raises(SystemExit) as stopped:
         command_line.main()
     return int(stopped.value.code or 0)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> list[Any]:
+    """Presses Ctrl-C in the given call of a function; returns its growing list of calls."""
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    return calls
 
 
 def assert_refused(

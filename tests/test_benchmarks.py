@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import assert_refused, call
+from commands import assert_refused, call, interrupt
 
 from benchmarks import __main__ as command_line
 from benchmarks import report, runs, store
@@ -62,15 +62,7 @@ def test_seeds_together_give_the_results_of_seeds_alone(
 def test_interruption_keeps_finished_runs_and_resumes(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train, calls = runs.train, []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return train(*arguments)
-
-    monkeypatch.setattr(runs, "train", interrupted)
+    calls = interrupt(monkeypatch, runs, "train", at=3)
     assert call(monkeypatch, f"optimabs {SMALL} --out {tmp_path}") == 130
     assert "finished runs are kept" in capsys.readouterr().err
     assert len(records(tmp_path)) == 2

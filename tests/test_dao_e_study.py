@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import assert_refused, call
+from commands import assert_refused, call, interrupt
 
 import optabs
 from benchmarks.dao_e import settings, study, study_report, tasks_data, workers
@@ -480,18 +480,10 @@ def test_ablations_have_fewer_seeds_but_for_the_drift_trial(tmp_path: pathlib.Pa
     assert seeds("brighter", NO_FEATURES) == 5
 
 
-def test_interruption_keeps_finished_records_and_resumes(
+def test_interruption_keeps_finished_records(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, calls = study.make, []
-
-    def interrupted(*arguments: Any) -> None:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        original(*arguments)
-
-    monkeypatch.setattr(study, "make", interrupted)
+    interrupt(monkeypatch, study, "make", at=2)
     line = f"{QUICK} --settings same --seeds 1 --out {tmp_path}"
     assert call(monkeypatch, line) == 130
     assert "finished records are kept" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import assert_refused, call
+from commands import assert_refused, call, interrupt
 
 from benchmarks.landscapes import LANDSCAPES
 from benchmarks.survey import command as survey
@@ -112,15 +112,7 @@ def test_all_pictures_are_drawn(
 def test_interruption_keeps_finished_records_and_resumes(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, calls = survey.study, []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(survey, "study", interrupted)
+    calls = interrupt(monkeypatch, survey, "study", at=2)
     line = (
         f"survey --problems saddle --optimizers sgd,adam --steps 5 --seeds 1 --out {tmp_path}"
     )
