@@ -175,12 +175,5 @@ def _figure(results: Results) -> "Figure":
                 offset = 0.13 * (place - (len(results) - 1) / 2)
                 timing.draw(axis, points, offset, size)
             axis.set_xlabel(f"time over {whose}, {caption}")
-            axis.set_xlim(left=0)
-            axis.axvline(1, color="black", lw=0.8)
-            axis.grid(alpha=0.25)
-            axis.set_yticks(range(len(names)), names)
-    axes[0][0].invert_yaxis()  # shared, so it turns all
-    axes[0][-1].legend(title="parameters", bbox_to_anchor=(1.02, 1), loc="upper left")
-    figure.suptitle("One step of DAO-E (median and quartiles)")
-    figure.tight_layout()
+    timing.finish(figure, axes, names, "One step of DAO-E (median and quartiles)")
     return figure

@@ -288,13 +288,5 @@ def _figure(results: Results) -> "Figure":
                 timing.draw(axes[row][column], points, offset, size)
         axes[0][column].set_xlabel(f"time over optax's, {caption}")
         axes[1][column].set_xlabel(f"share of a copy's speed, {caption}")
-    for axis in axes.flat:
-        axis.set_xlim(left=0)
-        axis.axvline(1, color="black", lw=0.8)
-        axis.grid(alpha=0.25)
-        axis.set_yticks(range(len(names)), names)
-    axes[0][0].invert_yaxis()  # shared, so it turns all
-    axes[0][-1].legend(title="parameters", bbox_to_anchor=(1.02, 1), loc="upper left")
-    figure.suptitle("One optimizer step (median and quartiles)")
-    figure.tight_layout()
+    timing.finish(figure, axes, names, "One optimizer step (median and quartiles)")
     return figure

@@ -18,6 +18,7 @@ from benchmarks.arguments import ArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FEWEST_ROUNDS = 3
 SHORTEST = 0.02  # seconds: a shorter measurement is repeated, so that the clock is no part
@@ -279,6 +280,19 @@ def draw(axis: "Axes", points: Sequence[Spread], offset: float, label: str) -> N
         lw=1,
         label=label,
     )
+
+
+def finish(figure: "Figure", axes: np.ndarray, names: Sequence[str], title: str) -> None:
+    """Names the rows of panels of ratios, marks the ratio of 1, and adds legend and title."""
+    for axis in axes.flat:
+        axis.set_xlim(left=0)
+        axis.axvline(1, color="black", lw=0.8)
+        axis.grid(alpha=0.25)
+        axis.set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()  # shared, so it turns all
+    axes[0][-1].legend(title="parameters", bbox_to_anchor=(1.02, 1), loc="upper left")
+    figure.suptitle(title)
+    figure.tight_layout()
 
 
 def _elements(shape: str) -> int:
