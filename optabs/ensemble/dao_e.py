@@ -110,7 +110,7 @@ def dao_e(
     check_controller(controller, len(members))
     chosen = observing.check_features(features)
     chosen = () if controller.rate is None else chosen
-    number = sum(length for _, length in chosen)
+    number = observing.length_of(chosen)
 
     def kept(update: Any) -> Any:
         return jax.tree.map(lambda u: keep(u, previous), update)
@@ -151,7 +151,7 @@ def dao_e(
         leaves: list[jax.Array]
         leaves, structure = jax.tree.flatten(updates)
         square = ensemble.squared_norm(leaves)
-        norm = jnp.sqrt(jnp.maximum(square, 1e-30))
+        norm = ensemble.root(square)
         judge = state.controller
         if controller.needs_feedback:
             feedback = Feedback(_products(leaves, state), norm, state.count)
@@ -177,7 +177,8 @@ def dao_e(
         judge = control.weigh(controller, judge, signals, known, sound)
         step = _mixed(judge.mixing, [jax.tree.leaves(each.update) for each in proposals])
         if controller.multiplier_rate is not None:
-            judge = judge._replace(step_norm=_norm(step))
+            step_norm = ensemble.root(ensemble.squared_norm(step))
+            judge = judge._replace(step_norm=saturate(step_norm))
             step = [ensemble.scaled(jnp.exp(judge.log_multiplier), leaf) for leaf in step]
         # Without a sound expert all weights are 0.
         accepted = jnp.sum(judge.mixing, axis=1) > 0.5
@@ -248,10 +249,6 @@ def _reach(controller: Controller, params: Any) -> jax.Array | None:
         return None
     square = ensemble.squared_norm(jax.tree.leaves(params))
     return jnp.asarray(controller.cap) * jnp.sqrt(jnp.maximum(square, 1.0))
-
-
-def _norm(leaves: list[jax.Array]) -> jax.Array:
-    return saturate(jnp.sqrt(jnp.maximum(ensemble.squared_norm(leaves), 1e-30)))
 
 
 def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:

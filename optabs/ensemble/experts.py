@@ -94,7 +94,7 @@ def propose(
     # One that is too long to be measured is as useless as one that is not finite.
     sound = jnp.isfinite(square)
     if reach is not None:
-        norm = jnp.sqrt(jnp.maximum(square, 1e-30))
+        norm = root(square)
         factor = jnp.where(norm > reach, reach / norm, 1.0)
         update = jax.tree.map(lambda u: scaled(factor, u), update)
     update = jax.tree.map(lambda u: jnp.where(sound, u, 0), update)
@@ -129,6 +129,11 @@ def squared_norm(leaves: list[jax.Array]) -> jax.Array:
     """The sum of all squares: float32 []."""
     sums = [jnp.sum(jnp.real(x * jnp.conj(x))).astype(jnp.float32) for x in leaves]
     return jnp.sum(jnp.stack(sums)) if sums else jnp.zeros([], jnp.float32)
+
+
+def root(square: jax.Array) -> jax.Array:
+    """The norm of that square, with a finite slope at 0: float32 []."""
+    return jnp.sqrt(jnp.maximum(square, 1e-30))
 
 
 def scaled(factor: ArrayLike, leaf: jax.Array) -> jax.Array:

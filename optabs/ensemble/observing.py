@@ -41,11 +41,16 @@ def check_features(features: Any) -> tuple[Feature, ...]:
     return tuple((function, length) for function, length in features)
 
 
+def length_of(features: Sequence[Feature]) -> int:
+    """The number n of all their numbers."""
+    return sum(length for _, length in features)
+
+
 def init(features: Sequence[Feature], leaves: int) -> ObservingState | tuple[()]:
     """Before the first step; nothing where there are no features."""
     if not features:
         return ()
-    number = sum(length for _, length in features)
+    number = length_of(features)
     return ObservingState(
         seen=jnp.zeros(number, jnp.int32),
         average=jnp.zeros(number, jnp.float32),
