@@ -98,6 +98,7 @@ _RULES: dict[str, Callable[[Any], _Problem]] = {
     "rate_floor": _within(0.0, math.nextafter(1.0, 2.0), "a number in [0, 1]"),
     "feature_rate": _nonnegative,
     "multiplier_rate": _optional(_nonnegative),
+    "shrink": _within(0.0, math.nextafter(1.0, 2.0), "a number in [0, 1]"),
 }
 
 

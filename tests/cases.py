@@ -253,12 +253,13 @@ def _experts(eps_root: float) -> dict[str, Any]:
 def _dao_e(
     learning_rate: optax.ScalarOrSchedule,
     eps_root: float = 0.0,
-    cap: float = 0.03,
+    cap: float = 0.05,
     floor: float = 0.01,
     rate: float = 0.15,
     decay: float = 0.003,
     feature_rate: float = 0.03,
-    multiplier_rate: float = 0.1,
+    multiplier_rate: float = 0.5,
+    shrink: float = 0.5,
 ) -> optax.GradientTransformationExtraArgs:
     controller = optabs.Controller(
         cap=cap,
@@ -267,6 +268,7 @@ def _dao_e(
         decay=decay,
         feature_rate=feature_rate,
         multiplier_rate=multiplier_rate,
+        shrink=shrink,
     )
     return optabs.dao_e(learning_rate, _experts(eps_root), controller=controller)
 
@@ -278,7 +280,12 @@ def _dao_e_paper(
     feature_rate: float = 0.05,
 ) -> optax.GradientTransformationExtraArgs:
     controller = optabs.Controller.paper()._replace(rate=rate, feature_rate=feature_rate)
-    return optabs.dao_e(learning_rate, _experts(eps_root), controller=controller)
+    return optabs.dao_e(
+        learning_rate,
+        _experts(eps_root),
+        controller=controller,
+        features=optabs.features.ALL,
+    )
 
 
 _MIXTURE: Mapping[str, Any] = {

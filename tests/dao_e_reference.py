@@ -151,10 +151,13 @@ def mixture(
             loss = losses[t]
             slow = loss if t == 0 else 0.98 * slow + 0.02 * loss
             fast = loss if t == 0 else 0.8 * fast + 0.2 * loss
+        fall = max((1 + t / 100) ** -0.5, float(rule.rate_floor))
         if t > 0 and rule.multiplier_rate is not None:
             step = mixed()
             inner = sum(np.sum(x * y) for x, y in zip(g, step, strict=True))
-            new = c - rule.multiplier_rate * inner / (_norm(g) * _norm(step))
+            cosine = inner / (_norm(g) * _norm(step))
+            share = rule.shrink if c < 0 < cosine else 1.0
+            new = c - fall * rule.multiplier_rate * share * cosine
             if rule.gated and losses is not None and fast < 0.99 * slow and new < c:
                 new = max(new, min(c, 0.0))
             c = min(max(new, -7.0), 3.0)
@@ -164,7 +167,6 @@ def mixture(
                 d = d.sum(axis=0, keepdims=True)
             s = -d
             advantage = s - np.sum(alpha * s, axis=1, keepdims=True)
-            fall = max((1 + t / 100) ** -0.5, float(rule.rate_floor))
             if rule.rule == "relative":
                 r = max(1 / t, 0.02)
                 sigma2 = sigma2 + r * (np.mean(advantage**2, axis=1) - sigma2)
@@ -172,14 +174,14 @@ def mixture(
                 q = q - q.mean(axis=1, keepdims=True)
                 b = (1 - rule.decay) * b + fall * rule.rate * q
                 b = b - b.mean(axis=1, keepdims=True)
-                w = w + fall * rule.feature_rate * q[:, :, None] * f
+                w = (1 - rule.decay) * w + fall * rule.feature_rate * q[:, :, None] * f
             else:
                 slope = -alpha * advantage
                 slopes = slope[:, :, None] * np.concatenate([[1.0], f])
                 m, v = 0.9 * m + 0.1 * slopes, 0.999 * v + 0.001 * slopes**2
                 change = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-                b = b - fall * rule.rate * change[:, :, 0]
-                w = w - fall * rule.feature_rate * change[:, :, 1:]
+                b = (1 - rule.decay) * b - fall * rule.rate * change[:, :, 0]
+                w = (1 - rule.decay) * w - fall * rule.feature_rate * change[:, :, 1:]
         f = moments.standardised(features[t])
         alpha = rule.floor + (1 - experts * rule.floor) * _softmax(b + w @ f)
         kept = []

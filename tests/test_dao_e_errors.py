@@ -139,6 +139,7 @@ TRACE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "value is float32[3]; pass the loss as one real number, such as its mean over the",
     ),
     "a loss in a list": ({}, {"value": [1.0]}, "value is float32[1]; pass the loss as one"),
+    "a loss in words": ({}, {"value": "low"}, "value is 'low'; pass the loss as one real"),
     "a complex loss": ({}, {"value": 1j}, "value is complex64[]; pass the loss as one real"),
     "no array in a batch": (
         {},
@@ -205,7 +206,7 @@ TRACE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", TRACE)
 def test_at_the_first_trace(name: str, compiled: bool) -> None:
     settings, given, sentence = TRACE[name]
-    optimizer = optabs.dao_e(**{"experts": BUILT, "features": (), **settings})
+    optimizer = optabs.dao_e(**{"experts": BUILT, **settings})
     state = optimizer.init(POSITION)
     before = jax.tree.map(np.asarray, state)
     call = {"params": POSITION, **given}
@@ -222,7 +223,7 @@ def test_at_the_first_trace(name: str, compiled: bool) -> None:
 
 
 def test_a_traced_loss_of_the_wrong_shape_is_named_by_its_shape() -> None:
-    optimizer = optabs.dao_e(experts=BUILT, features=())
+    optimizer = optabs.dao_e(experts=BUILT)
     update = jax.jit(
         lambda losses: optimizer.update(
             POSITION, optimizer.init(POSITION), POSITION, value=losses

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from optabs._arithmetic import debias, toward
 from optabs.ensemble.settings import Controller
@@ -19,6 +18,14 @@ LARGEST = 1e15
 _TINY = 1e-30
 
 
+class Pace(NamedTuple):
+    """Two running means of the loss, whose order tells whether it falls."""
+
+    slow: jax.Array  # float32 []
+    fast: jax.Array  # float32 []
+    seen: jax.Array  # int32 []: losses
+
+
 class ControllerState(NamedTuple):
     """What the controller knows, for R sets of weights, K experts and n features."""
 
@@ -30,9 +37,7 @@ class ControllerState(NamedTuple):
     known: jax.Array  # bool [1 + n]: which of these were there
     step_norm: jax.Array  # float32 []: of the last step before the multiplier
     log_multiplier: jax.Array  # float32 []: c
-    slow: jax.Array  # float32 []: mean of the loss
-    fast: jax.Array  # float32 []: likewise, faster
-    losses: jax.Array  # int32 []: losses seen
+    pace: Any  # a Pace, or () without a gate
 
 
 class Feedback(NamedTuple):
@@ -63,9 +68,7 @@ def init(controller: Controller, leaves: int, experts: int, features: int) -> Co
         known=jnp.zeros(1 + features, bool),
         step_norm=zeros(),
         log_multiplier=zeros(),
-        slow=zeros(),
-        fast=zeros(),
-        losses=jnp.zeros([], jnp.int32),
+        pace=Pace(zeros(), zeros(), jnp.zeros([], jnp.int32)) if controller.gated else (),
     )
 
 
@@ -102,14 +105,15 @@ def learn(
     controller: Controller, state: ControllerState, feedback: Feedback, value: jax.Array | None
 ) -> ControllerState:
     """The state after the next gradient; `value` is the loss, float32 [], where given."""
-    state = _with_loss(state, value)
+    falling = None
+    if controller.gated and value is not None:
+        state = state._replace(pace=_moved_pace(state.pace, value))
+        falling = state.pace.fast < state.pace.slow - 0.01 * jnp.abs(state.pace.slow)
     sums = jnp.all(jnp.isfinite(feedback.products)) & (feedback.steps > 0)
     # Their squares are finite, too.
     products = jnp.clip(jnp.where(sums, feedback.products, 0.0), -LARGEST, LARGEST)
     if controller.multiplier_rate is not None:
-        rate = controller.multiplier_rate
-        gated = controller.gated and value is not None
-        state = _with_multiplier(state, feedback.gradient_norm, products, rate, gated)
+        state = _with_multiplier(controller, state, feedback, products, falling)
     if controller.rate is None or not products.size:
         return state  # there is nothing to learn, or from
     if not controller.per_leaf:
@@ -160,11 +164,10 @@ def _moved(
     """b and W after a step, with a mean of b of 0 over the experts."""
     is_bias = jnp.arange(state.inputs.shape[0]) == 0
     rates = jnp.where(is_bias, jnp.asarray(controller.rate), controller.feature_rate)
-    # As the evidence grows each new piece of it counts for less.
-    fall = jax.lax.rsqrt(1 + steps.astype(jnp.float32) / UNANNEALED)
-    rates = rates * jnp.maximum(fall, controller.rate_floor)
-    matrix = state.matrix + _row(rates * state.known) * step
-    bias = matrix[:, :, :1] - controller.decay * state.matrix[:, :, :1]
+    rates = rates * _fall(controller, steps)
+    matrix = (1 - jnp.asarray(controller.decay)) * state.matrix
+    matrix = matrix + _row(rates * state.known) * step
+    bias = matrix[:, :, :1]
     bias = bias - jnp.mean(bias, axis=1, keepdims=True)
     return jnp.concatenate([bias, matrix[:, :, 1:]], axis=2)
 
@@ -173,37 +176,39 @@ def _row(numbers: jax.Array) -> jax.Array:
     return numbers[None, None, :]
 
 
-def _with_loss(state: ControllerState, value: jax.Array | None) -> ControllerState:
-    if value is None:
-        return state
-    first, finite = state.losses == 0, jnp.isfinite(value)
+def _fall(controller: Controller, steps: jax.Array) -> jax.Array:
+    """What is left of the rates: as the evidence grows each new piece counts for less."""
+    fall = jax.lax.rsqrt(1 + steps.astype(jnp.float32) / UNANNEALED)
+    return jnp.maximum(fall, controller.rate_floor)
+
+
+def _moved_pace(pace: Pace, value: jax.Array) -> Pace:
+    first, finite = pace.seen == 0, jnp.isfinite(value)
 
     def mean(old: jax.Array, decay: float) -> jax.Array:
         moved = jnp.where(first, value, toward(old, value, decay))
         return jnp.where(finite, moved, old)
 
-    return state._replace(
-        slow=mean(state.slow, SLOW),
-        fast=mean(state.fast, FAST),
-        losses=state.losses + finite,
-    )
+    return Pace(mean(pace.slow, SLOW), mean(pace.fast, FAST), pace.seen + finite)
 
 
 def _with_multiplier(
+    controller: Controller,
     state: ControllerState,
-    gradient_norm: jax.Array,
+    feedback: Feedback,
     products: jax.Array,
-    rate: ArrayLike,
-    gated: bool,
+    falling: jax.Array | None,
 ) -> ControllerState:
-    length = gradient_norm * state.step_norm
+    length = feedback.gradient_norm * state.step_norm
     measurable = (length > _TINY) & jnp.isfinite(length)
     cosine = jnp.sum(state.mixing * products) / jnp.where(measurable, length, 1.0)
     cosine = jnp.where(measurable, jnp.clip(cosine, -1, 1), 0.0)
     old = state.log_multiplier
-    new = old - rate * cosine
-    if gated:
-        falling = state.fast < state.slow - 0.01 * jnp.abs(state.slow)
+    # The step that is best for the next loss alone is shorter than the one that trains best.
+    share = jnp.where((cosine > 0) & (old < 0), controller.shrink, 1.0)
+    rate = jnp.asarray(controller.multiplier_rate) * _fall(controller, feedback.steps)
+    new = old - rate * share * cosine
+    if falling is not None:
         held = jnp.maximum(new, jnp.minimum(old, 0.0))
         new = jnp.where(falling & (new < old), held, new)
     return state._replace(log_multiplier=jnp.clip(new, LOWEST, HIGHEST))

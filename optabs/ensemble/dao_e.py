@@ -1,6 +1,7 @@
 """DAO-E: the experts' updates, mixed by the controller's weights."""
 
 import functools
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from optabs.ensemble import experts as ensemble
 from optabs.ensemble import observing
 from optabs.ensemble.controller import ControllerState, Feedback
 from optabs.ensemble.experts import Expert
-from optabs.ensemble.features import DEFAULT, Feature
+from optabs.ensemble.features import Feature
 from optabs.ensemble.pool import arrays_of
 from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, product
 from optabs.ensemble.settings import Controller, check_controller
@@ -43,7 +44,7 @@ def dao_e(
     experts: Mapping[str, Expert] | None = None,
     *,
     controller: Controller = Controller(),  # noqa: B008  (an immutable tuple)
-    features: Sequence[Feature] = DEFAULT,
+    features: Sequence[Feature] = (),
     previous: Storage = "bfloat16",
 ) -> optax.GradientTransformationExtraArgs:
     r"""DAO-E: runs several optimizers at once and mixes their updates by learned weights.
@@ -52,16 +53,16 @@ def dao_e(
               \alpha_l = \varphi + (1 - K\varphi)\, \mathrm{softmax}(b_l + W_l f)
 
     for the leaves :math:`l` of the parameters and the experts' updates :math:`U_i`, each
-    shortened to 3 % of the parameters' norm where it is longer. The next gradient tells
+    shortened to 5 % of the parameters' norm where it is longer. The next gradient tells
     what each share did to the loss, and :math:`b`, :math:`W` and :math:`c` learn from it:
     see :class:`optabs.Controller`. :math:`f` are statistics of the mini-batch and of
-    training: see :mod:`optabs.features`.
+    training, where they are asked for: see :mod:`optabs.features`.
 
     `update(grads, state, params, value=loss, batch=mini_batch)`: the parameters are
-    required, for the experts' updates are measured against their norm. Without `value` the
-    multiplier is not kept from shrinking while the loss falls, and the features of the loss
-    are 0; without `batch` those of the batch are. Both, and all other keyword arguments,
-    reach the experts.
+    required, for the experts' updates are measured against their norm. The loss and the
+    mini-batch are not, by default; without `value` a gated controller has no gate, and
+    features of the loss are 0, as without `batch` those of the batch are. Both, and all
+    other keyword arguments, reach the experts.
 
     An expert whose update is not finite is shut out of that step and keeps its state; a
     gradient that is not finite gives a step of zero and changes no state at all.
@@ -73,8 +74,10 @@ def dao_e(
         (learning_rate -> transformation). None: optabs.sgd, adam, rmsprop, and optax's lion
         without weight decay.
       controller: how the weights are formed and learned, an :class:`optabs.Controller`;
-        `Controller.paper()` is the paper's form, `Controller.uniform()` plain equal weights.
-      features: pairs (function, length); () for none.
+        `Controller.paper()` with `optabs.features.ALL` is the paper's form,
+        `Controller.uniform()` plain equal weights.
+      features: pairs (function, length), such as `optabs.features.ALL`. By default none:
+        in the study they hardly gained anything.
       previous: how the last step's updates are kept: "bfloat16", "float32", "int8" (one byte
         a parameter and expert), or "thinned" (every 16th entry of large leaves).
 
@@ -226,21 +229,21 @@ def _checked(
     told = dict(extra_args)
     if batch is not None:
         if not arrays_of(batch):
-            given = " ".join(repr(batch).split())
             raise ValueError(
-                f"batch is {given}, without any array of numbers; pass the mini-batch as a "
-                "pytree of arrays, or no batch."
+                f"batch is {reprlib.repr(batch)}, without any array of numbers; pass the "
+                "mini-batch as a pytree of arrays, or no batch."
             )
         told["batch"] = batch
     if value is None:
         return None, told
     told["value"] = value
-    loss: Any = jnp.asarray(value)
+    wanted = "pass the loss as one real number, such as its mean over the batch."
+    try:
+        loss: Any = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"value is {reprlib.repr(value)}; {wanted}") from error
     if loss.shape or jnp.iscomplexobj(loss):
-        raise ValueError(
-            f"value is {loss.dtype.name}{list(loss.shape)}; pass the loss as one real number, "
-            "such as its mean over the batch."
-        )
+        raise ValueError(f"value is {loss.dtype.name}{list(loss.shape)}; {wanted}")
     return loss.astype(jnp.float32), told
 
 

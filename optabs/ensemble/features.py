@@ -238,5 +238,5 @@ LEARNING: tuple[Feature, ...] = (
 )
 """Of the course of training."""
 
-DEFAULT: tuple[Feature, ...] = BATCH + LEARNING
+ALL: tuple[Feature, ...] = BATCH + LEARNING
 """All seven."""

@@ -23,14 +23,18 @@ class Controller(NamedTuple):
               q_{il} = \mathrm{clip}\big(a_{il} / \sigma_l, \pm 10\big), \qquad
               \sigma_l^2 \leftarrow \sigma_l^2 + r\,(\overline{a_l^2} - \sigma_l^2),
     .. math:: b_l \leftarrow (1 - \mathrm{decay})\, b_l + \mathrm{rate}\,(q_l - \bar q_l),
-    .. math:: W_l \leftarrow W_l + \mathrm{feature\_rate}\,(q_l - \bar q_l) \otimes f
+    .. math:: W_l \leftarrow (1 - \mathrm{decay})\, W_l
+              + \mathrm{feature\_rate}\,(q_l - \bar q_l) \otimes f
 
     with :math:`r = \max(1/t, 0.02)` and the features that made the weights in question.
     With the rule `"adam"`, Adam descends the hypergradient
     :math:`\alpha_{il}\,(d_{il} - \sum_j \alpha_{jl} d_{jl})` itself.
 
     The step multiplier :math:`e^c` follows the cosine between the gradient and the step
-    before, :math:`c \leftarrow c - \mathrm{multiplier\_rate} \cdot \cos`, within [-7, 3].
+    before, :math:`c \leftarrow c - \mathrm{multiplier\_rate}\, s \cos`, within [-7, 3];
+    :math:`s` is `shrink` where the step is already shorter than the experts' (:math:`c < 0`)
+    and would be shortened further (:math:`\cos > 0`), else 1. All these rates fall with the
+    number of steps t as :math:`\max(\mathrm{rate\_floor}, (1 + t/100)^{-1/2})`.
 
     Attributes:
       per_leaf: weights for each leaf of the parameters, else one set for all.
@@ -39,13 +43,15 @@ class Controller(NamedTuple):
       floor: :math:`\varphi` in [0, 1/K), the least weight of an expert.
       rule: `"relative"` or `"adam"`.
       rate: of b. None freezes the weights: uniform, the baseline.
-      rate_floor: the rates of b and W fall to this share of themselves, as
-        :math:`\max(\mathrm{rate\_floor}, (1 + t/100)^{-1/2})`; 1 for constant rates.
-      decay: of b, under `"relative"`.
+      rate_floor: the share of themselves to which the rates of b, W and c fall; 1 for
+        constant rates.
+      decay: of b and W, in every step.
       feature_rate: of W.
-      multiplier_rate: of the step multiplier. None: no multiplier.
-      gated: while the loss falls well (its fast mean 1 % below its slow mean), the multiplier
-        does not shrink below 1 by short-term signals; needs `value=`.
+      multiplier_rate: of c. None: no multiplier.
+      shrink: the share of its rate at which c falls below 0: the step that is best for the
+        next loss alone is shorter than the one that trains best.
+      gated: while the loss falls well (its fast mean 1 % below its slow mean), c does not
+        fall below 0 at all; needs `value=`.
 
     Examples:
       >>> import optabs
@@ -58,15 +64,16 @@ class Controller(NamedTuple):
     """
 
     per_leaf: bool = True
-    cap: ArrayLike | None = 0.03
+    cap: ArrayLike | None = 0.05
     floor: ArrayLike = 0.01
     rule: Rule = "relative"
     rate: ArrayLike | None = 0.15
     rate_floor: ArrayLike = 0.2
     decay: ArrayLike = 0.003
     feature_rate: ArrayLike = 0.03
-    multiplier_rate: ArrayLike | None = 0.1
-    gated: bool = True
+    multiplier_rate: ArrayLike | None = 0.5
+    shrink: ArrayLike = 0.5
+    gated: bool = False
 
     @classmethod
     def paper(cls) -> "Controller":
@@ -81,7 +88,6 @@ class Controller(NamedTuple):
             decay=0.0,
             feature_rate=0.05,
             multiplier_rate=None,
-            gated=False,
         )
 
     @classmethod
@@ -114,6 +120,7 @@ def check_controller(controller: Controller, experts: int) -> None:
         decay=controller.decay,
         feature_rate=controller.feature_rate,
         multiplier_rate=controller.multiplier_rate,
+        shrink=controller.shrink,
     )
     floor: Any = controller.floor
     if not isinstance(floor, jax.Array) and floor * experts >= 1:

@@ -30,6 +30,7 @@ BAD = {
     "rate": _SIZE,
     "feature_rate": _SIZE,
     "multiplier_rate": _SIZE,
+    "shrink": (-0.1, 1.1, math.nan, "half", True),
     "max_ratio": (0, -1.0, math.nan, "tall", True),
     "mask": (True, False, 1),
 }
