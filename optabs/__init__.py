@@ -45,8 +45,8 @@ from optabs.optimizers.adam_absolute import (
 )
 
 # DAO-E: a mixture of optimizers
-from optabs.ensemble import features as features
 from optabs.ensemble.dao_e import dao_e as dao_e
+from optabs import features as features
 from optabs.ensemble.settings import Controller as Controller
 from optabs.ensemble.weights import mixing_weights as mixing_weights
 
