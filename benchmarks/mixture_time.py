@@ -62,13 +62,14 @@ def variants() -> dict[str, Maker]:
     """DAO-E by default, with its other storages, and with other controllers."""
     default = inspect.signature(optabs.dao_e).parameters["previous"].default
     others = [storage for storage in get_args(Storage) if storage != default]
-    controllers = (optabs.Controller.uniform(), optabs.Controller.paper())
+    uniform = functools.partial(optabs.dao_e, controller=optabs.Controller.uniform())
+    paper = functools.partial(
+        optabs.dao_e, controller=optabs.Controller.paper(), features=optabs.features.ALL
+    )
     made: dict[str, Maker] = {DAO_E: optabs.dao_e}
     for storage in others:
         made[f"{DAO_E}, {storage}"] = functools.partial(optabs.dao_e, previous=storage)
-    for name, controller in zip(BASELINES, controllers, strict=True):
-        made[name] = functools.partial(optabs.dao_e, controller=controller)
-    return made
+    return made | dict(zip(BASELINES, (uniform, paper), strict=True))
 
 
 def adam() -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""What each part of the measured rule is worth: the rule without it, on the same seeds."""
+"""What each part of the measured rule is worth: the rule without it, or with one more."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def ablation_section(records: Records, pairs: Sequence[Pair]) -> str:
     arms = arms_of(records, pairs, finalist=False)
     if not pairs or not arms or any((pair.task, RULE) not in records for pair in pairs):
         return ""
-    return "## Each part taken away\n\n" + table(records, pairs, arms).markdown()
+    return "## Each part taken away, or added\n\n" + table(records, pairs, arms).markdown()
 
 
 def table(records: Records, pairs: Sequence[Pair], arms: Sequence[str]) -> report.Table:
@@ -40,7 +40,7 @@ def table(records: Records, pairs: Sequence[Pair], arms: Sequence[str]) -> repor
         lost = sum(diverged(records, pair, arm) for pair in pairs)
         rows.append([label_of(arm), *own, *over_all, _points(records, pairs, arm), str(lost)])
     return report.Table(
-        "Losses over those of the whole rule on the same seeds (above 1 the part helps; "
+        "Losses over those of the whole rule on the same seeds (above 1 the rule is better; "
         "geometric means over tasks, mean ± standard deviation over seeds), validation "
         "accuracy minus the rule's in points, and pairs with a divergence",
         [

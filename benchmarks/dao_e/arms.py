@@ -124,7 +124,7 @@ RULE = "rule"
 UNIFORM = "uniform"
 CAPPED = "capped_uniform"
 PAPER = "paper"
-NO_FEATURES = "rule_no_features"
+FEATURES = "rule_features"
 
 _default = optabs.Controller()
 SINGLES: dict[str, Arm] = {name: single(name) for name in EXPERTS}
@@ -136,17 +136,24 @@ MIXTURES: dict[str, Arm] = {
         features=(),
         finalist=True,
     ),
-    PAPER: mixture("the paper's form", optabs.Controller.paper(), finalist=True),
+    PAPER: mixture(
+        "the paper's form",
+        optabs.Controller.paper(),
+        features=optabs.features.ALL,
+        finalist=True,
+    ),
     RULE: mixture("measured rule", finalist=True),
-    NO_FEATURES: mixture("rule without features", features=()),
+    FEATURES: mixture("rule with features", features=optabs.features.ALL),
     "rule_no_cap": mixture("rule without cap", _default._replace(cap=None)),
     "rule_no_multiplier": mixture(
         "rule without multiplier", _default._replace(multiplier_rate=None)
     ),
-    "rule_ungated": mixture("rule, multiplier ungated", _default._replace(gated=False)),
+    "rule_shrink": mixture("rule, multiplier falls freely", _default._replace(shrink=1.0)),
+    "rule_gated": mixture("rule, multiplier gated", _default._replace(gated=True)),
+    "rule_gate": mixture("rule, the gate alone", _default._replace(gated=True, shrink=1.0)),
     "rule_one_alpha": mixture("rule, one alpha", _default._replace(per_leaf=False)),
     "rule_constant_rates": mixture(
-        "rule with constant rates of b and W", _default._replace(rate_floor=1.0)
+        "rule with constant rates", _default._replace(rate_floor=1.0)
     ),
     "rule_no_floor": mixture("rule without floor", _default._replace(floor=0.0)),
     "rule_int8": mixture("rule, previous in int8", previous="int8"),
@@ -170,5 +177,5 @@ TUNED = (*SINGLES, "schedule_free_adamw")  # whose best rate is looked for
 SCOPES: dict[str, tuple[str, ...]] = {
     "all": tuple(ARMS),
     "few": (*SINGLES, UNIFORM, RULE),
-    "drift": (*SINGLES, UNIFORM, RULE, NO_FEATURES),
+    "drift": (*SINGLES, UNIFORM, RULE, FEATURES),
 }

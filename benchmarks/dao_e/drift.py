@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks import report
-from benchmarks.dao_e.arms import NO_FEATURES, RULE, UNIFORM
+from benchmarks.dao_e.arms import FEATURES, RULE, UNIFORM
 from benchmarks.dao_e.records import BEST, Pair, Records, label_of, log_ratio, paired, pairs_of
 
 Difference = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -19,7 +19,7 @@ COLUMNS: dict[str, tuple[str, Difference]] = {
         lambda own, base: 100 * (own - base),
     ),
 }
-OPPONENTS = (NO_FEATURES, UNIFORM, BEST)
+OPPONENTS = (FEATURES, UNIFORM, BEST)
 
 
 def drift_section(records: Records) -> str:
@@ -36,7 +36,7 @@ def drift_section(records: Records) -> str:
         *(f"- {task}: {title}" for task, title in titles.items()),
         "",
     ]
-    if NO_FEATURES in opponents:
+    if FEATURES in opponents:
         lines += [verdict(records, pairs), ""]
     lines += [table(records, pairs, opponent).markdown() for opponent in opponents]
     return "\n".join(lines)
@@ -48,8 +48,7 @@ def verdict(records: Records, pairs: Sequence[Pair]) -> str:
     for measure, (name, difference) in COLUMNS.items():
         sign = -1 if measure.endswith("accuracy") else 1
         differences = [
-            sign * paired(records, pair, RULE, NO_FEATURES, measure, difference)
-            for pair in pairs
+            sign * paired(records, pair, FEATURES, RULE, measure, difference) for pair in pairs
         ]
         clear = [abs(d.mean()) > 2 * standard_error(d) for d in differences]
         better = sum(c and d.mean() < 0 for c, d in zip(clear, differences, strict=True))

@@ -30,12 +30,25 @@ SAVE_EVERY = 30.0  # seconds
 PIECES = 10  # of an epoch, over each of which the weights are averaged
 WEIGHT_DIGITS = 4
 
-CONTROLLERS: dict[str, optabs.Controller] = {
-    "dao_e": optabs.Controller(),
-    "dao_e_paper": optabs.Controller.paper(),
-    "uniform": optabs.Controller(rate=None, cap=None, multiplier_rate=None),
+
+class Mixture(NamedTuple):
+    """How the experts are mixed."""
+
+    controller: optabs.Controller
+    features: tuple[optabs.features.Feature, ...] = ()
+
+    def config(self) -> dict[str, Any]:
+        """As it is written into a record."""
+        names = [function.__name__ for function, _ in self.features]
+        return self.controller._asdict() | {"features": names}
+
+
+MIXTURES: dict[str, Mixture] = {
+    "dao_e": Mixture(optabs.Controller()),
+    "dao_e_paper": Mixture(optabs.Controller.paper(), optabs.features.ALL),
+    "uniform": Mixture(optabs.Controller.uniform()),
 }
-OPTIMIZERS = (*EXPERTS, *CONTROLLERS)
+OPTIMIZERS = (*EXPERTS, *MIXTURES)
 
 
 class Regime(NamedTuple):
@@ -64,10 +77,10 @@ class Run(NamedTuple):
 
     def config(self) -> dict[str, Any]:
         """What distinguishes the run, as it is written into its record."""
-        controller = CONTROLLERS.get(self.optimizer)
+        mixture = MIXTURES.get(self.optimizer)
         return self._asdict() | {
             "architecture": MODELS[self.model]._asdict(),
-            "controller": None if controller is None else controller._asdict(),
+            "mixture": None if mixture is None else mixture.config(),
         }
 
     def path(self, folder: pathlib.Path) -> pathlib.Path:
@@ -96,7 +109,7 @@ class Run(NamedTuple):
             optimizer_of(self.optimizer, self.rate(data.train.labels.shape[0])),
             batch_size=self.batch_size,
             augment=augment if REGIMES[self.regime].augmented else None,
-            show=functools.partial(shown_of, CONTROLLERS.get(self.optimizer)),
+            show=functools.partial(shown_of, MIXTURES.get(self.optimizer)),
         )
 
 
@@ -107,18 +120,18 @@ def optimizer_of(
     if name in EXPERTS:
         return optax.with_extra_args_support(EXPERTS[name].make(rate))
     experts = {expert: entry.make for expert, entry in EXPERTS.items()}
-    return optabs.dao_e(rate, experts, controller=CONTROLLERS[name])
+    return optabs.dao_e(rate, experts, **MIXTURES[name]._asdict())
 
 
-def shown_of(controller: optabs.Controller | None, state: Any) -> dict[str, Any]:
+def shown_of(mixture: Mixture | None, state: Any) -> dict[str, Any]:
     """What is kept of a mixture's state after a step: weights and multiplier."""
-    if controller is None:
+    if mixture is None:
         return {}
     shown: dict[str, Any] = {
         "mixing": optabs.mixing_weights(state),
         "multiplier": jnp.exp(optax.tree.get(state, "log_multiplier")),
     }
-    if controller.per_leaf and controller.rate is not None:
+    if mixture.controller.per_leaf and mixture.controller.rate is not None:
         shown["leaf_mixing"] = optabs.mixing_weights(state, per_leaf=True)
     return shown
 
