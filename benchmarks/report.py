@@ -102,8 +102,9 @@ def curves_figure(
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     names = list(dict.fromkeys(curve.name for _, curves in panels for curve in curves))
     colors = {name: f"C{index}" for index, name in enumerate(names)}
-    lowest = min((np.median(c.values) for _, curves in panels for c in curves), default=0.0)
-    highest = max((c.values.max() for _, curves in panels for c in curves), default=1.0)
+    drawn = [curve.values for _, curves in panels for curve in curves] or [np.zeros(1)]
+    middle = min(float(np.median(values)) for values in drawn)
+    highest = max(float(values.max()) for values in drawn)
     for axis, (caption, curves) in zip(axes[0], panels, strict=True):
         for curve in curves:
             epochs = np.arange(1, curve.values.shape[1] + 1)
@@ -115,8 +116,10 @@ def curves_figure(
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.25)
     # The first epochs would squeeze what distinguishes the optimizers into a few pixels.
-    margin = 1.2 * (highest - lowest)
-    axes[0][0].set_ylim(lowest - margin, highest + 0.1 * margin)
+    least = min(float(values.min()) for values in drawn)
+    lowest = max(middle - 1.2 * (highest - middle), least)
+    margin = 0.05 * (highest - lowest) or 1.0
+    axes[0][0].set_ylim(lowest - margin, highest + margin)
     axes[0][0].set_ylabel(ylabel)
     figure.suptitle(title, fontsize="medium")
     # Beside the last panel; the saved picture grows to hold it.
