@@ -50,6 +50,9 @@ from optabs import features as features
 from optabs.ensemble.settings import Controller as Controller
 from optabs.ensemble.weights import mixing_weights as mixing_weights
 
+# Gadam: the operators of evolution
+from optabs import genetics as genetics
+
 # Training
 from optabs import losses as losses
 from optabs.initializers import normal_like as normal_like

@@ -19,11 +19,12 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def public_names() -> list[str]:
-    """Every callable that optabs exports, and those that losses and features define."""
+    """Every callable that optabs exports, and those of its modules."""
     return [
         *_callables(optabs, "optabs", "optabs"),
         *_callables(optabs.losses, "optabs.losses", optabs.losses.__name__),
         *_callables(optabs.features, "optabs.features", "optabs"),
+        *_callables(optabs.genetics, "optabs.genetics", "optabs"),
     ]
 
 
