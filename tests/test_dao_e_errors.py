@@ -126,7 +126,7 @@ def returning(value: Any) -> Any:
     return numbers
 
 
-POSITION = params()
+POSITION = dict.fromkeys(("one", "other"), params()["layer"]["b"])
 TRACE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no parameters": (
         {},

@@ -1,0 +1,110 @@
+"""A problem for DAO-E with gradients known in advance, and the path of an optimizer on it."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from dao_e_reference import Leaves, Step
+from trees import params
+
+import optabs
+
+STEPS = 60
+RATES = {"adam": 0.05, "lion": 0.03, "rmsprop": 0.02, "sgd": 0.4}
+MAKERS: Mapping[str, Any] = {
+    "adam": optabs.adam,
+    "lion": lambda rate: optax.lion(rate, weight_decay=0.0),
+    "rmsprop": optabs.rmsprop,
+    "sgd": optabs.sgd,
+}
+GIVEN = (lambda seen: seen.batch, 2)
+"""A feature: the two numbers that are passed as the batch."""
+
+
+def experts(names: Sequence[str] = tuple(RATES)) -> dict[str, Any]:
+    return {name: MAKERS[name](RATES[name]) for name in names}
+
+
+def problem() -> tuple[list[Any], np.ndarray, np.ndarray]:
+    """Noisy gradients of a bowl that moves away at half time, their losses, two features.
+
+    At first, and once later, the gradient turns around as it does across a valley, while the
+    loss rises, then falls; one gradient is huge. They are fixed numbers, so that a difference
+    in rounding is not fed back.
+    """
+    random = np.random.default_rng(3)
+    start, structure = jax.tree.flatten(params())
+    theta = [np.asarray(leaf, np.float64) for leaf in start]
+    size = np.where(np.arange(STEPS) < 10, (-1.0) ** np.arange(STEPS), 1.0)
+    size[[24, STEPS - 4]] = -1.0, 300.0
+    runs, losses = [], []
+    for t in range(STEPS):
+        slopes = [3.0 * (x - (0.0 if t < STEPS // 2 else 4.0)) for x in theta]
+        losses.append(sum(float(np.sum(s**2)) for s in slopes) / 6 * min(1.0, (t + 2) / 4))
+        pulls = [s + random.normal(size=s.shape) for s in slopes]
+        runs.append([jnp.asarray(size[t] * pull) for pull in pulls])
+        theta = [x - 0.05 * pull for x, pull in zip(theta, pulls, strict=True)]
+    grads = [jax.tree.unflatten(structure, leaves) for leaves in runs]
+    features = random.normal(size=(STEPS, 2)) * [1.0, 50.0] + [0.0, 300.0]
+    return grads, np.float32(losses), np.float32(features)
+
+
+GRADS, LOSSES, FEATURES = problem()
+
+
+def drawn(shapes: Any) -> Any:
+    """Arrays of such shapes: the draws of a network's own start take seconds to compile."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(random.normal(0, 0.3, leaf.shape), leaf.dtype), shapes
+    )
+
+
+def flat(node: Any) -> Leaves:
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(node)]
+
+
+def walk(optimizer: Any, position: Any, grads: Any, each: Any) -> tuple[Any, Any]:
+    """Parameters and states after every step; grads and `each` have one entry a step."""
+
+    def step(carry: Any, now: Any) -> Any:
+        position, state = carry
+        gradient, extra = now
+        updates, state = optimizer.update(gradient, state, position, **extra)
+        carry = optax.apply_updates(position, updates), state
+        return carry, carry
+
+    return jax.lax.scan(step, (position, optimizer.init(position)), (grads, each))[1]
+
+
+@functools.cache
+def walker(optimizer: Any) -> Callable[..., Any]:
+    return jax.jit(functools.partial(walk, optimizer))
+
+
+def stacked(grads: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *grads)
+
+
+def walked(
+    optimizer: Any, grads: Sequence[Any], start: Any = None, **each: Any
+) -> tuple[Any, Any]:
+    """The compiled walk from `start`, which is `params()` if it is not given."""
+    position = params() if start is None else start
+    return walker(optimizer)(position, stacked(grads), each)
+
+
+def assert_follows(wanted: Sequence[Step], positions: Any, controllers: Any) -> None:
+    """Parameters within 2e-5 of their size, weights within 2e-5, the multiplier, too."""
+    for leaf, path in enumerate(zip(*(step.theta for step in wanted), strict=True)):
+        actual = jax.tree.leaves(positions)[leaf]
+        np.testing.assert_allclose(actual, np.stack(path), rtol=2e-5, atol=2e-5)
+    weights = np.stack([step.weights for step in wanted])
+    np.testing.assert_allclose(controllers.mixing, weights, atol=2e-5)
+    multipliers = [step.multiplier for step in wanted]
+    actual = np.exp(controllers.log_multiplier)
+    np.testing.assert_allclose(actual, multipliers, rtol=2e-5)
