@@ -230,7 +230,7 @@ def _checked(
     if batch is not None:
         if not arrays_of(batch):
             raise ValueError(
-                f"batch is {reprlib.repr(batch)}, without any array of numbers; pass the "
+                f"batch is {_short(batch)}, without any array of numbers; pass the "
                 "mini-batch as a pytree of arrays, or no batch."
             )
         told["batch"] = batch
@@ -241,10 +241,15 @@ def _checked(
     try:
         loss: Any = jnp.asarray(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"value is {reprlib.repr(value)}; {wanted}") from error
+        raise ValueError(f"value is {_short(value)}; {wanted}") from error
     if loss.shape or jnp.iscomplexobj(loss):
         raise ValueError(f"value is {loss.dtype.name}{list(loss.shape)}; {wanted}")
     return loss.astype(jnp.float32), told
+
+
+def _short(given: Any) -> str:
+    """As it is shown in a message: on one line."""
+    return " ".join(reprlib.repr(given).split())
 
 
 def _reach(controller: Controller, params: Any) -> jax.Array | None:

@@ -2,9 +2,9 @@
 
 A feature is a pair (function, length). The function takes an :class:`Observation` and
 returns `length` real numbers, or None where an input that it needs is absent. A number that
-is absent or not finite is 0 for the controller, which learns nothing about it in that step;
-the others are standardised by running means and variances and clipped to ±3, so that the
-units of a feature do not matter.
+is absent or not finite is 0 for the controller, which learns nothing about it in that step
+and forgets a little (W decays); the others are standardised by running means and variances
+and clipped to ±3, so that the units of a feature do not matter.
 """
 
 from collections.abc import Callable
