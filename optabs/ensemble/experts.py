@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from optabs._alike import check_alike
 from optabs._checks import check
 from optabs.optimizers.adam import adam
 from optabs.optimizers.adaptive import rmsprop
@@ -89,7 +90,8 @@ def propose(
       extra_args: the keyword arguments of `update`.
     """
     update, state = expert.update(grads, state, params, **extra_args)
-    _check_update(name, update, grads)
+    wanted = "an expert's updates must have the gradient's structure, shapes and dtypes"
+    check_alike(f"experts: {name!r}", update, grads, wanted)
     square = squared_norm(jax.tree.leaves(update))
     # One that is too long to be measured is as useless as one that is not finite.
     sound = jnp.isfinite(square)
@@ -99,19 +101,6 @@ def propose(
         update = jax.tree.map(lambda u: scaled(factor, u), update)
     update = jax.tree.map(lambda u: jnp.where(sound, u, 0), update)
     return Proposal(update, state, sound)
-
-
-def _check_update(name: str, update: Any, grads: Any) -> None:
-    wanted = "an expert's updates must have the gradient's structure, shapes and dtypes"
-    structure: Any = jax.tree.structure(grads)
-    if (given := jax.tree.structure(update)) != structure:
-        raise ValueError(f"experts: {name!r} turned {structure} into {given}; {wanted}.")
-    for u, g in zip(jax.tree.leaves(update), jax.tree.leaves(grads), strict=True):
-        if (u.shape, u.dtype) != (g.shape, g.dtype):
-            raise ValueError(
-                f"experts: {name!r} turned {g.dtype.name}{list(g.shape)} into "
-                f"{u.dtype.name}{list(u.shape)}; {wanted}."
-            )
 
 
 def finite(leaves: list[jax.Array], square: jax.Array) -> jax.Array:

@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
+
+from optabs._alike import check_alike
 
 
 def crossover_mask(key: jax.Array, params: Any, loss_a: ArrayLike, loss_b: ArrayLike) -> Any:
@@ -122,7 +125,7 @@ def uniform_like(key: jax.Array, params: Any) -> Any:
             return leaf
         return jax.random.uniform(key, leaf.shape, leaf.dtype)
 
-    return jax.tree.map(draw, _keys_like(key, params), params)
+    return jax.tree.map(draw, optax.tree.split_key_like(key, params), params)
 
 
 def mutate(
@@ -160,7 +163,9 @@ def mutate(
     """
     where_key, draw_key = jax.random.split(key)
     draws = sample(draw_key, params)
-    _check_draws(draws, params)
+    check_alike(
+        "sample", draws, params, "return a tree like params, of the same shapes and dtypes"
+    )
     mask = _chosen(where_key, params, rate)
 
     def renewed(changes: jax.Array, draw: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -178,29 +183,10 @@ def _is_floating(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
-def _keys_like(key: jax.Array, tree: Any) -> Any:
-    """A key for every leaf."""
-    structure: Any = jax.tree.structure(tree)
-    return jax.tree.unflatten(structure, list(jax.random.split(key, structure.num_leaves)))
-
-
 def _chosen(key: jax.Array, tree: Any, probability: ArrayLike) -> Any:
     """A tree like the given one, of bool: each entry true with that probability."""
     return jax.tree.map(
         lambda key, leaf: jax.random.uniform(key, leaf.shape) < probability,
-        _keys_like(key, tree),
+        optax.tree.split_key_like(key, tree),
         tree,
     )
-
-
-def _check_draws(draws: Any, params: Any) -> None:
-    wanted = "return a tree like params, of the same shapes and dtypes"
-    structure: Any = jax.tree.structure(params)
-    if (given := jax.tree.structure(draws)) != structure:
-        raise ValueError(f"sample turned {structure} into {given}; {wanted}.")
-    for draw, leaf in zip(jax.tree.leaves(draws), jax.tree.leaves(params), strict=True):
-        if (draw.shape, draw.dtype) != (leaf.shape, leaf.dtype):
-            raise ValueError(
-                f"sample turned {leaf.dtype.name}{list(leaf.shape)} into "
-                f"{draw.dtype.name}{list(draw.shape)}; {wanted}."
-            )
