@@ -15,6 +15,7 @@ from rich.progress import track
 
 import optabs
 from benchmarks import mixture_report, store, timing
+from benchmarks.dao_e.arms import FORMS
 from benchmarks.dao_e.resnet import MODELS, resnet
 from benchmarks.dao_e.tasks_networks import Network, network
 from benchmarks.mixture_report import ADAM, BASELINES, DAO_E
@@ -62,14 +63,12 @@ def variants() -> dict[str, Maker]:
     """DAO-E by default, with its other storages, and with other controllers."""
     default = inspect.signature(optabs.dao_e).parameters["previous"].default
     others = [storage for storage in get_args(Storage) if storage != default]
-    uniform = functools.partial(optabs.dao_e, controller=optabs.Controller.uniform())
-    paper = functools.partial(
-        optabs.dao_e, controller=optabs.Controller.paper(), features=optabs.features.ALL
-    )
     made: dict[str, Maker] = {DAO_E: optabs.dao_e}
     for storage in others:
         made[f"{DAO_E}, {storage}"] = functools.partial(optabs.dao_e, previous=storage)
-    return made | dict(zip(BASELINES, (uniform, paper), strict=True))
+    for name, form in zip(BASELINES, ("uniform", "dao_e_paper"), strict=True):
+        made[name] = functools.partial(optabs.dao_e, **FORMS[form]._asdict())
+    return made
 
 
 def adam() -> optax.GradientTransformation:

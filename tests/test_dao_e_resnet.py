@@ -132,7 +132,7 @@ def program_of(name: str, *, compiled_loop: bool) -> Program:
         paper.optimizer_of(name, 1e-2),
         batch_size=16,
         augment=images.augment,
-        show=lambda state: paper.shown_of(paper.MIXTURES.get(name), state),
+        show=lambda state: paper.shown_of(paper.FORMS.get(name), state),
         compiled_loop=compiled_loop,
     )
 
@@ -174,7 +174,7 @@ def test_an_epoch_of_one_batch_is_one_step_by_hand() -> None:
     assert program.accuracy(after, test) == pytest.approx(share)
 
 
-@pytest.mark.parametrize("name", paper.MIXTURES)
+@pytest.mark.parametrize("name", paper.FORMS)
 def test_an_epoch_of_a_mixture_keeps_every_shape(name: str) -> None:
     program = program_of(name, compiled_loop=True)
     learner = jax.eval_shape(program.start, 0)

@@ -14,6 +14,7 @@ from optax import contrib
 import optabs
 from benchmarks.dao_e.tasks import Task
 from optabs.ensemble.experts import DEFAULT, Factory
+from optabs.ensemble.previous import Storage
 
 Rates = Mapping[str, jax.Array | float]
 Rate = jax.Array | float | Callable[[Any], Any]
@@ -28,6 +29,25 @@ class Expert(NamedTuple):
 
 _LABELS = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp", "lion": "Lion"}
 EXPERTS = {name: Expert(_LABELS[name], make) for name, make in DEFAULT.items()}
+
+
+class Form(NamedTuple):
+    """How the experts are mixed."""
+
+    controller: optabs.Controller
+    features: tuple[optabs.features.Feature, ...] = ()
+
+    def config(self) -> dict[str, Any]:
+        """As it is written into a record."""
+        names = [function.__name__ for function, _ in self.features]
+        return self.controller._asdict() | {"features": names}
+
+
+FORMS: dict[str, Form] = {
+    "dao_e": Form(optabs.Controller()),
+    "dao_e_paper": Form(optabs.Controller.paper(), optabs.features.ALL),
+    "uniform": Form(optabs.Controller.uniform()),
+}
 
 
 class Arm(NamedTuple):
@@ -78,33 +98,27 @@ def single(name: str) -> Arm:
     return Arm(EXPERTS[name].label, build, (name,), {})
 
 
+_PREVIOUS = inspect.signature(optabs.dao_e).parameters["previous"].default
+
+
 def mixture(
     label: str,
-    controller: optabs.Controller | None = None,
+    controller: optabs.Controller = FORMS["dao_e"].controller,
+    features: tuple[optabs.features.Feature, ...] = (),
     *,
+    previous: Storage = _PREVIOUS,
     finalist: bool = False,
-    **options: Any,
 ) -> Arm:
     """DAO-E over the four experts; the options are those of `optabs.dao_e`."""
-    settings = optabs.Controller() if controller is None else controller
+    form = Form(controller, features)
 
     def build(task: Task, rates: Rates) -> optax.GradientTransformationExtraArgs:
         experts = {name: expert_of(task, name, rate) for name, rate in rates.items()}
-        return _decayed(task, optabs.dao_e(experts=experts, controller=settings, **options))
+        mixed = optabs.dao_e(experts=experts, **form._asdict(), previous=previous)
+        return _decayed(task, mixed)
 
-    chosen = _DEFAULTS | options
-    written = {
-        **settings._asdict(),
-        "features": [function.__name__ for function, _ in chosen["features"]],
-        "previous": chosen["previous"],
-    }
+    written = form.config() | {"previous": previous}
     return Arm(label, build, tuple(EXPERTS), written, finalist)
-
-
-_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(optabs.dao_e).parameters.items()
-}
 
 
 def _schedule_free(task: Task, rates: Rates) -> optax.GradientTransformationExtraArgs:
@@ -126,22 +140,14 @@ CAPPED = "capped_uniform"
 PAPER = "paper"
 FEATURES = "rule_features"
 
-_default = optabs.Controller()
+_default = FORMS["dao_e"].controller
 SINGLES: dict[str, Arm] = {name: single(name) for name in EXPERTS}
 MIXTURES: dict[str, Arm] = {
-    UNIFORM: mixture("uniform", optabs.Controller.uniform(), features=(), finalist=True),
+    UNIFORM: mixture("uniform", *FORMS["uniform"], finalist=True),
     CAPPED: mixture(
-        "uniform, cap and multiplier",
-        optabs.Controller(rate=None),
-        features=(),
-        finalist=True,
+        "uniform, cap and multiplier", _default._replace(rate=None), finalist=True
     ),
-    PAPER: mixture(
-        "the paper's form",
-        optabs.Controller.paper(),
-        features=optabs.features.ALL,
-        finalist=True,
-    ),
+    PAPER: mixture("the paper's form", *FORMS["dao_e_paper"], finalist=True),
     RULE: mixture("measured rule", finalist=True),
     FEATURES: mixture("rule with features", features=optabs.features.ALL),
     "rule_no_cap": mixture("rule without cap", _default._replace(cap=None)),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import optabs
 from benchmarks import store
 from benchmarks.arguments import ArgumentError, choice_of, fits, positive
-from benchmarks.dao_e.arms import EXPERTS
+from benchmarks.dao_e.arms import EXPERTS, FORMS, Form
 from benchmarks.dao_e.images import augment, load_images
 from benchmarks.dao_e.paper_report import show
 from benchmarks.dao_e.resnet import MODELS, Program, make_program, resnet
@@ -30,25 +30,7 @@ SAVE_EVERY = 30.0  # seconds
 PIECES = 10  # of an epoch, over each of which the weights are averaged
 WEIGHT_DIGITS = 4
 
-
-class Mixture(NamedTuple):
-    """How the experts are mixed."""
-
-    controller: optabs.Controller
-    features: tuple[optabs.features.Feature, ...] = ()
-
-    def config(self) -> dict[str, Any]:
-        """As it is written into a record."""
-        names = [function.__name__ for function, _ in self.features]
-        return self.controller._asdict() | {"features": names}
-
-
-MIXTURES: dict[str, Mixture] = {
-    "dao_e": Mixture(optabs.Controller()),
-    "dao_e_paper": Mixture(optabs.Controller.paper(), optabs.features.ALL),
-    "uniform": Mixture(optabs.Controller.uniform()),
-}
-OPTIMIZERS = (*EXPERTS, *MIXTURES)
+OPTIMIZERS = (*EXPERTS, *FORMS)
 
 
 class Regime(NamedTuple):
@@ -77,7 +59,7 @@ class Run(NamedTuple):
 
     def config(self) -> dict[str, Any]:
         """What distinguishes the run, as it is written into its record."""
-        mixture = MIXTURES.get(self.optimizer)
+        mixture = FORMS.get(self.optimizer)
         return self._asdict() | {
             "architecture": MODELS[self.model]._asdict(),
             "mixture": None if mixture is None else mixture.config(),
@@ -109,7 +91,7 @@ class Run(NamedTuple):
             optimizer_of(self.optimizer, self.rate(data.train.labels.shape[0])),
             batch_size=self.batch_size,
             augment=augment if REGIMES[self.regime].augmented else None,
-            show=functools.partial(shown_of, MIXTURES.get(self.optimizer)),
+            show=functools.partial(shown_of, FORMS.get(self.optimizer)),
         )
 
 
@@ -120,10 +102,10 @@ def optimizer_of(
     if name in EXPERTS:
         return optax.with_extra_args_support(EXPERTS[name].make(rate))
     experts = {expert: entry.make for expert, entry in EXPERTS.items()}
-    return optabs.dao_e(rate, experts, **MIXTURES[name]._asdict())
+    return optabs.dao_e(rate, experts, **FORMS[name]._asdict())
 
 
-def shown_of(mixture: Mixture | None, state: Any) -> dict[str, Any]:
+def shown_of(mixture: Form | None, state: Any) -> dict[str, Any]:
     """What is kept of a mixture's state after a step: weights and multiplier."""
     if mixture is None:
         return {}
