@@ -50,7 +50,11 @@ from optabs import features as features
 from optabs.ensemble.settings import Controller as Controller
 from optabs.ensemble.weights import mixing_weights as mixing_weights
 
-# Gadam: the operators of evolution
+# Gadam: a population that learns and evolves
+from optabs.evolution.gadam import Gadam as Gadam, gadam as gadam
+from optabs.evolution.running import GadamResult as GadamResult
+from optabs.evolution.state import Evolution as Evolution, GadamState as GadamState
+from optabs.evolution.units import vmapped as vmapped
 from optabs import genetics as genetics
 
 # Training

@@ -55,6 +55,7 @@ def _mask(value: Any) -> _Problem:
 
 
 _decay = _within(0.0, 1.0, "a number in [0, 1)")
+_share = _within(0.0, math.nextafter(1.0, 2.0), "a number in [0, 1]")
 _nonnegative = _within(0.0, math.inf, "a finite number that is 0 or more")
 _positive = _within(math.ulp(0.0), math.inf, "a finite number above 0")
 
@@ -86,6 +87,13 @@ _RULES: dict[str, Callable[[Any], _Problem]] = {
     "max_ratio": _optional(_positive),
     "mask": _mask,
     "epochs": _whole,
+    "generations": _whole,
+    "population_size": _whole,
+    "chunk_size": _optional(_whole),
+    "batch_size": _optional(_whole),
+    "validation_batch_size": _optional(_whole),
+    "mutation_rate": _share,
+    "pressure": _nonnegative,
     "max_steps": _optional(_whole),
     "tolerance": _concrete(_nonnegative),
     "params_tolerance": _concrete(_nonnegative),
@@ -95,10 +103,11 @@ _RULES: dict[str, Callable[[Any], _Problem]] = {
     "cap": _optional(_positive),
     "floor": _decay,
     "rate": _optional(_nonnegative),
-    "rate_floor": _within(0.0, math.nextafter(1.0, 2.0), "a number in [0, 1]"),
+    "rate_floor": _share,
     "feature_rate": _nonnegative,
     "multiplier_rate": _optional(_nonnegative),
-    "shrink": _within(0.0, math.nextafter(1.0, 2.0), "a number in [0, 1]"),
+    "shrink": _share,
+    "shorten": _share,
 }
 
 

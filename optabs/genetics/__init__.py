@@ -4,6 +4,11 @@ All of them are pure functions of a key and arrays, to be mapped over a populati
 `jax.vmap` and compiled with what surrounds them.
 """
 
+from optabs.genetics.draws import (
+    either as either,
+    normal_around as normal_around,
+    uniform_like as uniform_like,
+)
 from optabs.genetics.selection import (
     normalize_losses as normalize_losses,
     select_parents as select_parents,
@@ -15,5 +20,4 @@ from optabs.genetics.variation import (
     crossover_mask as crossover_mask,
     mutate as mutate,
     mutation_rate as mutation_rate,
-    uniform_like as uniform_like,
 )

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._alike import check_alike
+from optabs.genetics.draws import is_floating, uniform_like
 
 
 def crossover_mask(key: jax.Array, params: Any, loss_a: ArrayLike, loss_b: ArrayLike) -> Any:
@@ -100,34 +101,6 @@ def mutation_rate(
     return jnp.asarray(base) * jnp.maximum(rest, 0)
 
 
-def uniform_like(key: jax.Array, params: Any) -> Any:
-    r"""Entries drawn from :math:`U(0, 1)`, the draw of the paper's mutation.
-
-    Args:
-      key: a `jax.random.key`; each leaf has a stream of its own.
-      params: a pytree of arrays. Leaves that are not floating-point stay as they are.
-
-    Returns:
-      A tree like `params`.
-
-    Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> from optabs import genetics
-      >>> draw = genetics.uniform_like(jax.random.key(0), {"w": jnp.zeros((3, 2))})
-      >>> bool((draw["w"] > 0).all() & (draw["w"] < 1).all())
-      True
-
-    Source: survey equation 48.
-    """
-
-    def draw(key: jax.Array, leaf: jax.Array) -> jax.Array:
-        if not _is_floating(leaf):
-            return leaf
-        return jax.random.uniform(key, leaf.shape, leaf.dtype)
-
-    return jax.tree.map(draw, optax.tree.split_key_like(key, params), params)
-
-
 def mutate(
     key: jax.Array,
     params: Any,
@@ -144,7 +117,8 @@ def mutate(
       params: a pytree of arrays; only floating-point leaves mutate.
       rate: :math:`p_q` in [0, 1].
       sample: (key, params) -> a tree like `params`, the draws :math:`d`. The paper's are
-        uniform in (0, 1); :func:`optabs.normal_like` or a model's own initialiser are others.
+        uniform in (0, 1); :func:`normal_around`, :func:`either`, :func:`optabs.normal_like`
+        or a model's own initialiser are others.
 
     Returns:
       A tree like `params`.
@@ -169,7 +143,7 @@ def mutate(
     mask = _chosen(where_key, params, rate)
 
     def renewed(changes: jax.Array, draw: jax.Array, leaf: jax.Array) -> jax.Array:
-        return jnp.where(changes, draw, leaf) if _is_floating(leaf) else leaf
+        return jnp.where(changes, draw, leaf) if is_floating(leaf) else leaf
 
     return jax.tree.map(renewed, mask, draws, params)
 
@@ -177,10 +151,6 @@ def mutate(
 def _infinite_if_nan(loss: ArrayLike) -> jax.Array:
     loss = jnp.asarray(loss)
     return jnp.where(jnp.isnan(loss), jnp.inf, loss)
-
-
-def _is_floating(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def _chosen(key: jax.Array, tree: Any, probability: ArrayLike) -> Any:

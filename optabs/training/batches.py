@@ -14,6 +14,12 @@ SAMPLINGS = get_args(Sampling)
 def put(data: Any, name: str) -> Any:
     """The data with every array on the device, checked to have one row per instance."""
     arrays = jax.tree.map(lambda leaf: _put(leaf, name), data)
+    check_rows(arrays, name)
+    return arrays
+
+
+def check_rows(arrays: Any, name: str) -> None:
+    """Raises ValueError unless every array has one row per instance."""
     leaves = jax.tree.leaves(arrays)
     if not leaves:
         raise ValueError(
@@ -28,7 +34,6 @@ def put(data: Any, name: str) -> Any:
         )
     if lengths[0] == 0:
         raise ValueError(f"{name} has 0 instances; pass at least one.")
-    return arrays
 
 
 def _put(leaf: Any, name: str) -> jax.Array:
@@ -66,12 +71,12 @@ def instances(data: Any) -> int:
     return jax.tree.leaves(data)[0].shape[0]
 
 
-def check_batch_size(batch_size: int | None, count: int) -> None:
+def check_batch_size(batch_size: int | None, count: int, name: str = "batch_size") -> None:
     """Raises ValueError unless a batch can be taken from `count` instances."""
     whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
     if batch_size is not None and not (whole and 1 <= batch_size <= count):
         raise ValueError(
-            f"batch_size is {batch_size!r}; pass None for the whole set, or a whole number "
+            f"{name} is {batch_size!r}; pass None for the whole set, or a whole number "
             f"from 1 to its {count} instances."
         )
 

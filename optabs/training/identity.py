@@ -34,47 +34,53 @@ def identity(
       name -> a JSON value, the names to be read after "a run with another".
     """
     batch = batches.example(inputs.data, plan.batch_size)
-    step = _program(lambda *args: update(plan, *args), run.params, run, run.loss_sum, batch)
+    step = program_text(
+        lambda *args: update(plan, *args), run.params, run, run.loss_sum, batch
+    )
     return {
         "version of jax": jax.__version__,
-        "model (names, shapes or dtypes of its parameters)": _structure(run.params),
-        "data set": [_structure(inputs.data), _digest(inputs.data)],
+        "model (names, shapes or dtypes of its parameters)": structure(run.params),
+        "data set": [structure(inputs.data), digest(inputs.data)],
         "batch_size": plan.batch_size,
         "sampling": plan.sampling,
-        "key": _numbers(inputs.key).tolist(),
+        "key": numbers(inputs.key).tolist(),
         "tolerance or params_tolerance": [
             float(limits.tolerance),
             float(limits.params_tolerance),
         ],
-        "loss_fn": _program(plan.loss_fn, run.params, batch),
-        "optimizer": [_structure(run.opt_state), step],
-        "validation_data": [_structure(inputs.validation), _digest(inputs.validation)],
+        "loss_fn": program_text(plan.loss_fn, run.params, batch),
+        "optimizer": [structure(run.opt_state), step],
+        "validation_data": [structure(inputs.validation), digest(inputs.validation)],
         "metrics": [name for name, _ in plan.metrics],
-        "start (params or opt_state)": _digest(given),
+        "start (params or opt_state)": digest(given),
     }
 
 
-def _digest(tree: Any) -> str:
-    digest = hashlib.sha256()
+def digest(tree: Any) -> str:
+    """A digest of all numbers of a tree of arrays."""
+    hashed = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        digest.update(np.ascontiguousarray(_numbers(leaf)).data.cast("B"))
-    return digest.hexdigest()
+        hashed.update(np.ascontiguousarray(numbers(leaf)).data.cast("B"))
+    return hashed.hexdigest()
 
 
-def _structure(tree: Any) -> list[str]:
+def structure(tree: Any) -> list[str]:
+    """The path, dtype and shape of every array."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [f"{jax.tree_util.keystr(path)} {leaf.dtype}{leaf.shape}" for path, leaf in leaves]
 
 
-def _program(function: Callable[..., Any], *args: Any) -> str:
+def program_text(function: Callable[..., Any], *args: Any) -> str:
+    """A digest of what a function computes, and of what it closes over."""
     closed = jax.make_jaxpr(function)(*args)
     text = _CHECK.sub("check", _ADDRESS.sub("", str(closed.jaxpr)))
-    digest = hashlib.sha256(text.encode())
-    digest.update(_digest(closed.consts).encode())
-    return digest.hexdigest()
+    hashed = hashlib.sha256(text.encode())
+    hashed.update(digest(closed.consts).encode())
+    return hashed.hexdigest()
 
 
-def _numbers(array: Any) -> np.ndarray:
+def numbers(array: Any) -> np.ndarray:
+    """An array's numbers, those of a key too."""
     array = jnp.asarray(array)
     typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(array) if typed else array)

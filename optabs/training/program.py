@@ -181,21 +181,30 @@ def _advance(
     )
 
 
-def update(plan: Plan, grads: Any, run: Run, loss: jax.Array, batch: Any) -> tuple[Any, Any]:
+def informed_update(
+    optimizer: optax.GradientTransformation,
+    grads: Any,
+    opt_state: Any,
+    params: Any,
+    loss: jax.Array,
+    loss_fn: LossFn,
+    batch: Any,
+) -> tuple[Any, Any]:
     """The optimizer's updates and next state, given all that any optax transformation asks."""
 
     def value_fn(params: Any, batch: Any = batch) -> jax.Array:
         # optax's line searches pass on the other keywords that it accepts, and refuse the rest
-        return plan.loss_fn(params, batch)
+        return loss_fn(params, batch)
 
-    return optax.with_extra_args_support(plan.optimizer).update(
-        grads,
-        run.opt_state,
-        run.params,
-        value=loss,
-        grad=grads,
-        value_fn=value_fn,
-        batch=batch,
+    return optax.with_extra_args_support(optimizer).update(
+        grads, opt_state, params, value=loss, grad=grads, value_fn=value_fn, batch=batch
+    )
+
+
+def update(plan: Plan, grads: Any, run: Run, loss: jax.Array, batch: Any) -> tuple[Any, Any]:
+    """What the optimizer of a run makes of a gradient."""
+    return informed_update(
+        plan.optimizer, grads, run.opt_state, run.params, loss, plan.loss_fn, batch
     )
 
 

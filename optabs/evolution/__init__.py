@@ -1,0 +1,1 @@
+"""Gadam: a population of learners, on one device or many."""
