@@ -260,6 +260,7 @@ def _dao_e(
     feature_rate: float = 0.03,
     multiplier_rate: float = 0.5,
     shrink: float = 0.5,
+    shorten: float = 0.6,
 ) -> optax.GradientTransformationExtraArgs:
     controller = optabs.Controller(
         cap=cap,
@@ -269,6 +270,7 @@ def _dao_e(
         feature_rate=feature_rate,
         multiplier_rate=multiplier_rate,
         shrink=shrink,
+        shorten=shorten,
     )
     return optabs.dao_e(learning_rate, _experts(eps_root), controller=controller)
 

@@ -172,6 +172,16 @@ def mixture(
                 sigma2 = sigma2 + r * (np.mean(advantage**2, axis=1) - sigma2)
                 q = np.clip(advantage / np.sqrt(sigma2 + 1e-20)[:, None], -10, 10)
                 q = q - q.mean(axis=1, keepdims=True)
+                norms = np.array([[_norm([u[leaf]]) for u in kept] for leaf in range(len(g))])
+                if not rule.per_leaf:
+                    norms = np.sqrt(np.sum(norms**2, axis=0, keepdims=True))
+                length = np.sum(alpha * norms, axis=1, keepdims=True)
+                away = norms - length
+                inner = np.sum(alpha * q * away, axis=1, keepdims=True)
+                spread = np.sum(alpha * away**2, axis=1, keepdims=True) + 1e-6 * length**2
+                shortens = np.minimum(inner / (spread + 1e-300), 0) * away
+                q = np.clip(q - (1 - rule.shorten) * shortens, -10, 10)
+                q = q - q.mean(axis=1, keepdims=True)
                 b = (1 - rule.decay) * b + fall * rule.rate * q
                 b = b - b.mean(axis=1, keepdims=True)
                 w = (1 - rule.decay) * w + fall * rule.feature_rate * q[:, :, None] * f

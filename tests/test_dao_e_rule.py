@@ -34,6 +34,8 @@ CONTROLLERS = {
     "no floor": Controller(floor=0.0),
     "no multiplier": Controller(multiplier_rate=None),
     "falls freely": Controller(shrink=1.0),
+    "shortens freely": Controller(shorten=1.0),
+    "hardly shortens": Controller(shorten=0.1, cap=None, floor=0.0),
     "gated": Controller(gated=True),
     "gate alone": Controller(gated=True, shrink=1.0),
     "constant rates": Controller(rate_floor=1.0),

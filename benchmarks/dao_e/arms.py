@@ -155,6 +155,7 @@ MIXTURES: dict[str, Arm] = {
         "rule without multiplier", _default._replace(multiplier_rate=None)
     ),
     "rule_shrink": mixture("rule, multiplier falls freely", _default._replace(shrink=1.0)),
+    "rule_shorten": mixture("rule, weights shorten freely", _default._replace(shorten=1.0)),
     "rule_gated": mixture("rule, multiplier gated", _default._replace(gated=True)),
     "rule_gate": mixture("rule, the gate alone", _default._replace(gated=True, shrink=1.0)),
     "rule_one_alpha": mixture("rule, one alpha", _default._replace(per_leaf=False)),

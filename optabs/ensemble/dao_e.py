@@ -178,6 +178,8 @@ def dao_e(
         ]
         sound = jnp.stack([each.sound for each in proposals]) & ensemble.finite(leaves, square)
         judge = control.weigh(controller, judge, signals, known, sound)
+        if controller.rule == "relative":
+            judge = judge._replace(lengths=_lengths(controller, proposals))
         step = _mixed(judge.mixing, [jax.tree.leaves(each.update) for each in proposals])
         if controller.multiplier_rate is not None:
             step_norm = ensemble.root(ensemble.squared_norm(step))
@@ -275,6 +277,14 @@ def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
         for g, kept in zip(leaves, _kept_by_leaf(state), strict=True)
     ]
     return jnp.stack(rows) if rows else jnp.zeros((0, len(state.experts)), jnp.float32)
+
+
+def _lengths(controller: Controller, proposals: list[ensemble.Proposal]) -> jax.Array:
+    """How long each expert's update is, of each leaf or of all: float32 [R, K]."""
+    lengths = jnp.stack([each.lengths for each in proposals], axis=1)
+    if controller.per_leaf and lengths.size:
+        return lengths
+    return ensemble.root(jnp.sum(jnp.square(lengths), axis=0, keepdims=True))
 
 
 def _mixed(mixing: jax.Array, updates: list[list[jax.Array]]) -> list[jax.Array]:

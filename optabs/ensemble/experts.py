@@ -35,6 +35,7 @@ class Proposal(NamedTuple):
     update: Any  # like the gradient; zero where it is not sound
     state: Any
     sound: jax.Array  # bool []: its norm is finite
+    lengths: jax.Array  # float32 [L]: the norm of each leaf of the update
 
 
 def resolve(
@@ -92,15 +93,18 @@ def propose(
     update, state = expert.update(grads, state, params, **extra_args)
     wanted = "an expert's updates must have the gradient's structure, shapes and dtypes"
     check_alike(f"experts: {name!r}", update, grads, wanted)
-    square = squared_norm(jax.tree.leaves(update))
+    squares = squared_norms(jax.tree.leaves(update))
+    square = jnp.sum(squares)
     # One that is too long to be measured is as useless as one that is not finite.
     sound = jnp.isfinite(square)
+    lengths = root(squares)
     if reach is not None:
         norm = root(square)
         factor = jnp.where(norm > reach, reach / norm, 1.0)
         update = jax.tree.map(lambda u: scaled(factor, u), update)
+        lengths = factor * lengths
     update = jax.tree.map(lambda u: jnp.where(sound, u, 0), update)
-    return Proposal(update, state, sound)
+    return Proposal(update, state, sound, jnp.where(sound, lengths, 0))
 
 
 def finite(leaves: list[jax.Array], square: jax.Array) -> jax.Array:
@@ -114,14 +118,19 @@ def finite(leaves: list[jax.Array], square: jax.Array) -> jax.Array:
     return jax.lax.cond(jnp.isfinite(square), lambda: jnp.ones([], bool), entries)
 
 
+def squared_norms(leaves: list[jax.Array]) -> jax.Array:
+    """The sum of the squares of each array: float32 [L]."""
+    sums = [jnp.sum(jnp.real(x * jnp.conj(x))).astype(jnp.float32) for x in leaves]
+    return jnp.stack(sums) if sums else jnp.zeros([0], jnp.float32)
+
+
 def squared_norm(leaves: list[jax.Array]) -> jax.Array:
     """The sum of all squares: float32 []."""
-    sums = [jnp.sum(jnp.real(x * jnp.conj(x))).astype(jnp.float32) for x in leaves]
-    return jnp.sum(jnp.stack(sums)) if sums else jnp.zeros([], jnp.float32)
+    return jnp.sum(squared_norms(leaves))
 
 
 def root(square: jax.Array) -> jax.Array:
-    """The norm of that square, with a finite slope at 0: float32 []."""
+    """The norm of that square, with a finite slope at 0: float32, like it."""
     return jnp.sqrt(jnp.maximum(square, 1e-30))
 
 

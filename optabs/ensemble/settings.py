@@ -22,11 +22,16 @@ class Controller(NamedTuple):
     .. math:: a_{il} = -d_{il} + \sum_j \alpha_{jl} d_{jl}, \qquad
               q_{il} = \mathrm{clip}\big(a_{il} / \sigma_l, \pm 10\big), \qquad
               \sigma_l^2 \leftarrow \sigma_l^2 + r\,(\overline{a_l^2} - \sigma_l^2),
+    .. math:: \lambda_{il} = \|U_{il}\| - \sum_j \alpha_{jl} \|U_{jl}\|, \qquad
+              q_l \leftarrow \mathrm{clip}\big(q_l - (1 - \mathrm{shorten})\,\lambda_l
+              \min(\langle q_l, \lambda_l\rangle_{\alpha_l} /
+              \langle\lambda_l, \lambda_l\rangle_{\alpha_l}, 0), \pm 10\big),
     .. math:: b_l \leftarrow (1 - \mathrm{decay})\, b_l + \mathrm{rate}\,(q_l - \bar q_l),
     .. math:: W_l \leftarrow (1 - \mathrm{decay})\, W_l
               + \mathrm{feature\_rate}\,(q_l - \bar q_l) \otimes f
 
-    with :math:`r = \max(1/t, 0.02)` and the features that made the weights in question.
+    with :math:`r = \max(1/t, 0.02)`, the features that made the weights in question, and
+    :math:`\langle x, y\rangle_\alpha = \sum_i \alpha_i x_i y_i`.
     With the rule `"adam"`, Adam descends the hypergradient
     :math:`\alpha_{il}\,(d_{il} - \sum_j \alpha_{jl} d_{jl})` itself.
 
@@ -50,6 +55,8 @@ class Controller(NamedTuple):
       multiplier_rate: of c. None: no multiplier.
       shrink: the share of its rate at which c falls below 0: the step that is best for the
         next loss alone is shorter than the one that trains best.
+      shorten: the share of itself at which the part of q that shortens the step counts, for
+        the same reason; 1 for all of it.
       gated: while the loss falls well (its fast mean 1 % below its slow mean), c does not
         fall below 0 at all; needs `value=`.
 
@@ -73,6 +80,7 @@ class Controller(NamedTuple):
     feature_rate: ArrayLike = 0.03
     multiplier_rate: ArrayLike | None = 0.5
     shrink: ArrayLike = 0.5
+    shorten: ArrayLike = 0.6
     gated: bool = False
 
     @classmethod
@@ -121,6 +129,7 @@ def check_controller(controller: Controller, experts: int) -> None:
         feature_rate=controller.feature_rate,
         multiplier_rate=controller.multiplier_rate,
         shrink=controller.shrink,
+        shorten=controller.shorten,
     )
     floor: Any = controller.floor
     if not isinstance(floor, jax.Array) and floor * experts >= 1:

@@ -31,6 +31,7 @@ BAD = {
     "feature_rate": _SIZE,
     "multiplier_rate": _SIZE,
     "shrink": (-0.1, 1.1, math.nan, "half", True),
+    "shorten": (-0.1, 1.1, math.nan, "half", True),
     "max_ratio": (0, -1.0, math.nan, "tall", True),
     "mask": (True, False, 1),
 }
