@@ -144,7 +144,10 @@ def test_the_report_is_made_from_the_records(
         records["first", arm]["config"]["test"] = True
         for results in records["first", arm]["results"].values():
             results["test_accuracy"] = [0.75, 0.75]
-    assert "| mean | 75.00 | 75.00 | 75.00 |" in report_of(records, tmp_path)
+    records["first", RULE]["results"]["1"]["test_accuracy"] = [0.79, 0.81]
+    text = report_of(records, tmp_path)
+    assert "| mean | 75.00 | 75.00 | 75.00 |" in text
+    assert "is +2.50 points from that of the single" in text
 
 
 def report_of(records: Records, folder: pathlib.Path) -> str:

@@ -52,6 +52,7 @@ def _judged_sections(records: Records, judged: Sequence[Pair]) -> list[str]:
     sections = []
     if bars is not None:
         sections += ["## Bars\n", bars.markdown(), _missed(records, judged)]
+        sections.append(_on_test_data(records, judged))
         sections += [bars_by_arm(records, everywhere).markdown()] * bool(everywhere)
     sections += ["## Against uniform weights\n", *(table.markdown() for table in ratios)]
     sections.append(ablation_section(records, everywhere))
@@ -199,6 +200,21 @@ def _by_task(records: Records, pairs: Sequence[Pair]) -> Iterable[report.Table]:
         yield report.Table(
             "Seeds that diverged", ["task, setting", *map(label_of, arms)], rows
         )
+
+
+def _on_test_data(records: Records, pairs: Sequence[Pair]) -> str:
+    """The measured rule's mean accuracy against others', on data that chose nothing."""
+    scored = [pair for pair in pairs if classifies(records, pair)]
+    if not scored or not all(_is_tested(records, scored, arm) for arm in (RULE, *SINGLES)):
+        return ""
+    best, uniform = (
+        100 * np.mean([paired(records, p, RULE, name, "test_accuracy").mean() for p in scored])
+        for name in (BEST, UNIFORM)
+    )
+    return (
+        f"On test data the measured rule's mean accuracy is {best:+.2f} points from that of "
+        f"the single that is the best there, and {uniform:+.2f} from uniform weights'.\n"
+    )
 
 
 def _is_tested(records: Records, pairs: Sequence[Pair], arm: str) -> bool:
