@@ -51,6 +51,7 @@ from optabs.ensemble.settings import Controller as Controller
 from optabs.ensemble.weights import mixing_weights as mixing_weights
 
 # Gadam: a population that learns and evolves
+from optabs.evolution.distributed import connect as connect
 from optabs.evolution.gadam import Gadam as Gadam, gadam as gadam
 from optabs.evolution.running import GadamResult as GadamResult
 from optabs.evolution.state import Evolution as Evolution, GadamState as GadamState

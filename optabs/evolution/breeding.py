@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optabs import genetics
 from optabs.evolution.layout import Layout
@@ -13,7 +12,7 @@ from optabs.evolution.units import map_units
 
 
 def breed(
-    plan: Plan, rates: Genetics, key: jax.Array, units: Unit, losses: jax.Array
+    plan: Plan, rates: Genetics, key: jax.Array, everyone: Unit, losses: jax.Array
 ) -> tuple[Unit, jax.Array]:
     """As many children as there are units, and their parents: int32 [g, 2].
 
@@ -21,15 +20,14 @@ def breed(
       plan: how children are made.
       rates: of mutation, and the pressure of selection.
       key: of the draws.
-      units: this device's.
-      losses: [g], of the units of all devices.
+      everyone: the units of all devices.
+      losses: their losses, [g].
     """
     layout, size = plan.layout, losses.shape[0]
     parent_key, birth_key = jax.random.split(key)
     normalized = genetics.normalize_losses(losses)
     chances = genetics.selection_probabilities(losses, rates.pressure)
     pairs = genetics.select_parents(parent_key, chances, size)
-    everyone = layout.everyone(units)
 
     def child(key: jax.Array, pair: jax.Array) -> Unit:
         a, b = (jax.tree.map(lambda leaf, who=who: leaf[who], everyone) for who in pair)
@@ -44,25 +42,34 @@ def breed(
 
 
 def survive(layout: Layout, parents: Unit, children: Unit, kept: jax.Array) -> Unit:
-    """The units that live on; `kept` indexes the parents, then the children, of everyone."""
+    """This device's share of those that live on.
+
+    Args:
+      layout: where the units are.
+      parents: of all devices.
+      children: this device's.
+      kept: [g], indices into all parents, then all children.
+    """
     mine = layout.mine(kept)
 
-    def pick(parent: jax.Array, child: jax.Array) -> jax.Array:
-        pool = jnp.concatenate([layout.everyone(parent), layout.everyone(child)])
-        return pool[mine]
+    def pick(parents: jax.Array, child: jax.Array) -> jax.Array:
+        return jnp.concatenate([parents, layout.everyone(child)])[mine]
 
     return jax.tree.map(pick, parents, children)
 
 
 def diversity(layout: Layout, params: Any) -> jax.Array:
     """The root mean square distance of an entry from its mean over the units: []."""
-    means = layout.mean(params)
+    wide = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params
+    )
+    means = layout.mean(wide)
     squares = layout.mean(
-        jax.tree.map(lambda leaf, mean: jnp.square(jnp.abs(leaf - mean)), params, means)
+        jax.tree.map(lambda leaf, mean: jnp.square(jnp.abs(leaf - mean)), wide, means)
     )
     sums = [jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(squares)]
     entries = sum(leaf.size for leaf in jax.tree.leaves(squares))
-    return jnp.sqrt(sum(sums, jnp.zeros([])) / max(entries, 1))
+    return jnp.sqrt(sum(sums, jnp.zeros([], jnp.float32)) / max(entries, 1))
 
 
 def _child(
@@ -76,7 +83,7 @@ def _child(
     if plan.inheritance == "fresh":
         opt_state = plan.optimizer.init(params)
     else:
-        from_a = _like_state(plan.optimizer, a.opt_state, mask, better)
+        from_a = _like_state(a.opt_state, mask, better)
         opt_state = jax.tree.map(jnp.where, from_a, a.opt_state, b.opt_state)
     model_state = jax.tree.map(
         lambda x, y: jnp.where(better, x, y), a.model_state, b.model_state
@@ -84,14 +91,18 @@ def _child(
     return Unit(params, opt_state, model_state)
 
 
-def _like_state(
-    optimizer: optax.GradientTransformation, state: Any, mask: Any, better: jax.Array
-) -> Any:
-    """The mask where the state has arrays like the parameters, elsewhere the better parent."""
+def _like_state(state: Any, mask: Any, better: jax.Array) -> Any:
+    """The mask where the state has arrays like the parameters, elsewhere the better parent.
 
-    def choose(leaf: jax.Array, entries: jax.Array) -> jax.Array:
-        return entries if entries.shape == leaf.shape else better
+    Such an array has a parameter's shape, and a path that ends as the parameter's does.
+    """
+    # optax.tree.map_params fails where an init looks at its parameters, as that of L-BFGS.
+    entries = dict(jax.tree_util.tree_leaves_with_path(mask))
 
-    return optax.tree.map_params(
-        optimizer, choose, state, mask, transform_non_params=lambda _: better
-    )
+    def choose(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        ends = (path[start:] for start in range(len(path) + 1))
+        own = next((entries[end] for end in ends if end in entries), better)
+        numbers = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return own if numbers and own.shape == leaf.shape else better
+
+    return jax.tree_util.tree_map_with_path(choose, state)

@@ -1,17 +1,32 @@
 """Refuses what cannot be evolved, before anything is."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from optabs._checks import check
 from optabs.evolution.layout import Layout
-from optabs.evolution.state import GadamState, Inheritance, Plan
+from optabs.evolution.learning import complete, judged_by
+from optabs.evolution.state import GadamState, Inheritance, Losses, Plan
 from optabs.evolution.units import population_size
-from optabs.training import batches
+from optabs.training import batches, program
+from optabs.training.checks import check_functions
+
+# What jax raises where a function looks at a traced value, as a shape that depends on it.
+_LOOKED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+_LOOKS = (
+    "init_fn looks at the value of its key, so that its shapes may depend on it; pass one "
+    "whose shapes and choices are the same for every key."
+)
 
 
 def check_plan(plan: Plan) -> None:
@@ -64,6 +79,8 @@ def check_function(name: str, function: Any, wanted: str) -> None:
 
 def check_unit(unit: Any) -> optax.GradientTransformation:
     """The unit's optimizer; raises unless it is a transformation."""
+    if isinstance(unit, optax.MultiSteps):
+        return unit.gradient_transformation()
     if not isinstance(unit, optax.GradientTransformation):
         raise ValueError(
             f"unit is {unit!r}; pass a gradient transformation, such as optabs.adam(1e-3)."
@@ -72,15 +89,17 @@ def check_unit(unit: Any) -> optax.GradientTransformation:
 
 
 def check_init(init_fn: Callable[[jax.Array], Any], stateful: bool, key: jax.Array) -> None:
-    """Raises unless all units start with the same shapes."""
+    """Raises unless all units start with the same shapes, and with something to learn."""
     check_function("init_fn", init_fn, "a function key -> params")
     try:
         made = jax.eval_shape(init_fn, key)
-    except jax.errors.ConcretizationTypeError as error:
-        raise ValueError(
-            "init_fn looks at the value of its key, so that its shapes may depend on it; pass "
-            "one whose shapes and choices are the same for every key."
-        ) from error
+    except _LOOKED as error:
+        raise ValueError(_LOOKS) from error
+    except TypeError as error:
+        # jax has no type of its own for a shape that is traced.
+        if "Shapes must be 1D sequences of concrete values" not in str(error):
+            raise
+        raise ValueError(_LOOKS) from error
     if stateful and not (isinstance(made, tuple) and len(made) == 2):
         raise ValueError(
             f"init_fn returns a {type(made).__name__}; with stateful=True return the pair "
@@ -89,10 +108,25 @@ def check_init(init_fn: Callable[[jax.Array], Any], stateful: bool, key: jax.Arr
     params = made[0] if stateful else made
     if not jax.tree.leaves(params):
         raise ValueError("init_fn returns no arrays; return a pytree of parameters.")
+    _check_learnable("init_fn's params", params)
+
+
+def _check_learnable(name: str, params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is {leaf.dtype}, which has no gradient; "
+                "pass floating-point arrays only, and let loss_fn close over the rest or "
+                "keep it in the model_state of stateful=True."
+            )
 
 
 def check_state(plan: Plan, state: GadamState) -> None:
     """Raises unless the population is stacked, and of the size that was planned."""
+    if not isinstance(state, GadamState):
+        raise ValueError(
+            f"state is a {type(state).__name__}; pass a GadamState, such as init returns."
+        )
     for name, tree in zip(("params", "opt_state", "model_state"), state.units, strict=True):
         if not jax.tree.leaves(tree) and name != "params":
             continue
@@ -102,6 +136,7 @@ def check_state(plan: Plan, state: GadamState) -> None:
                 f"state.{name} holds {size} units, but population_size is "
                 f"{plan.population_size}; pass a state of this population."
             )
+    _check_learnable("state.params", state.params)
 
 
 def check_data(data: Any, size: int | None, name: str, size_name: str) -> None:
@@ -112,3 +147,49 @@ def check_data(data: Any, size: int | None, name: str, size_name: str) -> None:
         raise ValueError(f"{size_name} is {size} but {name} is None; pass data to draw from.")
     batches.check_rows(data, name)
     batches.check_batch_size(size, batches.instances(data), size_name)
+
+
+def check_losses(loss_fn: Callable[..., Any], fitness_fn: Callable[..., Any] | None) -> Losses:
+    """What the units learn and are judged by; raises unless these are functions."""
+    wanted = "a function (params, batch) -> a number"
+    check_function("loss_fn", loss_fn, wanted)
+    if fitness_fn is None:
+        return Losses(loss_fn, loss_fn)
+    check_function("fitness_fn", fitness_fn, wanted)
+    return Losses(loss_fn, fitness_fn)
+
+
+def check_values(
+    plan: Plan, losses: Losses, unit: tuple[Any, Any], data: Any, validation: Any
+) -> None:
+    """Raises for a loss that is not one number, and for labels out of range.
+
+    Args:
+      plan: how the units learn.
+      losses: what they learn, and what they are judged by.
+      unit: the parameters and the model's state of one of them.
+      data: what they learn from, or None.
+      validation: what they are judged on, or None.
+    """
+    check_data(data, plan.batch_size, "train_data", "batch_size")
+    check_data(
+        validation, plan.validation_batch_size, "validation_data", "validation_batch_size"
+    )
+    for name, function, given, size in (
+        ("loss_fn", losses.loss_fn, data, plan.batch_size),
+        (judged_by(losses), losses.fitness_fn, validation, plan.validation_batch_size),
+    ):
+        batch = batches.example(given, size)
+        jax.eval_shape(complete(plan, name, function), *unit, batch)
+        if given is not None:
+            alone = _alone(plan.stateful, function)
+            as_fit = program.Plan(alone, plan.optimizer, size, "shuffle", (), False)
+            check_functions(as_fit, unit, given, None)
+
+
+@functools.lru_cache(program.PLANS_KEPT)
+def _alone(stateful: bool, function: Callable[..., Any]) -> Callable[[Any, Any], jax.Array]:
+    """The loss of one unit, as `fit` takes it; the same object for the same function."""
+    if stateful:
+        return lambda unit, batch: function(*unit, batch)[0]
+    return lambda unit, batch: function(unit[0], batch)

@@ -15,7 +15,7 @@ from optabs._checks import check
 from optabs.evolution import checks, programs, running
 from optabs.evolution.layout import Layout
 from optabs.evolution.running import GadamResult, Inputs, Limits
-from optabs.evolution.state import Evolution, GadamState, Genetics, Inheritance, Losses, Plan
+from optabs.evolution.state import Evolution, GadamState, Genetics, Inheritance, Plan
 from optabs.genetics import uniform_like
 from optabs.optimizers.adam import adam
 from optabs.training import batches
@@ -53,10 +53,8 @@ class Gadam:
         keys = layout.stacked(jax.random.split(unit_key, self.plan.population_size))
         units = programs.start(self.plan, init_fn)(keys)
         losses = jnp.full(self.plan.population_size, jnp.nan, jnp.float32)
-        generation = jnp.zeros([], jnp.int32)
-        generation, key, losses = layout.replicated((generation, key, losses))
-        params, opt_state, model_state = units
-        return GadamState(generation, key, params, opt_state, model_state, losses)
+        state = GadamState(jnp.zeros([], jnp.int32), key, *units, losses)
+        return programs.placed(self.plan, state)
 
     def learn(
         self, state: GadamState, loss_fn: Callable[..., Any], data: Any = None
@@ -75,8 +73,8 @@ class Gadam:
         Raises:
           ValueError: for a state that is not of this population, or a loss that is no number.
         """
-        learn = programs.programs(self.plan, _losses(loss_fn, None)).learn
-        return learn(state, self.plan.layout.replicated(data))
+        learn = programs.programs(self.plan, checks.check_losses(loss_fn, None)).learn
+        return learn(programs.placed(self.plan, state), self.plan.layout.replicated(data))
 
     def evolve(
         self,
@@ -103,13 +101,14 @@ class Gadam:
         Raises:
           ValueError: as `learn`.
         """
-        evolve = programs.programs(self.plan, _losses(loss_fn, fitness_fn)).evolve
-        put = self.plan.layout.replicated
-        return evolve(state, put(_arrays(self.rates)), put(data), put(validation_data))
+        losses, put = checks.check_losses(loss_fn, fitness_fn), self.plan.layout.replicated
+        evolve = programs.programs(self.plan, losses).evolve
+        state = programs.placed(self.plan, state)
+        return evolve(state, self._numbers(), put(data), put(validation_data))
 
     def best(self, state: GadamState) -> Any:
         """The parameters of the unit that did best in the last survival; before it, any."""
-        return running.best_of(self.plan.layout, state)[0]
+        return running.best_of(self.plan.layout, programs.placed(self.plan, state))[0]
 
     def run(
         self,
@@ -140,13 +139,14 @@ class Gadam:
           validation_data: likewise, or None.
           generations: at most so many.
           tolerance: in units of the loss; 0 is off.
-          relearn: whether those that survived learn again before the next evolution, as in
-            the paper; without, every unit learns once, for half of the time.
+          relearn: whether the units learn before each evolution, as in the paper, where those
+            that survive learn again and again; without, only children learn, once, in half
+            of the time, and the first population is judged as it was drawn.
           fitness_fn: as in `evolve`.
           progress: a bar; None for one where stderr is a terminal and tqdm is installed.
           checkpoint_dir: where to keep the run after each generation (needs orbax). The same
             call goes on from the newest checkpoint, and ends bit for bit where the
-            uninterrupted one ends, on any number of devices of the same kind and share.
+            uninterrupted one ends; on other devices it goes on, too, up to rounding.
 
         Returns:
           A GadamResult: `params`, `model_state`, `population`, `history`, `converged`,
@@ -159,23 +159,33 @@ class Gadam:
         check(generations=generations, tolerance=tolerance)
         layout = self.plan.layout
         state = self.init(key, init_fn)
+        named = {"train_data": train_data, "validation_data": validation_data}
         data, validation = (
             None if given is None else layout.replicated(batches.put(given, name))
-            for given, name in (
-                (train_data, "train_data"),
-                (validation_data, "validation_data"),
-            )
+            for name, given in named.items()
         )
+        losses = checks.check_losses(loss_fn, fitness_fn)
+        unit = running.best_of(layout, state)
+        checks.check_values(self.plan, losses, unit, data, validation)
         return running.run(
             self.plan,
-            _losses(loss_fn, fitness_fn),
+            losses,
+            init_fn,
             state,
-            inputs=Inputs(layout.replicated(_arrays(self.rates)), data, validation),
+            inputs=Inputs(self._numbers(), data, validation),
             limits=Limits(generations, float(tolerance)),
             relearn=relearn,
             progress=progress,
             checkpoint_dir=checkpoint_dir,
         )
+
+    def _numbers(self) -> Genetics:
+        rates = Genetics(*(jnp.asarray(rate, jnp.float32) for rate in self.rates))
+        return self.plan.layout.replicated(rates)
+
+
+# One object, so that populations of the default unit share their programs.
+_ADAM = adam(1e-3)
 
 
 def gadam(
@@ -229,14 +239,15 @@ def gadam(
         counts, from the better parent), "fresh" starts anew.
       stateful: units have a state beside their parameters, such as BatchNorm's running means.
         `init_fn` returns (params, model_state), `loss_fn` takes (params, model_state, batch)
-        and returns (loss, model_state). A child takes it whole from its better parent, and
-        its own training moves it on.
+        and returns (loss, model_state); of flax.nnx, `nnx.merge(..., copy=True)`. A child
+        takes it whole from its better parent, and its own training moves it on.
       chunk_size: how many units of a device are trained at once; None for all. The result is
         the same, the memory of activations and gradients smaller.
       mesh: lays the units over the devices of a mesh, also of many processes
-        (`jax.distributed`). Learning then communicates nothing; an evolution gathers every
-        unit's parameters and optimizer state once for the children, and both generations for
-        the survivors. None: one device.
+        (:func:`optabs.connect`). Learning then communicates nothing; an evolution gathers
+        every parent and every child, with its optimizer's state, once on every device. The
+        operators are those of one device bit for bit; gradients are so up to rounding, which
+        long training makes larger. None: one device.
       axis: the name of the mesh's axis for the units.
 
     Returns:
@@ -273,7 +284,7 @@ def gadam(
     """
     check(mutation_rate=mutation_rate, pressure=pressure)
     plan = Plan(
-        optimizer=checks.check_unit(adam(1e-3) if unit is None else unit),
+        optimizer=checks.check_unit(_ADAM if unit is None else unit),
         population_size=population_size,
         epochs=epochs,
         batch_size=batch_size,
@@ -286,16 +297,3 @@ def gadam(
     )
     checks.check_plan(plan)
     return Gadam(plan, Genetics(mutation_rate, pressure))
-
-
-def _losses(loss_fn: Callable[..., Any], fitness_fn: Callable[..., Any] | None) -> Losses:
-    wanted = "a function (params, batch) -> a number"
-    checks.check_function("loss_fn", loss_fn, wanted)
-    if fitness_fn is None:
-        return Losses(loss_fn, loss_fn)
-    checks.check_function("fitness_fn", fitness_fn, wanted)
-    return Losses(loss_fn, fitness_fn)
-
-
-def _arrays(rates: Genetics) -> Genetics:
-    return Genetics(*(jnp.asarray(rate, jnp.float32) for rate in rates))

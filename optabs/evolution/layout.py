@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -73,16 +74,34 @@ class Layout(NamedTuple):
         """The arrays, with their rows on the devices of their units."""
         return self._placed(tree, PartitionSpec(self.axis))
 
+    def whole(self, tree: Any) -> Any:
+        """What to read a checkpoint like: each array whole on every device.
+
+        So every process reads every file, and finds the same ones damaged.
+        """
+        if self.mesh is None:
+            return tree
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+        def shape(leaf: jax.Array) -> Any:
+            if not leaf.size or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return leaf
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+        return jax.tree.map(shape, tree)
+
     def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
         if self.mesh is None:
             return tree
         sharding = NamedSharding(self.mesh, spec)
 
         def place(leaf: Any) -> jax.Array:
-            if (
-                isinstance(leaf, jax.core.Tracer)
-                or getattr(leaf, "sharding", None) == sharding
-            ):
+            if isinstance(leaf, jax.core.Tracer):
+                return leaf
+            leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+            here = leaf.sharding
+            there = isinstance(here, NamedSharding) and here.mesh == sharding.mesh
+            if there and here.is_equivalent_to(sharding, leaf.ndim):
                 return leaf
             if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 data, impl = jax.random.key_data(leaf), jax.random.key_impl(leaf)

@@ -20,7 +20,7 @@ def learn(
 
     A loss is the mean over the steps of the last epoch, as the parameters moved.
     """
-    function = _complete(plan, "loss_fn", losses.loss_fn)
+    function = complete(plan, "loss_fn", losses.loss_fn)
 
     def train(unit: Unit, key: jax.Array) -> tuple[Unit, jax.Array]:
         return _train(plan, function, unit, key, data)
@@ -30,8 +30,7 @@ def learn(
 
 def fitness(plan: Plan, losses: Losses, units: Unit, batch: Any) -> jax.Array:
     """The loss of every unit on one batch: float32 [g]."""
-    name = "loss_fn" if losses.fitness_fn is losses.loss_fn else "fitness_fn"
-    function = _complete(plan, name, losses.fitness_fn)
+    function = complete(plan, judged_by(losses), losses.fitness_fn)
 
     def of(unit: Unit) -> jax.Array:
         return function(unit.params, unit.model_state, batch)[0].astype(jnp.float32)
@@ -47,7 +46,12 @@ def validation_batch(plan: Plan, key: jax.Array, data: Any) -> Any:
     return batches.take(data, jax.random.permutation(key, batches.instances(data))[:size])
 
 
-def _complete(
+def judged_by(losses: Losses) -> str:
+    """The name of the argument that the units are judged by."""
+    return "loss_fn" if losses.fitness_fn is losses.loss_fn else "fitness_fn"
+
+
+def complete(
     plan: Plan, name: str, function: Callable[..., Any]
 ) -> Callable[[Any, Any, Any], tuple[jax.Array, Any]]:
     """(params, model_state, batch) -> (loss, model_state), whatever the user's takes."""
@@ -56,13 +60,19 @@ def _complete(
         if plan.stateful:
             made = function(params, model_state, batch)
             if not isinstance(made, tuple) or len(made) != 2:
+                what = "an array" if isinstance(made, jax.Array) else type(made).__name__
                 raise ValueError(
-                    f"{name} returns a {type(made).__name__}; with stateful=True return the "
-                    "pair (loss, model_state)."
+                    f"{name} returns {what}; with stateful=True return the pair (loss, "
+                    "model_state)."
                 )
             loss, model_state = made
         else:
             loss = function(params, batch)
+        if isinstance(loss, tuple):
+            raise ValueError(
+                f"{name} returns a tuple; return one number, or with stateful=True the pair "
+                "(loss, model_state)."
+            )
         loss = jnp.asarray(loss)
         if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(

@@ -38,9 +38,7 @@ def programs(plan: Plan, losses: Losses, relearn: bool = True) -> Programs:
 
 
 @functools.lru_cache(PLANS_KEPT)
-def start(
-    plan: Plan, init_fn: Callable[[jax.Array], Any]
-) -> Callable[[jax.Array], Unit]:
+def start(plan: Plan, init_fn: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Unit]:
     """The program that makes a population of keys [g]."""
 
     def unit(key: jax.Array) -> Unit:
@@ -49,15 +47,25 @@ def start(
         return Unit(params, plan.optimizer.init(params), model_state)
 
     def units(keys: jax.Array, _: Any) -> tuple[Unit, Any]:
-        return jax.vmap(unit)(keys), None
+        made = jax.vmap(unit)(keys)
+        # Weak types would be strong after a generation, and compile a second program.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), made), None
 
     return jax.jit(lambda keys: plan.layout.spread(units)(keys, None)[0])
+
+
+def placed(plan: Plan, state: GadamState) -> GadamState:
+    """A state in the layout of the plan, wherever it was made."""
+    checks.check_state(plan, state)
+    shared = plan.layout.replicated((state.generation, state.key, state.losses))
+    units: Unit = plan.layout.stacked(state.units)
+    generation, key, losses = shared
+    return GadamState(generation, key, *units, losses)
 
 
 def _learn(
     plan: Plan, losses: Losses, state: GadamState, data: Any
 ) -> tuple[GadamState, jax.Array]:
-    checks.check_state(plan, state)
     checks.check_data(data, plan.batch_size, "data", "batch_size")
     key, learn_key = jax.random.split(state.key)
 
@@ -78,7 +86,6 @@ def _evolve(
     data: Any,
     validation: Any,
 ) -> tuple[GadamState, Evolution]:
-    checks.check_state(plan, state)
     checks.check_data(data, plan.batch_size, "data", "batch_size")
     checks.check_data(
         validation, plan.validation_batch_size, "validation_data", "validation_batch_size"
@@ -94,13 +101,14 @@ def _evolve(
             return layout.everyone(learning.fitness(plan, losses, units, batch))
 
         fit = measured(units, fitness_key)
-        children, parents = breeding.breed(plan, rates, birth_key, units, fit)
+        everyone = layout.everyone(units)
+        children, parents = breeding.breed(plan, rates, birth_key, everyone, fit)
         children, training = learning.learn(
             plan, losses, children, layout.mine(learn_keys), data
         )
         trials = jnp.concatenate([measured(each, trial_key) for each in (units, children)])
         kept = genetics.survivors(trials, plan.population_size)
-        units = breeding.survive(layout, units, children, kept)
+        units = breeding.survive(layout, everyone, children, kept)
         return units, Evolution(
             losses=fit,
             parents=parents,

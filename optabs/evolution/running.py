@@ -14,10 +14,10 @@ import numpy as np
 from optabs import genetics
 from optabs._extras import require
 from optabs.evolution import programs
+from optabs.evolution.identity import identity
 from optabs.evolution.layout import Layout
 from optabs.evolution.state import Evolution, GadamState, Genetics, Losses, Plan
 from optabs.training.checkpoints import Checkpoints
-from optabs.training.identity import digest, numbers, program_text, structure
 
 
 class GadamResult(NamedTuple):
@@ -52,6 +52,7 @@ class Limits(NamedTuple):
 def run(
     plan: Plan,
     losses: Losses,
+    init_fn: Callable[[jax.Array], Any],
     state: GadamState,
     *,
     inputs: Inputs,
@@ -65,9 +66,19 @@ def run(
     history: dict[str, list[Any]] = {name: [] for name in Evolution._fields}
     checkpoints = None
     if checkpoint_dir is not None:
-        of = _identity(plan, losses, state, inputs, limits, relearn)
+        of = identity(
+            plan,
+            losses,
+            init_fn,
+            state,
+            *inputs,
+            tolerance=limits.tolerance,
+            relearn=relearn,
+        )
         checkpoints = Checkpoints(checkpoint_dir, of)
-        state, history = checkpoints.restore(state) or (state, history)
+        found = checkpoints.restore(plan.layout.whole(state))
+        if found is not None:
+            state, history = programs.placed(plan, found[0]), found[1]
     made = len(history["losses"])
     if made > limits.generations:
         raise ValueError(
@@ -120,7 +131,8 @@ def _bar(
 ) -> Iterator[Callable[[int, float], None]]:
     """Generations made and the best loss, where there is someone to see them."""
     if wanted is None:
-        wanted = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+        seen = sys.stderr.isatty() and jax.process_index() == 0
+        wanted = seen and importlib.util.find_spec("tqdm") is not None
     if not wanted:
         yield lambda made, best: None
         return
@@ -149,34 +161,3 @@ def _message(made: int, converged: bool, limits: Limits) -> str:
             f"generation {made}."
         )
     return f"not converged: stopped after {made} generations."
-
-
-def _identity(
-    plan: Plan,
-    losses: Losses,
-    state: GadamState,
-    inputs: Inputs,
-    limits: Limits,
-    relearn: bool,
-) -> dict[str, Any]:
-    """Everything that a run's numbers depend on; not where its units are."""
-    rates, data, validation = inputs
-    anywhere = plan._replace(layout=Layout(), chunk_size=None)
-
-    def shapes(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-    program = programs.programs(anywhere, losses, relearn).generation
-    return {
-        "version of jax": jax.__version__,
-        "population_size": plan.population_size,
-        "model (names, shapes or dtypes of its parameters)": structure(state.params),
-        "train_data": [structure(data), digest(data)],
-        "validation_data": [structure(validation), digest(validation)],
-        "key": numbers(state.key).tolist(),
-        "mutation_rate or pressure": [np.asarray(rate).item() for rate in rates],
-        "tolerance": limits.tolerance,
-        "loss_fn, unit or setting of gadam": program_text(
-            program, *map(shapes, (state, rates, data, validation))
-        ),
-    }

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -62,10 +63,10 @@ def population_size(tree: Any, name: str) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         raise ValueError(f"{name} has no arrays; pass arrays with a leading axis of units.")
-    sizes = {leaf.shape[0] for _, leaf in leaves if leaf.ndim}
-    if len(sizes) > 1 or not all(leaf.ndim for _, leaf in leaves):
+    sizes = {shape[0] for shape in (jnp.shape(leaf) for _, leaf in leaves) if shape}
+    if len(sizes) > 1 or not all(jnp.shape(leaf) for _, leaf in leaves):
         shapes = ", ".join(
-            f"{jax.tree_util.keystr(path) or 'array'} {list(leaf.shape)}"
+            f"{jax.tree_util.keystr(path) or 'array'} {list(jnp.shape(leaf))}"
             for path, leaf in leaves
         )
         raise ValueError(

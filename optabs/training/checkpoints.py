@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from optabs._extras import require
 
@@ -92,7 +93,9 @@ class Checkpoints:
         """Writes a checkpoint; where that fails, says so and leaves the others."""
         args = self._orbax.args
         try:
-            self._set_aside(step)
+            if jax.process_index() == 0:
+                self._set_aside(step)
+            _wait_for_all(f"optabs set checkpoints aside from {step}")
             with self._manager() as manager:
                 manager.save(
                     step,
@@ -133,6 +136,12 @@ class Checkpoints:
                     f"checkpoint_dir {str(self._folder)!r} holds a run with another {name}; "
                     "pass another folder, or what that run was given."
                 )
+
+
+def _wait_for_all(name: str) -> None:
+    """Where there are several processes, which read one folder, until all are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 class _AnotherRun(Exception):

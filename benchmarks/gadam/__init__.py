@@ -1,0 +1,1 @@
+"""Gadam: the study, and its runs on several processes."""

@@ -1,0 +1,117 @@
+"""Gadam's units learn as their optimizer does alone, each on batches of its own."""
+
+from typing import Any
+
+import gadam_problem as networks
+import gadam_quadratic as bowls
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from gadam_problem import ADAM, data, init_fn, loss_fn
+from gadam_quadratic import unit_of
+from trees import assert_close, assert_equal, avals
+
+import optabs
+
+KEY = jax.random.key(3)
+
+
+def keys_of(state: optabs.GadamState, size: int) -> jax.Array:
+    """The keys that `learn` gives its units."""
+    return jax.random.split(jax.random.split(state.key)[1], size)
+
+
+@pytest.mark.parametrize("batch_size", [None, 7], ids=["whole", "batches"])
+def test_a_population_of_one_learns_as_fit_does(batch_size: int | None) -> None:
+    learner = networks.learner(population_size=1, batch_size=batch_size, epochs=4)
+    state = learner.init(KEY, init_fn)
+    wanted = optabs.fit(
+        loss_fn,
+        unit_of(state.params, 0),
+        ADAM,
+        data(),
+        batch_size=batch_size,
+        epochs=4,
+        key=keys_of(state, 1)[0],
+    )
+    after, losses = learner.learn(state, loss_fn, data())
+    assert_close(unit_of(after.params, 0), wanted.params, rtol=1e-6, atol=1e-6)
+    assert_close(unit_of(after.opt_state, 0), wanted.opt_state, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(losses[0], wanted.history["loss"][-1], rtol=1e-6)
+
+
+def test_a_population_of_one_is_its_optimizer_bit_for_bit() -> None:
+    learner = bowls.learner(ADAM, population_size=1, epochs=20)
+    state = learner.init(KEY, bowls.init_fn)
+    wanted = optabs.fit(bowls.loss_fn, unit_of(state.params, 0), ADAM, data(), epochs=20)
+    after, _ = learner.learn(state, bowls.loss_fn)
+    assert_equal(unit_of(after.params, 0), wanted.params)
+    assert_equal(unit_of(after.opt_state, 0), wanted.opt_state)
+
+
+def test_every_unit_learns_as_a_loop_of_optax_and_no_two_see_the_same_batches() -> None:
+    learner = networks.learner()
+    state = learner.init(KEY, init_fn)
+    after, losses = learner.learn(state, loss_fn, data())
+    assert after.losses is not None
+    slopes = jax.jit(jax.value_and_grad(loss_fn))
+    update = jax.jit(ADAM.update)
+    firsts = set()
+    for index, key in enumerate(keys_of(state, networks.SIZE)):
+        params, opt_state = unit_of(state.params, index), unit_of(state.opt_state, index)
+        for epoch in range(5):
+            order = jax.random.permutation(jax.random.fold_in(key, epoch), networks.COUNT)
+            firsts.add(tuple(order[:8].tolist()))
+            found = []
+            for start in range(0, networks.COUNT, 8):
+                rows = np.asarray(order[start : start + 8])
+                loss, grads = slopes(params, tuple(array[rows] for array in data()))
+                updates, opt_state = update(grads, opt_state, params)
+                params = optax.apply_updates(params, updates)
+                found.append(loss)
+        assert_close(unit_of(after.params, index), params, rtol=1e-5, atol=1e-6)
+        assert_close(unit_of(after.opt_state, index), opt_state, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(losses[index], np.mean(found), rtol=1e-5)
+    assert len(firsts) == 5 * networks.SIZE
+    assert np.all(np.isnan(after.losses))
+
+
+def test_units_in_chunks_learn_and_evolve_the_same() -> None:
+    wanted = networks.run()
+    for chunk_size in (3, 20):
+        ours = networks.run(learns={"chunk_size": chunk_size})
+        assert ours.history["survivors"].tolist() == wanted.history["survivors"].tolist()
+        assert_close(ours.params, wanted.params, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("inheritance", ["crossover", "fresh"])
+def test_dtypes_stay(dtype: str, inheritance: Any) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        learner = bowls.learner(optabs.adam(0.01), inheritance=inheritance)
+
+        def start(key: jax.Array) -> Any:
+            return jax.tree.map(lambda leaf: leaf.astype(dtype), bowls.init_fn(key))
+
+        state = learner.init(KEY, start)
+        kinds = avals(state)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {dtype}
+        after, losses = learner.learn(state, bowls.loss_fn)
+        assert losses.dtype == jnp.float32
+        after, told = learner.evolve(after, bowls.loss_fn)
+        assert avals(after) == kinds
+        assert told.trial_losses.dtype == told.diversity.dtype == jnp.float32
+        assert np.all(np.isfinite(told.trial_losses))
+        assert float(told.diversity) > 0
+
+
+def test_the_loss_is_told_as_the_parameters_moved_and_judged_where_they_are() -> None:
+    learner = bowls.learner(epochs=1)
+    state = learner.init(KEY, bowls.init_fn)
+    _, losses = learner.learn(state, bowls.loss_fn)
+    wanted = jax.vmap(lambda params: bowls.loss_fn(params, None))(state.params)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-6)
+    _, told = learner.evolve(state, bowls.loss_fn)
+    np.testing.assert_allclose(told.losses, wanted, rtol=1e-6)
