@@ -35,10 +35,10 @@ napoleon_attr_annotations = False  # they would be spelled out; the code shows t
 nitpicky = True
 nitpick_ignore_regex = [
     # They have pages elsewhere, and a build without a network cannot look those up.
-    (r"py:.*", r"(jax|np|numpy|optax|pathlib)\..*"),
-    (r"py:class", r"Any|ArrayLike|Callable|Literal|Mapping|Sequence"),
+    (r"py:.*", r"(collections|jax|np|numpy|optax|os|pathlib)\..*"),
+    (r"py:class", r"Any|ArrayLike|Callable|Literal|Mapping|Mesh|Sequence"),
     # What they stand for is in the text.
-    (r"py:class", r"Expert|Storage|Feature"),
+    (r"py:class", r"Expert|Storage|Feature|Inheritance|Sample"),
 ]
 
 html_theme = "furo"

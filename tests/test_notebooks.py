@@ -70,7 +70,13 @@ def problems(book: Any) -> set[str]:
 
 def test_there_are_notebooks_and_a_page_lists_them() -> None:
     names = [path.stem for path in NOTEBOOKS]
-    assert names == ["01_quickstart", "02_the_survey", "03_optimabs", "04_dao_e"]
+    assert names == [
+        "01_quickstart",
+        "02_the_survey",
+        "03_optimabs",
+        "04_dao_e",
+        "05_gadam",
+    ]
     assert re.search(r"^notebooks/\*$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
 
 
