@@ -137,7 +137,7 @@ def wider(key: jax.Array) -> Any:
         ({}, {"mutation_rate": 0.06}, "mutation_rate or pressure"),
         ({}, {"unit": optabs.adam(0.03)}, "loss_fn, unit or setting of gadam"),
         ({}, {"epochs": 6}, "loss_fn, unit or setting of gadam"),
-        ({}, {"inheritance": "fresh"}, "loss_fn, unit or setting of gadam"),
+        ({}, {"inheritance": "crossover"}, "loss_fn, unit or setting of gadam"),
         ({}, {"population_size": 4}, "population_size"),
     ],
 )

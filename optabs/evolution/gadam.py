@@ -198,7 +198,7 @@ def gadam(
     validation_batch_size: int | None = None,
     pressure: ArrayLike = 1.0,
     sample: Callable[[jax.Array, Any], Any] = uniform_like,
-    inheritance: Inheritance = "crossover",
+    inheritance: Inheritance = "fresh",
     stateful: bool = False,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
@@ -234,9 +234,10 @@ def gadam(
       sample: (key, params) -> a tree like `params`, what mutated entries become. The paper's
         is U(0, 1); :mod:`optabs.genetics` has others. `lambda key, _: init_fn(key)` draws
         from the units' own start.
-      inheritance: the optimizer's state of a child: "crossover" takes each entry from the
-        parent that gave the parameter (what is not shaped like the parameters, such as step
-        counts, from the better parent), "fresh" starts anew.
+      inheritance: the optimizer's state of a child: "fresh" starts anew, which did better
+        where parents learn again; "crossover" takes each entry from the parent that gave the
+        parameter (what is not shaped like the parameters, such as step counts, from the
+        better parent).
       stateful: units have a state beside their parameters, such as BatchNorm's running means.
         `init_fn` returns (params, model_state), `loss_fn` takes (params, model_state, batch)
         and returns (loss, model_state); of flax.nnx, `nnx.merge(..., copy=True)`. A child
