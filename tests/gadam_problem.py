@@ -54,6 +54,7 @@ def learner(**changed: Any) -> optabs.Gadam:
         "epochs": 5,
         "batch_size": 8,
         "validation_batch_size": 12,
+        "inheritance": "crossover",
     }
     return optabs.gadam(**given | changed)
 

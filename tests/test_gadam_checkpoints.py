@@ -41,7 +41,7 @@ def assert_same(ours: optabs.GadamResult, theirs: optabs.GadamResult) -> None:
     assert ours.message == theirs.message
 
 
-@pytest.mark.parametrize("made", [1, 2])
+@pytest.mark.parametrize("made", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_interrupted_between_generations(
     made: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +61,7 @@ def test_interrupted_between_generations(
     assert_same(networks.run(generations=3, checkpoint_dir=folder), wanted)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: pathlib.Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(tests=str(pathlib.Path(__file__).parent)))
@@ -137,7 +138,7 @@ def wider(key: jax.Array) -> Any:
         ({}, {"mutation_rate": 0.06}, "mutation_rate or pressure"),
         ({}, {"unit": optabs.adam(0.03)}, "loss_fn, unit or setting of gadam"),
         ({}, {"epochs": 6}, "loss_fn, unit or setting of gadam"),
-        ({}, {"inheritance": "crossover"}, "loss_fn, unit or setting of gadam"),
+        ({}, {"inheritance": "fresh"}, "loss_fn, unit or setting of gadam"),
         ({}, {"population_size": 4}, "population_size"),
     ],
 )

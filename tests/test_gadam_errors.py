@@ -206,9 +206,15 @@ def stateful_scores(params: Any, kept: Any, batch: Any) -> Any:
     return scores(params, batch), kept
 
 
-@pytest.mark.parametrize("stateful", [False, True])
-@pytest.mark.parametrize("spread", [False, True])
-@pytest.mark.parametrize("where", ["train_data", "validation_data"])
+@pytest.mark.parametrize(
+    ("where", "spread", "stateful"),
+    [
+        ("train_data", False, True),
+        ("validation_data", True, False),
+        pytest.param("validation_data", True, True, marks=pytest.mark.slow),
+        pytest.param("train_data", True, False, marks=pytest.mark.slow),
+    ],
+)
 def test_labels_out_of_range(where: str, spread: bool, stateful: bool) -> None:
     good = data()[0], np.arange(networks.COUNT) % 8
     bad = good[0], np.where(good[1] == 3, 8, good[1])

@@ -86,7 +86,15 @@ def test_units_in_chunks_learn_and_evolve_the_same() -> None:
         assert_close(ours.params, wanted.params, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param("float16", marks=pytest.mark.slow),
+        "bfloat16",
+        pytest.param("float32", marks=pytest.mark.slow),
+        "float64",
+    ],
+)
 @pytest.mark.parametrize("inheritance", ["crossover", "fresh"])
 def test_dtypes_stay(dtype: str, inheritance: Any) -> None:
     with jax.enable_x64(dtype == "float64"):

@@ -44,9 +44,19 @@ UNITS: dict[str, Any] = {
 }
 
 
+QUICK = {"sgd", "chain", "masked", "several steps"}
+
+
 @pytest.mark.parametrize(
     ("name", "inheritance"),
-    [*((name, "crossover") for name in UNITS), ("masked", "fresh"), ("lbfgs", "fresh")],
+    [
+        *(
+            pytest.param(name, "crossover", marks=() if name in QUICK else pytest.mark.slow)
+            for name in UNITS
+        ),
+        ("masked", "fresh"),
+        pytest.param("lbfgs", "fresh", marks=pytest.mark.slow),
+    ],
 )
 def test_any_transformation(name: str, inheritance: Any) -> None:
     traces = []

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -141,20 +142,32 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
             "num_processes is 2 and process_id is None; pass whole numbers, pr",
         ),
         (("h:1", 0, 0), "num_processes is 0 and process_id is 0; pass whole numbers, process"),
-        (
-            (None, None, None),
-            "num_processes and process_id are None, and jax finds no cluster",
-        ),
     ],
 )
 def test_arguments_that_cannot_be_used(
     given: Any, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in list(os.environ):
-        if name.startswith(("JAX_", "SLURM_", "OMPI_", "TPU_")) and name != "JAX_PLATFORMS":
-            monkeypatch.delenv(name)
+    for name in (distributed.ADDRESS, distributed.COUNT, distributed.NUMBER):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         connect(*given)
+
+
+def test_no_arguments_and_no_cluster() -> None:
+    """In a process of its own: jax looks for a cluster only before it has any devices."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    root = str(pathlib.Path(SCRIPT).parents[1])
+    program = "from optabs.evolution.distributed import connect; connect(timeout=5)"
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=kept | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert ended.stderr.strip().splitlines()[-1] == (
+        "ValueError: num_processes and process_id are None, and jax finds no cluster here; "
+        "pass coordinator_address, num_processes and process_id."
+    )
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), True])

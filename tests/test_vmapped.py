@@ -28,7 +28,13 @@ def stacked(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "dao_e" else ())
+        for name in TRANSFORMATIONS
+    ],
+)
 def test_it_is_a_loop_over_the_units(name: str) -> None:
     alone, together = TRANSFORMATIONS[name], optabs.vmapped(TRANSFORMATIONS[name])
     starts = [jax.tree.map(lambda leaf, i=i: (1.0 + i) * leaf, params()) for i in range(3)]

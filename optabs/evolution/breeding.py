@@ -64,12 +64,11 @@ def diversity(layout: Layout, params: Any) -> jax.Array:
         lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params
     )
     means = layout.mean(wide)
-    squares = layout.mean(
-        jax.tree.map(lambda leaf, mean: jnp.square(jnp.abs(leaf - mean)), wide, means)
-    )
-    sums = [jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(squares)]
-    entries = sum(leaf.size for leaf in jax.tree.leaves(squares))
-    return jnp.sqrt(sum(sums, jnp.zeros([], jnp.float32)) / max(entries, 1))
+    squares = jax.tree.map(lambda leaf, mean: jnp.square(jnp.abs(leaf - mean)), wide, means)
+    sums = [jnp.sum(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(squares)]
+    entries = max(sum(leaf.size for leaf in jax.tree.leaves(squares)), 1)
+    (mean,) = layout.mean(jnp.sum(jnp.stack(sums))[None] / entries)
+    return jnp.sqrt(mean)
 
 
 def _child(

@@ -63,7 +63,13 @@ class Layout(NamedTuple):
 
     def mean(self, units: Any) -> Any:
         """The mean over all units, [1, ...]."""
-        means = jax.tree.map(lambda leaf: leaf.mean(axis=0, keepdims=True), units)
+
+        def own(leaf: jax.Array) -> jax.Array:
+            # XLA:CPU takes 30 times as long for a sum over the first axis.
+            ones = jnp.ones(leaf.shape[0], leaf.dtype)
+            return jnp.tensordot(ones, leaf, 1, precision="highest")[None] / leaf.shape[0]
+
+        means = jax.tree.map(own, units)
         return means if self.mesh is None else jax.lax.pmean(means, self.axis)
 
     def replicated(self, tree: Any) -> Any:

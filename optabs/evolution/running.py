@@ -26,9 +26,8 @@ class GadamResult(NamedTuple):
     params: Any  # the best unit's, without a population axis
     model_state: Any  # likewise, or ()
     population: Any  # the parameters of all units, [g, ...], the best one first
-    history: dict[
-        str, np.ndarray
-    ]  # of each generation, named as in Evolution: [generations, ...]
+    # Of each generation, named as in Evolution: [generations, ...].
+    history: dict[str, np.ndarray]
     converged: bool  # the tolerance was met
     message: str  # why it stopped
     state: GadamState  # to go on from
