@@ -1,6 +1,7 @@
 """A checkpoint is read by its own run only, and by that one whatever happened between."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,9 +56,12 @@ def test_a_checkpoint_of_another_model(tmp_path: pathlib.Path) -> None:
         train(tmp_path / "run", params={"w": jnp.ones((3, 2))}, loss_fn=loss)
 
 
-def test_constants_of_the_loss_are_part_of_the_run(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("wrapped", [lambda loss: loss, jax.jit], ids=["plain", "jitted"])
+def test_constants_of_the_loss_are_part_of_the_run(
+    wrapped: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
     def weighted(weights: jax.Array) -> Any:
-        return lambda params, batch: loss_fn(params, batch) * weights.sum()
+        return wrapped(lambda params, batch: loss_fn(params, batch) * weights.sum())
 
     train(tmp_path / "run", epochs=2, loss_fn=weighted(jnp.arange(3.0)))
     train(tmp_path / "run", epochs=2, loss_fn=weighted(jnp.arange(3.0)))

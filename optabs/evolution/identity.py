@@ -1,11 +1,10 @@
 """What makes a run of Gadam what it is, as values that a checkpoint can keep and compare."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from optabs.evolution import programs
 from optabs.evolution.layout import Layout
@@ -53,8 +52,8 @@ def identity(
         "key": numbers(state.key).tolist(),
         "mutation_rate or pressure": [np.asarray(rate).item() for rate in rates],
         "tolerance": tolerance,
-        "init_fn": _text(programs.start(anywhere, init_fn), keys),
-        "loss_fn, unit or setting of gadam": _text(
+        "init_fn": program_text(programs.start(anywhere, init_fn), keys),
+        "loss_fn, unit or setting of gadam": program_text(
             generation, *map(_shapes, (state, rates, data, validation))
         ),
     }
@@ -62,19 +61,3 @@ def identity(
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-def _text(function: Callable[..., Any], *args: Any) -> list[str]:
-    # The text has no numbers that functions inside of a jit or a scan close over.
-    inner = list(_constants(jax.make_jaxpr(function)(*args)))
-    return [program_text(function, *args), digest(inner)]
-
-
-def _constants(program: Any) -> Iterator[Any]:
-    if isinstance(program, ClosedJaxpr):
-        yield from program.consts
-        program = program.jaxpr
-    if isinstance(program, Jaxpr):
-        for equation in program.eqns:
-            for inner in jax.tree.leaves(list(equation.params.values())):
-                yield from _constants(inner)

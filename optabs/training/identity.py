@@ -2,12 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from optabs.training import batches
 from optabs.training.program import Inputs, Limits, Plan, Run, update
@@ -75,8 +76,19 @@ def program_text(function: Callable[..., Any], *args: Any) -> str:
     closed = jax.make_jaxpr(function)(*args)
     text = _CHECK.sub("check", _ADDRESS.sub("", str(closed.jaxpr)))
     hashed = hashlib.sha256(text.encode())
-    hashed.update(digest(closed.consts).encode())
+    # The text has no numbers that functions inside of a jit or a scan close over.
+    hashed.update(digest(list(_constants(closed))).encode())
     return hashed.hexdigest()
+
+
+def _constants(program: Any) -> Iterator[Any]:
+    if isinstance(program, ClosedJaxpr):
+        yield from program.consts
+        program = program.jaxpr
+    if isinstance(program, Jaxpr):
+        for equation in program.eqns:
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                yield from _constants(inner)
 
 
 def numbers(array: Any) -> np.ndarray:
