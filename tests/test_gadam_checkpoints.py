@@ -174,6 +174,7 @@ def test_the_same_run_is_known_from_functions_written_again(kept: pathlib.Path) 
     assert len(again.history["losses"]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_other_devices(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     mesh = jax.make_mesh((4,), ("population",), devices=jax.devices()[:4])

@@ -66,6 +66,7 @@ def test_the_run_of_one_device(mesh: Mesh, on_one_device: optabs.GadamResult) ->
     )
 
 
+@pytest.mark.slow
 def test_chunks_on_devices(on_one_device: optabs.GadamResult) -> None:
     mesh = mesh_of(devices=2)
     assert_same_run(networks.run(learns={"mesh": mesh, "chunk_size": 3}), on_one_device)

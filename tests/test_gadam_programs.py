@@ -116,6 +116,7 @@ def test_a_run_is_its_steps() -> None:
     assert int(result.state.generation) == 2
 
 
+@pytest.mark.slow
 def test_populations_of_populations_by_jit_and_vmap() -> None:
     learner = bowls.learner(optabs.adam(0.1))
 

@@ -43,6 +43,7 @@ def test_command_writes_records_and_tables(
     assert text.count("| 64-4-10 | 2 |") == 2
 
 
+@pytest.mark.slow
 def test_ratios_and_shares_are_those_of_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {
         VMAP: [2.0, 4.0],
@@ -61,6 +62,7 @@ def test_ratios_and_shares_are_those_of_the_seconds(monkeypatch: pytest.MonkeyPa
     assert found["steps_for_share"]["median"] == pytest.approx(19.0)
 
 
+@pytest.mark.slow
 def test_all_contenders_learn_alike() -> None:
     found = timed.compare(Setting(8, 16, 4, 65, 3, 2), load("digits"), 1)
     losses = found["loss"]
