@@ -19,6 +19,7 @@ from optabs.ensemble.experts import Expert
 from optabs.ensemble.features import Feature
 from optabs.ensemble.pool import arrays_of
 from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, product
+from optabs.ensemble.selecting import where
 from optabs.ensemble.settings import Controller, check_controller
 from optabs.precision import transformation
 
@@ -190,7 +191,7 @@ def dao_e(
         usable = jnp.all(sound[:, None] & accepted[None, :], axis=1)
         experts_state = {
             name: ExpertState(
-                inner=_where(use, each.state, old.inner),
+                inner=where(use, each.state, old.inner),
                 previous=kept(each.update) if controller.needs_feedback else (),
             )
             for use, each, (name, old) in zip(
@@ -205,32 +206,9 @@ def dao_e(
         )
         taken = jnp.any(usable)
         step = [jnp.where(taken, leaf, 0) for leaf in step]
-        return jax.tree.unflatten(structure, step), _where(taken, new_state, state)
+        return jax.tree.unflatten(structure, step), where(taken, new_state, state)
 
     return transformation(init_fn, update_fn)
-
-
-def _where(flag: jax.Array, new: Any, old: Any) -> Any:
-    """New where the flag is set, else old, for whole trees."""
-
-    def select(n: Any, o: Any) -> Any:
-        return (_where_bits if n.dtype == jnp.bfloat16 else jnp.where)(flag, n, o)
-
-    return jax.tree.map(select, new, old)
-
-
-@jax.custom_jvp
-def _where_bits(flag: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    # XLA:CPU selects bfloat16 number by number: 3 times the time of the whole step.
-    new, old = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (new, old))
-    return jax.lax.bitcast_convert_type(jnp.where(flag, new, old), jnp.bfloat16)
-
-
-@_where_bits.defjvp
-def _where_slopes(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Bits have no slopes."""
-    _, new, old = tangents
-    return _where_bits(*primals), jnp.where(primals[0], new, old)
 
 
 def _checked(
