@@ -1,6 +1,8 @@
 """Imports packages of an extra, where they are needed."""
 
 import importlib
+import importlib.util
+import sys
 from typing import Any
 
 
@@ -13,3 +15,8 @@ def require(module: str, extra: str, needed_for: str) -> Any:
             f"{needed_for} needs the package {module!r} ({error}); call "
             f'`pip install "optabs[{extra}]"`.'
         ) from error
+
+
+def can_show_progress() -> bool:
+    """Whether there is a terminal for a bar, and tqdm to draw it."""
+    return sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None

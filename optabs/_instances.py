@@ -8,6 +8,8 @@ import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from optabs.precision import widen
+
 
 def over_classes(
     name: str,
@@ -82,7 +84,7 @@ def floating(name: str, value: ArrayLike) -> jax.Array:
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{name} are {array.dtype}; pass floating-point numbers.")
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return widen(array)
 
 
 def _last_axis(name: str, array: jax.Array, what: str, least: int) -> jax.Array:

@@ -36,7 +36,7 @@ def full_precision(
     inner = optax.with_extra_args_support(transformation)
 
     def init_fn(params: optax.Params) -> optax.OptState:
-        return inner.init(jax.tree.map(_widen, params))
+        return inner.init(jax.tree.map(widen, params))
 
     def update_fn(
         updates: optax.Updates,
@@ -44,7 +44,7 @@ def full_precision(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        wide, wide_params = jax.tree.map(_widen, (updates, params))
+        wide, wide_params = jax.tree.map(widen, (updates, params))
         new_updates, new_state = inner.update(wide, state, wide_params, **extra_args)
         return jax.tree.map(_narrow, new_updates, updates), new_state
 
@@ -58,7 +58,8 @@ def transformation(
     return full_precision(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
-def _widen(leaf: Any) -> Any:
+def widen(leaf: Any) -> Any:
+    """An array, or its shape and dtype, in float32 where it is narrower."""
     dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)

@@ -93,7 +93,7 @@ def standard_errors(records: Records, task: str, arm: str, key: str = "final") -
 
 
 def bars_of(records: Records, arm: str) -> list[Bar]:
-    """The issue's bars for an arm, one per condition of the functions and one for networks."""
+    """The bars for an arm, one per condition of the functions and one for networks."""
     bars = []
     for condition in CONDITIONS:
         tasks = [

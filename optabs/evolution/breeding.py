@@ -9,6 +9,7 @@ from optabs import genetics
 from optabs.evolution.layout import Layout
 from optabs.evolution.state import Genetics, Plan, Unit
 from optabs.evolution.units import map_units
+from optabs.precision import widen
 
 
 def breed(
@@ -60,9 +61,7 @@ def survive(layout: Layout, parents: Unit, children: Unit, kept: jax.Array) -> U
 
 def diversity(layout: Layout, params: Any) -> jax.Array:
     """The root mean square distance of an entry from its mean over the units: []."""
-    wide = jax.tree.map(
-        lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params
-    )
+    wide = jax.tree.map(widen, params)
     means = layout.mean(wide)
     squares = jax.tree.map(lambda leaf, mean: jnp.square(jnp.abs(leaf - mean)), wide, means)
     sums = [jnp.sum(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(squares)]

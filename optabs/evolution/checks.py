@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from optabs._checks import check
@@ -31,10 +30,13 @@ _LOOKS = (
 
 def check_plan(plan: Plan) -> None:
     """Raises unless the population can be laid out and bred."""
-    check(population_size=plan.population_size, epochs=plan.epochs)
-    check(chunk_size=plan.chunk_size)
-    for name in ("batch_size", "validation_batch_size"):
-        check(**{name: getattr(plan, name)})
+    check(
+        population_size=plan.population_size,
+        epochs=plan.epochs,
+        chunk_size=plan.chunk_size,
+        batch_size=plan.batch_size,
+        validation_batch_size=plan.validation_batch_size,
+    )
     if plan.inheritance not in get_args(Inheritance):
         known = " or ".join(map(repr, get_args(Inheritance)))
         raise ValueError(f"inheritance is {plan.inheritance!r}; pass {known}.")
@@ -75,17 +77,6 @@ def check_function(name: str, function: Any, wanted: str) -> None:
             f"{name} is a {type(function).__name__}, which cannot be hashed, so that its "
             f"program cannot be kept; pass {wanted}."
         ) from None
-
-
-def check_unit(unit: Any) -> optax.GradientTransformation:
-    """The unit's optimizer; raises unless it is a transformation."""
-    if isinstance(unit, optax.MultiSteps):
-        return unit.gradient_transformation()
-    if not isinstance(unit, optax.GradientTransformation):
-        raise ValueError(
-            f"unit is {unit!r}; pass a gradient transformation, such as optabs.adam(1e-3)."
-        )
-    return unit
 
 
 def check_init(init_fn: Callable[[jax.Array], Any], stateful: bool, key: jax.Array) -> None:

@@ -19,7 +19,7 @@ from optabs.evolution.state import Evolution, GadamState, Genetics, Inheritance,
 from optabs.genetics import uniform_like
 from optabs.optimizers.adam import adam
 from optabs.training import batches
-from optabs.training.checks import check_key
+from optabs.training.checks import check_key, check_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +285,7 @@ def gadam(
     """
     check(mutation_rate=mutation_rate, pressure=pressure)
     plan = Plan(
-        optimizer=checks.check_unit(_ADAM if unit is None else unit),
+        optimizer=check_optimizer(_ADAM if unit is None else unit, "unit"),
         population_size=population_size,
         epochs=epochs,
         batch_size=batch_size,

@@ -23,7 +23,7 @@ class Layout(NamedTuple):
     def spread(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """A function (units, shared) -> (units, shared), run by every device on its units.
 
-        Inside of it, nothing but `everyone`, `best` and `mean` communicates.
+        Inside of it, nothing but `everyone`, `unit` and `mean` communicates.
         """
         if self.mesh is None:
             return function

@@ -2,9 +2,7 @@
 
 import contextlib
 import functools
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +10,7 @@ import jax
 import numpy as np
 
 from optabs import genetics
-from optabs._extras import require
+from optabs._extras import can_show_progress, require
 from optabs.evolution import programs
 from optabs.evolution.identity import identity
 from optabs.evolution.layout import Layout
@@ -130,8 +128,7 @@ def _bar(
 ) -> Iterator[Callable[[int, float], None]]:
     """Generations made and the best loss, where there is someone to see them."""
     if wanted is None:
-        seen = sys.stderr.isatty() and jax.process_index() == 0
-        wanted = seen and importlib.util.find_spec("tqdm") is not None
+        wanted = can_show_progress() and jax.process_index() == 0
     if not wanted:
         yield lambda made, best: None
         return

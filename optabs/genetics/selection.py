@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from optabs.precision import widen
+
 
 def normalize_losses(losses: ArrayLike) -> jax.Array:
     r"""Losses brought into [0, 1] over the population.
@@ -26,8 +28,7 @@ def normalize_losses(losses: ArrayLike) -> jax.Array:
 
     Source: survey section 6, before equation 45.
     """
-    losses = jnp.asarray(losses)
-    losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+    losses = widen(losses)
     finite = jnp.isfinite(losses)
     # Of the largest numbers the difference overflows, and its reciprocal underflows.
     parts = jnp.where(finite, losses, 0) / 16

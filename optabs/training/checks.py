@@ -36,13 +36,13 @@ def check_params(params: Any) -> None:
             )
 
 
-def check_optimizer(optimizer: Any) -> optax.GradientTransformation:
+def check_optimizer(optimizer: Any, name: str = "optimizer") -> optax.GradientTransformation:
     """The optimizer; raises unless it is a transformation."""
     if isinstance(optimizer, optax.MultiSteps):
         return optimizer.gradient_transformation()
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
-            f"optimizer is {optimizer!r}; pass a gradient transformation, such as "
+            f"{name} is {optimizer!r}; pass a gradient transformation, such as "
             "optabs.adam(1e-3)."
         )
     return optimizer

@@ -1,13 +1,11 @@
 """Calls the compiled program until a run ends: the clock, the bar and the checkpoints."""
 
-import importlib.util
-import sys
 import time
 from typing import NamedTuple
 
 import jax
 
-from optabs._extras import require
+from optabs._extras import can_show_progress, require
 from optabs.training import batches
 from optabs.training.checkpoints import Checkpoints
 from optabs.training.program import (
@@ -106,7 +104,7 @@ class _Bar:
     ) -> None:
         self._bar = None
         if progress is None:
-            progress = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+            progress = can_show_progress()
         if progress:
             count = batches.instances(inputs.data)
             full, short = batches.sizes(count, plan.batch_size, plan.sampling)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optabs.precision import widen
 from optabs.training import batches
 
 ROWS = 1024  # epochs that one call can report
@@ -230,8 +231,7 @@ def _report(plan: Plan, run: Run, validation: Any) -> dict[str, jax.Array]:
     if validation is not None:
         row["validation_loss"] = plan.loss_fn(run.params, validation)
         for name, metric in plan.metrics:
-            value = jnp.asarray(metric(run.params, validation))
-            row[name] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+            row[name] = widen(metric(run.params, validation))
     return row
 
 
