@@ -128,6 +128,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert_refused(line, sentence, tmp_path, monkeypatch, capsys)
 
 
+@pytest.mark.slow
 def test_steady_study_end_to_end(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_bar_is_met_by_the_number_that_is_shown(measured, verdict):
     assert row == [DAO_E, verdict]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_variants")
 def test_command_writes_records_tables_and_figure(tmp_path, monkeypatch):
     training = mixture_time.Training(small_network, (6,))
