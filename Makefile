@@ -56,7 +56,7 @@ wheel: $(VENV)/.development
 
 check: lint types test notebooks pages wheel  ## what continuous integration runs
 
-peers: $(VENV)/.benchmarks  ## PyTorch, for epoch_time; a CPU build is enough
+peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for epoch_time
 	$(INSTALL) "torch==2.13.0"
 
 clean:

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 from collections.abc import Collection
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from benchmarks import store
 from benchmarks.arguments import ArgumentError, DataOption, names_of, numbers_of, positive
-from benchmarks.gadam import report, study
+from benchmarks.gadam import peer_study, report, study
 from benchmarks.gadam.arms import FUNCTION_ARMS
 from benchmarks.gadam.functions import FUNCTIONS
 from benchmarks.gadam.processes import launch
@@ -51,6 +52,9 @@ def gadam(
     processes: Annotated[
         int, typer.Option(help="no study: one run on so many processes; 0: the study")
     ] = 0,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="evosax's methods at equal time, after the arms")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="few steps, 2 seeds")] = False,
     only_report: Annotated[
         bool, typer.Option("--report", help="from the records that are there")
@@ -88,8 +92,10 @@ def gadam(
         tuple(tasks), positive(seeds, "seeds"), store.prepare_folder(out), data, steps, epochs
     )
     units = _units(plan, arms)
+    methods = peer_study.units_of(plan) if peers else []
     if not only_report:
-        _make_all(units, plan)
+        _make_all(units, plan, study)
+        _make_all(methods, plan, peer_study)
     report.write(out)
     typer.echo(f"tables and pictures: {out}")
 
@@ -129,14 +135,14 @@ def _units(plan: Plan, text: str) -> list[Unit]:
     ]
 
 
-def _make_all(units: list[Unit], plan: Plan) -> None:
+def _make_all(units: list[Unit], plan: Plan, maker: ModuleType) -> None:
     """Makes the records that are missing."""
-    todo = [unit for unit in units if not study.is_finished(unit, plan)]
+    todo = [unit for unit in units if not maker.is_finished(unit, plan)]
     try:
         with tqdm(todo, unit="record", dynamic_ncols=True, disable=None) as bar:
             for unit in bar:
                 bar.set_postfix_str(f"{unit.task} {unit.arm}")
-                study.make(unit, plan)
+                maker.make(unit, plan)
     except KeyboardInterrupt:
         raise Interrupted(
             f"Stopped; finished records are kept in {str(plan.folder)!r}, and the same call "

@@ -41,11 +41,12 @@ class Outcome(NamedTuple):
     lineage: Lineage | None
 
 
+Pair = Callable[[jax.Array, jax.Array], Outcome]
 Program = Callable[[Sequence[float], Sequence[int]], Outcome]
 
 
-def program_of(task: Task, arm: Arm) -> Program:
-    """The arm's program, for pairs of a rate and a seed.
+def pair_of(task: Task, arm: Arm) -> Pair:
+    """The arm's run for one rate and one seed.
 
     Every arm keeps the best point that it judged, so that Adam alone is not charged for a
     rate that leads past it.
@@ -58,8 +59,13 @@ def program_of(task: Task, arm: Arm) -> Program:
             return _alone(task, arm, problem, unit, run_key)
         return _evolved(task, arm, problem, unit, run_key)
 
+    return of_pair
+
+
+def program_of(task: Task, arm: Arm) -> Program:
+    """The arm's compiled program, for pairs of a rate and a seed."""
     options = CPU_OPTIONS if jax.default_backend() == "cpu" else {}
-    compiled = jax.jit(jax.vmap(of_pair), compiler_options=options)
+    compiled = jax.jit(jax.vmap(pair_of(task, arm)), compiler_options=options)
 
     def program(rates: Sequence[float], seeds: Sequence[int]) -> Outcome:
         count = len(seeds)

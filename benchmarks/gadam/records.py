@@ -31,10 +31,11 @@ def read(folder: pathlib.Path) -> Records:
     """All records of a folder, in the order of the study."""
     paths = sorted(folder.glob("runs/*/*.json"))
     records = {(path.parent.name, path.stem): store.read_json(path) for path in paths}
-    return dict(sorted(records.items(), key=lambda item: _place(item[0][0])))
+    return dict(sorted(records.items(), key=lambda item: place(item[0][0])))
 
 
-def _place(task: str) -> tuple[int, ...]:
+def place(task: str) -> tuple[int, ...]:
+    """Where a task stands in the order of the study."""
     if task in NETWORKS:
         return (len(CONDITIONS), 0, list(NETWORKS).index(task))
     function, dimensions, condition = task.split("-")
@@ -75,8 +76,12 @@ def measured(records: Records, task: str, arm: str, key: str = "final") -> np.nd
 
 def median(records: Records, task: str, arm: str) -> float:
     """The median over the seeds of the final loss, which is at least FLOOR on a function."""
-    value = float(np.median(measured(records, task, arm)))
-    return value if task in NETWORKS else max(value, FLOOR)
+    return bounded(task, np.median(measured(records, task, arm)))
+
+
+def bounded(task: str, loss: float) -> float:
+    """A final loss, which is at least FLOOR on a function."""
+    return float(loss) if task in NETWORKS else max(float(loss), FLOOR)
 
 
 def ratio(records: Records, task: str, arm: str) -> float:

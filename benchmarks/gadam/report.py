@@ -4,6 +4,7 @@ import pathlib
 
 from benchmarks import report, store
 from benchmarks.arguments import ArgumentError
+from benchmarks.gadam import peer_study
 from benchmarks.gadam.arms import BASELINE, FUNCTION_ARMS, LITERAL, TUNED
 from benchmarks.gadam.pictures import curves_figure, diversity_figure, lineage_figure
 from benchmarks.gadam.records import (
@@ -24,6 +25,12 @@ from benchmarks.gadam.tasks import CONDITIONS
 from benchmarks.gadam.trials import trial_sections
 
 ARMS = tuple(FUNCTION_ARMS)
+PEERS_EXPLAINED = """\
+Methods of evosax see the loss alone, on all the data that the units learn from. One seed at a
+time, compiled, each runs for the seconds that one seed of the tuned rule takes on the same
+machine; its setting is chosen from six by the same three seeds that choose the arms' rates.
+The best of each generation is judged as the arms are, and the best of those counts.
+"""
 
 
 def write(folder: pathlib.Path) -> None:
@@ -42,6 +49,7 @@ def write(folder: pathlib.Path) -> None:
         *(table.markdown() for table in bars),
         "## Final losses\n",
         *(table.markdown() for table in losses),
+        *_peers(records, folder),
         "## What it took\n",
         cost_table(records).markdown(),
         rates_table(records).markdown(),
@@ -212,6 +220,14 @@ def rates_table(records: Records) -> report.Table:
         ["task", *(label_of(records, arm, tasks_of(records)) for arm in arms)],
         rows,
     )
+
+
+def _peers(records: Records, folder: pathlib.Path) -> list[str]:
+    peers = peer_study.read(folder)
+    if not peers:
+        return []
+    lines = [table.markdown() for table in peer_study.tables(records, peers)]
+    return ["## Black-box methods at equal time\n", PEERS_EXPLAINED, *lines]
 
 
 def _pictures(records: Records, folder: pathlib.Path) -> list[str]:

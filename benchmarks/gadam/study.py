@@ -114,14 +114,14 @@ def make(unit: Unit, plan: Plan) -> None:
         "rate": rates[best],
         "at_edge": best in (0, len(rates) - 1),
         "rates": rates,
-        "tuning": [_kept(row) for row in losses],
+        "tuning": [kept(row) for row in losses],
         **count._asdict(),
         **_summary(outcome, spent_at(arm, task, outcome.curve.shape[1])),
         "seconds": round(seconds, 2),
     }
     if task.test is not None:
         test_loss, accuracy = jax.jit(jax.vmap(task.test))(outcome.params)
-        results |= {"test_loss": _kept(test_loss), "test_accuracy": _kept(accuracy)}
+        results |= {"test_loss": kept(test_loss), "test_accuracy": kept(accuracy)}
     record = {
         "config": config_of(unit, plan),
         "results": results,
@@ -173,13 +173,13 @@ def _summary(outcome: Outcome, spent: np.ndarray) -> dict[str, Any]:
     looks = np.unique(np.linspace(1, length, LOOKS).round().astype(int))
     curves = np.percentile(outcome.curve[:, looks - 1], QUARTILES, axis=0)
     summary: dict[str, Any] = {
-        "final": _kept(outcome.curve[:, -1]),
+        "final": kept(outcome.curve[:, -1]),
         "looks": spent[looks - 1].tolist(),
-        "curves": [_kept(curve) for curve in curves],
+        "curves": [kept(curve) for curve in curves],
     }
     if outcome.lineage is not None:
         diversity = np.median(outcome.lineage.diversity, axis=0)
-        summary["diversity"] = _kept(diversity[looks - 1])
+        summary["diversity"] = kept(diversity[looks - 1])
         summary["lineage"] = _lineage(outcome.lineage)
     return summary
 
@@ -194,5 +194,6 @@ def _lineage(lineage: Lineage) -> dict[str, Any]:
     }
 
 
-def _kept(values: Any) -> list[float]:
+def kept(values: Any) -> list[float]:
+    """Numbers as a record keeps them."""
     return [float(f"{value:.{DIGITS_KEPT}g}") for value in np.asarray(values)]
