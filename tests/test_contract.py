@@ -9,8 +9,14 @@ from checks import CHECKS
 
 import optabs
 
+LONG = {"dao_e_paper"}  # the code of dao_e under other settings
 PAIRS = [
-    pytest.param(name, case, id=f"{name.removeprefix('check_')}-{case}")
+    pytest.param(
+        name,
+        case,
+        id=f"{name.removeprefix('check_')}-{case}",
+        marks=[pytest.mark.slow] if case.name in LONG else [],
+    )
     for name, each in CHECKS.items()
     for case in CASES
     if each.applies(case)

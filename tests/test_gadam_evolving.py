@@ -193,6 +193,7 @@ def test_the_run_stops_where_the_sum_of_the_losses_stands_still() -> None:
     assert longer.message == "not converged: stopped after 3 generations."
 
 
+@pytest.mark.slow
 def test_without_relearning_only_children_learn() -> None:
     learner = networks.learner(unit=STILL, mutation_rate=0.0)
     result = networks.run(learns={"unit": STILL, "mutation_rate": 0.0}, relearn=False)

@@ -75,6 +75,7 @@ def test_a_run_compiles_no_second_program() -> None:
     assert second == third < first  # the checks before it trace the loss
 
 
+@pytest.mark.slow
 def test_a_run_takes_nothing_from_its_user() -> None:
     key, train = jax.random.key(4), jax.tree.map(jnp.asarray, data())
     unit = optax.chain(optabs.dao_e(0.05))  # keeps parameters in its state

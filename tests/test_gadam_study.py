@@ -134,6 +134,7 @@ def test_a_population_improves_and_tells_its_lineage() -> None:
         np.testing.assert_allclose(problem.judge(params, None), loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_network_learns_under_every_option_of_a_rule() -> None:
     task = network_task("breast_cancer", units=3, epochs=4)
     arm = Rule("rule", 1, 0.01, "spread", shared=0.1, aligned=True, inheritance="fresh")
@@ -154,6 +155,7 @@ def test_a_draw_has_the_mean_and_the_spread_of_its_leaf() -> None:
     np.testing.assert_array_equal(drawn["b"], jnp.zeros(3))
 
 
+@pytest.mark.slow
 def test_alignment_undoes_a_shuffle_and_changes_no_output() -> None:
     task = network_task("breast_cancer", units=3, epochs=4)
     problem = task.pose(jax.random.key(0))

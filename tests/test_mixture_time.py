@@ -130,6 +130,7 @@ def test_a_training_step_is_the_gradient_and_the_update():
 
 
 @pytest.mark.usefixtures("quick_variants")
+@pytest.mark.slow
 def test_the_share_is_of_a_training_step():
     training = mixture_time.Training(small_network, (6,))
     found = mixture_time.measure_training(training, 3, 1.0)

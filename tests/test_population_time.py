@@ -29,6 +29,7 @@ from tests.commands import assert_refused, call
 SMALL = "--sides 8 --hidden 4 --populations 2 --batch-size 650 --epochs 2 --rounds 2"
 
 
+@pytest.mark.slow
 def test_command_writes_records_and_tables(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

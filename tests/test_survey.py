@@ -88,6 +88,7 @@ def invented(task: Task, problem: Problem) -> dict[str, Any]:
     return {"config": task.config(problem), "results": results}
 
 
+@pytest.mark.slow
 def test_all_pictures_are_drawn(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
