@@ -58,6 +58,14 @@ from optabs.evolution.state import Evolution as Evolution, GadamState as GadamSt
 from optabs.evolution.units import vmapped as vmapped
 from optabs import genetics as genetics
 
+# Storage: any optimizer's state in fewer bits
+from optabs.storage.narrow_state import (
+    NarrowState as NarrowState,
+    decode_state as decode_state,
+    encode_state as encode_state,
+    narrow_state as narrow_state,
+)
+
 # Training
 from optabs import losses as losses
 from optabs.initializers import normal_like as normal_like

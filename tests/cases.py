@@ -38,6 +38,7 @@ class Case:
     without_value: bool = True  # update works without value=
     full_width: bool = True  # state is kept in promote_types(dtype, float32)
     passes_nan: bool = True  # a NaN gradient reaches the updates
+    error: float = 0.0  # quantised: what rounding the state may change, relative
 
     def make(self, learning_rate: Any = None, **numbers: Any) -> Any:
         rate = self.rate if learning_rate is None else learning_rate
@@ -305,4 +306,35 @@ MIXTURES = [
     Case("dao_e_paper", _dao_e_paper, 0.03, 1e-3, **_MIXTURE),
 ]
 
-CASES = NAMED + OPTIONS + WORDS + MIXTURES
+# Narrow states, of leaves as small as those of the checks.
+
+
+def _narrow(
+    learning_rate: optax.ScalarOrSchedule,
+    codecs: Mapping[str, str] | None = None,
+    eps: float = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    inner = optabs.adam_abs(learning_rate, eps=eps)
+    return optabs.narrow_state(inner, codecs, block_size=2, min_size=1)
+
+
+def _quantised(name: str, error: float, codecs: Mapping[str, str] | None = None) -> Case:
+    return Case(
+        name,
+        _narrow,
+        0.1,
+        1e-3,
+        options={"codecs": codecs},
+        moments=_ADAM,
+        full_width=False,
+        error=error,
+        covers=("narrow_state",),
+    )
+
+
+NARROW = [
+    _quantised("narrow_8", 0.1),
+    _quantised("narrow_bfloat16", 0.03, {"mu": "bfloat16", "nu": "bfloat16"}),
+]
+
+CASES = NAMED + OPTIONS + WORDS + MIXTURES + NARROW

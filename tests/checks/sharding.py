@@ -27,7 +27,7 @@ def _mesh(kind: AxisType) -> Mesh:
 
 def _host_params() -> dict[str, np.ndarray]:
     random = np.random.default_rng(50)
-    shapes = {"w": (8, 4), "b": (6,), "whole": (3,)}
+    shapes = {"w": (8, 4), "b": (12,), "whole": (3,)}
     return {name: random.normal(size=shape).astype("f4") for name, shape in shapes.items()}
 
 

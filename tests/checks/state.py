@@ -21,7 +21,9 @@ from trees import (
     step,
 )
 
+import optabs
 from checks.registry import check
+from optabs.storage.codecs import is_node
 
 
 @check()
@@ -84,6 +86,7 @@ def check_donation(case: Case) -> None:
 def check_moments_are_found(case: Case) -> None:
     optimizer = case.make()
     _, state = run(case, optimizer)
+    state = optabs.decode_state(state)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params())]
     for name in {"mu", "nu", "nu_max", *case.moments}:
         found = [value for _, value in optax.tree.get_all_with_path(state, name)]
@@ -107,9 +110,15 @@ def check_params_in_state_are_mapped(case: Case) -> None:
     marked = optax.tree.map_params(
         optimizer, lambda _: "parameter", state, transform_non_params=lambda _: "other"
     )
-    found = jax.tree.leaves(marked)
+    found = [_mark(leaf) for leaf in jax.tree.leaves(marked, is_leaf=is_node)]
     each = len(jax.tree.leaves(params()))
     assert found.count("parameter") == each * sum(case.moments.values())
+
+
+def _mark(leaf: Any) -> Any:
+    """What a leaf is, or all parts of an encoded one are."""
+    (mark,) = set(leaf) if is_node(leaf) else {leaf}
+    return mark
 
 
 @check()

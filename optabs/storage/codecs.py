@@ -1,0 +1,228 @@
+"""How one array is kept in 16 or 8 bits, and read again."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optabs.precision import widen
+from optabs.storage import maps
+from optabs.storage.blocks import joined, split
+from optabs.storage.boxes import boxed, unboxed
+from optabs.storage.rounding import bits, uniform
+
+FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0
+_BFLOAT16_MAX = 0x7F7F0000
+_INFINITY = 0x7F800000
+_HALVED = 16  # entries, or as many as remain: fewer and XLA's loops no longer fuse
+
+
+class Bfloat16(NamedTuple):
+    """The upper 16 bits of each float32."""
+
+    values: jax.Array  # bfloat16, like the parameter
+
+
+class Float16(NamedTuple):
+    """Signed numbers in float16."""
+
+    values: jax.Array  # float16, like the parameter
+
+
+class Float16Size(NamedTuple):
+    """Sizes in float16; above 0 they stay above 0."""
+
+    values: jax.Array  # float16, like the parameter
+
+
+class Int8Linear(NamedTuple):
+    """Signed numbers as shares of the largest one of their block, in equal steps."""
+
+    codes: jax.Array  # int8, like the parameter
+    scales: jax.Array  # float32, a block's largest size, along the last axis
+
+
+class Int8Square(NamedTuple):
+    """Likewise, in equal steps of the root of the share."""
+
+    codes: jax.Array  # int8, like the parameter
+    scales: jax.Array  # float32
+
+
+class Int8Float(NamedTuple):
+    """Likewise, in sixteen steps an octave."""
+
+    codes: jax.Array  # int8, like the parameter
+    scales: jax.Array  # float32
+
+
+class UInt8Linear(NamedTuple):
+    """Sizes as shares of the largest one of their block, in equal steps; no code is 0."""
+
+    codes: jax.Array  # uint8, like the parameter
+    scales: jax.Array  # float32
+
+
+class UInt8Square(NamedTuple):
+    """Likewise, in equal steps of the root of the share."""
+
+    codes: jax.Array  # uint8, like the parameter
+    scales: jax.Array  # float32
+
+
+class UInt8Fourth(NamedTuple):
+    """Likewise, in equal steps of the fourth root of the share."""
+
+    codes: jax.Array  # uint8, like the parameter
+    scales: jax.Array  # float32
+
+
+class UInt8Float(NamedTuple):
+    """Likewise, in sixteen steps an octave."""
+
+    codes: jax.Array  # uint8, like the parameter
+    scales: jax.Array  # float32
+
+
+class Codec(NamedTuple):
+    """A way of keeping an array."""
+
+    name: str
+    node: type[Any]  # what stands in the state
+    sizes: bool  # for denominators: nothing below 0
+    blocks: bool  # entries share a scale
+    encode: Callable[[jax.Array, int, jax.Array | None], Any]  # (array, block, salt) -> node
+    decode: Callable[[Any], jax.Array]  # node -> float32 array
+
+    def block(self, node: Any) -> int:
+        """The length of a node's blocks; 0 where there are none."""
+        if not self.blocks:
+            return 0
+        codes, scales = map(unboxed, node)
+        return int(codes.shape[-1] // scales.shape[-1])
+
+
+def _values(node: Any) -> jax.Array:
+    return node.values.astype(jnp.float32)
+
+
+def _to_bfloat16(value: jax.Array, block: int, salt: jax.Array | None) -> Bfloat16:
+    del block
+    word = jax.lax.bitcast_convert_type(value, jnp.uint32)
+    # The next number towards infinity is reached with the share that the rest has of a step.
+    added = jnp.uint32(0x8000) if salt is None else bits(value, salt) & 0xFFFF
+    up = (word + added) & jnp.uint32(0xFFFF0000)
+    sign, size = up & jnp.uint32(0x80000000), up & jnp.uint32(0x7FFFFFFF)
+    finite = sign | jnp.minimum(size, jnp.uint32(_BFLOAT16_MAX))
+    special = (word & jnp.uint32(_INFINITY)) == _INFINITY
+    chosen = jnp.where(special, _quiet(word), finite)
+    upper = (chosen >> 16).astype(jnp.uint16)
+    return Bfloat16(jax.lax.bitcast_convert_type(upper, jnp.bfloat16))
+
+
+def _quiet(word: jax.Array) -> jax.Array:
+    """A NaN whose upper half is one."""
+    is_nan = (word & jnp.uint32(0x7FFFFFFF)) > _INFINITY
+    return jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
+
+
+def _float16(value: jax.Array, salt: jax.Array | None) -> jax.Array:
+    """The nearest, or one of the two nearest numbers of float16, as float32."""
+    word = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(_INFINITY)
+    octave = jax.lax.bitcast_convert_type(word, jnp.float32)
+    step = jnp.maximum(octave * 2.0**-10, FLOAT16_STEP)
+    share = 0.5 if salt is None else uniform(value, salt)
+    rounded = jnp.floor(value / step + share) * step
+    rounded = jnp.clip(rounded, -FLOAT16_MAX, FLOAT16_MAX)
+    return jnp.where(jnp.isfinite(value), rounded, value)
+
+
+def _to_float16(value: jax.Array, block: int, salt: jax.Array | None) -> Float16:
+    del block
+    return Float16(_float16(value, salt).astype(jnp.float16))
+
+
+def _to_float16_size(value: jax.Array, block: int, salt: jax.Array | None) -> Float16Size:
+    del block
+    rounded = jnp.maximum(_float16(value, salt), FLOAT16_STEP)
+    kept = jnp.where(value == 0, 0.0, rounded)
+    return Float16Size(jnp.where(value < 0, jnp.nan, kept).astype(jnp.float16))
+
+
+def _largest(size: jax.Array) -> jax.Array:
+    """The largest of each block; NaN, which XLA's maximum may drop on a CPU, is above all."""
+    word = jax.lax.bitcast_convert_type(size, jnp.int32)  # in the order of the numbers
+    # Halves against halves are entry by entry, which XLA makes vectors of on a CPU.
+    while word.shape[-1] > _HALVED and word.shape[-1] % 2 == 0:
+        half = word.shape[-1] // 2
+        word = jnp.maximum(
+            jax.lax.slice_in_dim(word, 0, half, axis=-1),
+            jax.lax.slice_in_dim(word, half, 2 * half, axis=-1),
+        )
+    return jax.lax.bitcast_convert_type(jnp.max(word, axis=-1, keepdims=True), jnp.float32)
+
+
+def _block_codec(name: str, node: type[Any], codes: maps.Map, *, sizes: bool) -> Codec:
+    """Shares of each block's largest entry, rounded to neighbouring codes."""
+    kind = jnp.uint8 if sizes else jnp.int8
+
+    def encode(value: jax.Array, block: int, salt: jax.Array | None) -> Any:
+        parts = split(value, block)
+        # What is below 0 has no code: its block becomes NaN.
+        size = jnp.abs(jnp.where(parts < 0, jnp.nan, parts) if sizes else parts)
+        scale = _largest(size)
+        share = jnp.where(size == scale, 1.0, size / scale)
+        low = jnp.clip(jnp.floor(codes.code(share)), 0, codes.last - 1)
+        below, above = codes.share(low), codes.share(low + 1)
+        part = 0.5 if salt is None else uniform(parts, salt)
+        code = low + (share - below > part * (above - below)).astype(jnp.float32)
+        if not sizes:
+            code = jnp.where(parts < 0, -code, code)
+        return node(joined(code.astype(kind)), scale[..., 0])
+
+    def decode(node: Any) -> jax.Array:
+        block = node.codes.shape[-1] // node.scales.shape[-1]
+        parts = split(node.codes, block).astype(jnp.float32)
+        share = codes.share(jnp.abs(parts))
+        if not sizes:
+            share = jnp.where(parts < 0, -share, share)
+        return joined(share * node.scales[..., None])
+
+    return Codec(name, node, sizes, True, encode, decode)
+
+
+_ALL = (
+    Codec("bfloat16", Bfloat16, False, False, _to_bfloat16, _values),
+    Codec("float16", Float16, False, False, _to_float16, _values),
+    Codec("float16_size", Float16Size, True, False, _to_float16_size, _values),
+    _block_codec("int8_linear", Int8Linear, maps.power(1, zero=True, last=127), sizes=False),
+    _block_codec("int8_square", Int8Square, maps.power(2, zero=True, last=127), sizes=False),
+    _block_codec("int8_float", Int8Float, maps.floating(zero=True, last=127), sizes=False),
+    _block_codec("uint8_linear", UInt8Linear, maps.power(1, zero=False, last=255), sizes=True),
+    _block_codec("uint8_square", UInt8Square, maps.power(2, zero=False, last=255), sizes=True),
+    _block_codec("uint8_fourth", UInt8Fourth, maps.power(4, zero=False, last=255), sizes=True),
+    _block_codec("uint8_float", UInt8Float, maps.floating(zero=False, last=255), sizes=True),
+)
+CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
+ALIASES: Mapping[str, str] = {"int8": "int8_square", "uint8": "uint8_fourth"}  # measured
+BY_NODE: Mapping[type[Any], Codec] = {codec.node: codec for codec in _ALL}
+
+
+def is_node(value: Any) -> bool:
+    """Whether it is an encoded array."""
+    return type(value) in BY_NODE
+
+
+def decode(value: Any) -> Any:
+    """The array of a node, in the box that the node's parts are in; all else as it is."""
+    if not is_node(value):
+        return value
+    parts = type(value)(*map(unboxed, value))
+    return boxed(BY_NODE[type(value)].decode(parts), like=value[0])
+
+
+def encode(codec: Codec, value: Any, block: int, salt: jax.Array | None) -> Any:
+    """The node of an array, its parts in the box that the array is in."""
+    node = codec.encode(widen(unboxed(value)), block, salt)
+    return codec.node(*(boxed(part, like=value) for part in node))

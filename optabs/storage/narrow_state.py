@@ -1,0 +1,307 @@
+"""Any optimizer's state in 16 or 8 bits between its steps."""
+
+import functools
+import itertools
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from optabs.precision import full_precision
+from optabs.storage import choice
+from optabs.storage.boxes import is_box, unboxed
+from optabs.storage.choice import Choice
+from optabs.storage.codecs import BY_NODE, decode, encode, is_node
+from optabs.storage.fields import Parameters
+from optabs.storage.rounding import mixed, salted
+
+VERSION = "1"  # of what the codes mean
+
+
+class NarrowState(NamedTuple):
+    """State of `narrow_state`."""
+
+    format: jax.Array  # uint32 []: a sum over VERSION and the leaves' codecs
+    draws: jax.Array  # uint32 []: what the next rounding depends on
+    inner: optax.OptState  # the transformation's own; encoded leaves are NamedTuples
+
+
+def narrow_state(
+    transformation: optax.GradientTransformation,
+    codecs: Mapping[str, str] | Callable[[str, Any], str | None] | None = None,
+    *,
+    keep: Sequence[str] = (),
+    block_size: int = 64,
+    min_size: int = 4096,
+    seed: ArrayLike = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps an optimizer's moments in 8 or 16 bits; inside of a step they are float32.
+
+    Each update decodes the moments, runs the transformation in full precision and encodes
+    its new moments,
+
+    .. math:: s_t = \mathrm{encode}\bigl(f(g_t, \mathrm{decode}(s_{t-1}))\bigr)
+
+    so a step computes what it always does, from moments that are rounded once a step. Of a
+    state's fields `mu`, `trace` and `m` are signed and `nu`, `v` and `sum_of_squares` are
+    denominators; all others, such as counts, copies of weights and sums of gradients, stay
+    as they are unless `codecs` names them.
+
+    ==================  =====  ===================================================
+    codec               bytes  an entry
+    ==================  =====  ===================================================
+    `"bfloat16"`        2      its upper 16 bits
+    `"float16"`         2      in float16; a denominator above 0 stays above 0
+    `"int8"`            1      the default for signed moments, `"int8_square"`
+    `"int8_linear"`     1      a share of its block's largest size, in equal steps
+    `"int8_square"`     1      in equal steps of the share's root
+    `"int8_float"`      1      in 16 steps an octave, and 0
+    `"uint8"`           1      the default for denominators, `"uint8_fourth"`
+    `"uint8_linear"`    1      like `"int8_linear"`, without a code for 0
+    `"uint8_square"`    1      like `"int8_square"`, without a code for 0
+    `"uint8_fourth"`    1      in equal steps of the share's fourth root
+    `"uint8_float"`     1      in 16 steps an octave, without a code for 0
+    `"float32"`         4      as it is
+    ==================  =====  ===================================================
+
+    A codec of 8 bits adds a float32 for each block, which runs along the last axis and
+    never crosses from one device to another: its length is the largest divisor of a
+    shard's extent up to `block_size`. Encoding sends nothing. A block of zeros stays one.
+    A NaN or an infinity becomes one for all of its block.
+
+    Rounding is stochastic: up or down with the probabilities that keep the mean, since a
+    slow average that is rounded to nearest never moves. The numbers that decide are
+    hashes of a counter and of the entry's index, so a run repeats, under any sharding.
+
+    Args:
+      transformation: any optax transformation; chains and wrappers may be inside or around.
+      codecs: names of codecs by the fields of the state, added to the defaults; or a
+        function (path, shape) -> name or None, which decides for every leaf, where path is
+        the leaf's place in the state as :func:`jax.tree_util.keystr` writes it and shape a
+        :class:`jax.ShapeDtypeStruct`.
+      keep: names of parameters, or of parts of a model, whose moments stay float32.
+      block_size: entries that share a scale, 2 or more. Leaves whose shards allow no block
+        of 16 (or of `block_size`, if that is less) stay float32.
+      min_size: leaves with fewer entries stay float32.
+      seed: of the rounding, a whole number; it may be traced.
+
+    Returns:
+      The same transformation. Its state is a pytree of arrays: `inner` is the
+      transformation's, where an encoded leaf is a NamedTuple of its codes and scales.
+      Moments that are complex, whole numbers or float64 stay as they are, with a warning.
+
+    Raises:
+      ValueError: for an unknown codec, one that cannot hold the field, a block size below
+        2, and, in an update, for a state that another choice of codecs has made. Where the
+        state's values cannot be read, inside of jit, wrongly restored ones become NaN.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optabs
+      >>> optimizer = optabs.narrow_state(optabs.adam_abs(1e-3))
+      >>> params = {"w": jnp.zeros((64, 128)), "b": jnp.zeros(128)}
+      >>> state = optimizer.init(params)
+      >>> grads = {"w": jnp.ones((64, 128)), "b": jnp.ones(128)}
+      >>> updates, state = optimizer.update(grads, state, params)
+      >>> moment = optax.tree.get(state, "nu")
+      >>> [part.dtype.name for part in moment["w"]], moment["b"].dtype.name
+      (['uint8', 'float32'], 'float32')
+
+    Source: the blocks and codes of Dettmers et al., arXiv 2110.02861; companded groups of
+    32 in FlashOptim, arXiv 2602.23349; stochastic rounding of averages, measured in
+    benchmarks/results/codecs.
+    """
+    asked = choice.checked(codecs, keep, block_size, min_size)
+    inner = full_precision(transformation)
+
+    def init_fn(params: optax.Params) -> NarrowState:
+        state = _encoded_anew(inner.init(params), params, asked)
+        draws = mixed(jnp.asarray(seed).astype(jnp.uint32))
+        return NarrowState(jnp.uint32(_format(state)), draws, state)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: NarrowState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, NarrowState]:
+        _check_state(state, updates, asked)
+        wide = decode_state(state)
+        new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
+        encoded = _encoded_like(new_inner, state.inner, state.draws)
+        return new_updates, NarrowState(state.format, state.draws + jnp.uint32(1), encoded)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def decode_state(state: optax.OptState) -> optax.OptState:
+    """The state without `narrow_state`: every NarrowState in it becomes its inner state.
+
+    Args:
+      state: of any nesting of transformations.
+
+    Returns:
+      The same state as the transformations without `narrow_state` have, moments in float32.
+
+    Raises:
+      ValueError: if arrays of another format stand in a state.
+
+    Examples:
+      >>> import jax.numpy as jnp, optabs
+      >>> narrow = optabs.narrow_state(optabs.adam(1e-3), min_size=16)
+      >>> state = narrow.init(jnp.ones(32))
+      >>> wide = optabs.decode_state(state)  # continues with optabs.adam(1e-3)
+      >>> _ = optabs.adam(1e-3).update(jnp.ones(32), wide)
+    """
+
+    def of_node(node: Any) -> Any:
+        if not isinstance(node, NarrowState):
+            return node
+        right = _is_right(node)
+        return jax.tree.map(
+            lambda leaf: _poisoned(decode(leaf), right) if is_node(leaf) else leaf,
+            node.inner,
+            is_leaf=is_node,
+        )
+
+    return jax.tree.map(of_node, state, is_leaf=_is_narrow)
+
+
+def encode_state(state: optax.OptState, like: optax.OptState) -> optax.OptState:
+    """A state of full precision, encoded as another one is; the way to change codecs.
+
+    Args:
+      state: of the transformations without `narrow_state`, as `decode_state` gives it.
+      like: a state with the wanted codecs, such as that of a new `init`.
+
+    Returns:
+      The numbers of `state`, rounded once, in the form of `like`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optabs
+      >>> old = optabs.narrow_state(optabs.adam_abs(1e-3), min_size=16)
+      >>> new = optabs.narrow_state(optabs.adam_abs(1e-3), {"nu": "bfloat16"}, min_size=16)
+      >>> params = jnp.ones(32)
+      >>> _, state = old.update(jnp.ones(32), old.init(params))
+      >>> state = optabs.encode_state(optabs.decode_state(state), new.init(params))
+      >>> optax.tree.get(state, "nu").values.dtype.name
+      'bfloat16'
+    """
+
+    def of_node(node: Any, own: Any) -> Any:
+        if not isinstance(node, NarrowState):
+            return own
+        return node._replace(inner=_encoded_like(own, node.inner, node.draws))
+
+    return jax.tree.map(of_node, like, state, is_leaf=_is_narrow)
+
+
+def _is_narrow(node: Any) -> bool:
+    return isinstance(node, NarrowState)
+
+
+def _encoded_anew(state: optax.OptState, params: Any, asked: Choice) -> optax.OptState:
+    """Encodes a new state as it is asked for."""
+    parameters = Parameters(params)
+    alone: list[str] = []
+
+    def encoded(path: Any, value: Any) -> Any:
+        leaf = unboxed(value)
+        place = parameters.place(path, leaf.shape)
+        if asked.left_alone(place, leaf):
+            alone.append(f"{place.path} ({leaf.dtype})")
+        codec = asked.wanted(place, leaf)
+        block = None if codec is None else asked.block(codec, place, leaf)
+        if codec is None or block is None:
+            return value
+        made = functools.partial(encode, codec, block=block, salt=None)
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.eval_shape(made, value)
+        # New moments are constants, which XLA would fold through the codec while compiling.
+        return made(jax.tree.map(jax.lax.optimization_barrier, value))
+
+    made = jax.tree_util.tree_map_with_path(encoded, state, is_leaf=is_box)
+    if alone:
+        warnings.warn(
+            f"narrow_state leaves {', '.join(alone)} as it is: codecs are for real numbers of "
+            "32 bits or fewer; name the parameter in keep to have this said no more.",
+            stacklevel=4,
+        )
+    return made
+
+
+def _encoded_like(state: optax.OptState, like: optax.OptState, draws: jax.Array) -> Any:
+    """Encodes a state as an encoded one is, rounding by the counter."""
+    indices = itertools.count()
+
+    def encoded(node: Any, value: Any) -> Any:
+        index = next(indices)
+        if not is_node(node):
+            return value
+        codec = BY_NODE[type(node)]
+        return encode(codec, value, codec.block(node), salted(draws, index))
+
+    return jax.tree.map(encoded, like, state, is_leaf=is_node)
+
+
+def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
+    """Raises where the state was made by another choice of codecs."""
+    if not isinstance(state, NarrowState):
+        raise ValueError(
+            f"state is a {type(state).__name__}, which narrow_state has not made; pass the "
+            "state of its init, or encode one with optabs.encode_state."
+        )
+    parameters = Parameters(updates)
+    leaves = jax.tree_util.tree_leaves_with_path(
+        state.inner, is_leaf=lambda node: is_node(node) or is_box(node)
+    )
+    for path, node in leaves:
+        values = unboxed(node[0] if is_node(node) else node)
+        place = parameters.place(path, values.shape)
+        dtype = jnp.float32 if is_node(node) else values.dtype
+        wanted = asked.wanted(place, jax.ShapeDtypeStruct(values.shape, dtype))
+        kept = BY_NODE[type(node)] if is_node(node) else None
+        narrower = kept is None and wanted is not None and wanted.blocks  # no block fits
+        if kept != wanted and not narrower:
+            raise ValueError(
+                f"state keeps {place.path} as {_name(kept)}, but codecs gives it "
+                f"{_name(wanted)}; convert it with optabs.encode_state("
+                "optabs.decode_state(state), like=optimizer.init(params))."
+            )
+    _is_right(state)
+
+
+def _is_right(state: NarrowState) -> Any:
+    """Whether the arrays are of the format that their places say: bool, perhaps traced."""
+    wanted, given = _format(state.inner), state.format
+    if isinstance(given, jax.core.Tracer) or not getattr(given, "is_fully_addressable", True):
+        return given == jnp.uint32(wanted)
+    for each in np.unique(np.asarray(given)):  # several where states are stacked
+        if each != wanted:
+            raise ValueError(
+                f"state has the format {each:#x}, but its codecs are those of {wanted:#x}; "
+                "restore a checkpoint into the state of the same narrow_state that wrote it, "
+                "and then convert it with optabs.decode_state and optabs.encode_state."
+            )
+    return True
+
+
+def _poisoned(value: Any, right: Any) -> Any:
+    """An array, in its box; all NaN unless it was read right."""
+    return jax.tree.map(lambda array: jnp.where(right, array, jnp.nan), value)
+
+
+def _format(state: optax.OptState) -> int:
+    """A sum over the version and the codecs of all leaves."""
+    nodes = jax.tree.leaves(state, is_leaf=is_node)
+    names = [_name(BY_NODE[type(node)]) if is_node(node) else "-" for node in nodes]
+    return zlib.crc32(" ".join([VERSION, *names]).encode())
+
+
+def _name(codec: Any) -> str:
+    return "float32" if codec is None else str(codec.name)

@@ -1,0 +1,107 @@
+"""What narrow_state refuses, in one sentence, and what it says."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint
+import pytest
+
+import optabs
+
+PARAMS = {"w": jnp.ones((64, 128))}
+GRADS = {"w": jnp.full((64, 128), 0.5)}
+
+
+def narrow(codecs: Any = None, **options: Any) -> Any:
+    return optabs.narrow_state(optabs.adam_abs(1e-3), codecs, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        (({"mu": "int4"},), {}, "codecs gives mu 'int4'; choose from 'float32', 'int8',"),
+        (({"mu": 8},), {}, "codecs gives mu 8; choose from"),
+        (("int8",), {}, "codecs is 'int8', a str; pass a mapping (field -> codec) or"),
+        (({"nu": "int8"},), {}, "gives nu 'int8', which rounds small denominators to 0;"),
+        (({"mu": "uint8"},), {}, "gives mu 'uint8', which has nothing below 0;"),
+        ((), {"block_size": 1}, "block_size is 1; pass a whole number, 2 or more."),
+        ((), {"block_size": 64.0}, "block_size is 64.0; pass a whole number, 2 or more."),
+        ((), {"min_size": -1}, "min_size is -1; pass a whole number, 0 or more."),
+        ((), {"keep": "head"}, "keep is 'head', one string; pass a sequence of names."),
+    ],
+)
+def test_refused_at_construction(
+    arguments: tuple[Any, ...], options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        narrow(*arguments, **options)
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_a_function_that_names_no_codec_is_refused_at_init() -> None:
+    with pytest.raises(ValueError, match="codecs gives mu 'wide'; choose from"):
+        narrow(lambda path, shape: "wide").init(PARAMS)
+
+
+def test_a_state_of_other_codecs_is_refused() -> None:
+    state = narrow({"mu": "bfloat16"}).init(PARAMS)
+    for update in (narrow().update, jax.jit(narrow().update)):
+        with pytest.raises(ValueError, match=r"as bfloat16, but codecs gives it int8_square;"):
+            update(GRADS, state, PARAMS)
+    with pytest.raises(ValueError, match=r"as float32, but codecs gives it bfloat16;"):
+        narrow({"nu": "bfloat16"}).update(
+            GRADS, narrow({"nu": "float32"}).init(PARAMS), PARAMS
+        )
+    with pytest.raises(ValueError, match="which narrow_state has not made; pass"):
+        narrow().update(GRADS, optabs.adam_abs(1e-3).init(PARAMS), PARAMS)
+
+
+def test_a_checkpoint_of_other_codecs_is_never_silently_wrong() -> None:
+    """Codes of one map restored into the places of another have the same shapes."""
+    old, new = narrow({"nu": "uint8_linear"}), narrow({"nu": "uint8_square"})
+    _, state = old.update(GRADS, old.init(PARAMS), PARAMS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, state)
+            checkpointer.wait_until_finished()
+            restored = checkpointer.restore(path, jax.eval_shape(new.init, PARAMS))
+            same = checkpointer.restore(path, jax.eval_shape(old.init, PARAMS))
+    for read in (optabs.decode_state, lambda state: new.update(GRADS, state, PARAMS)):
+        with pytest.raises(ValueError, match="state has the format 0x") as error:
+            read(restored)
+        assert "\n" not in str(error.value)
+    updates, _ = jax.jit(new.update)(GRADS, restored, PARAMS)
+    assert np.all(np.isnan(updates["w"]))
+    updates, _ = jax.jit(old.update)(GRADS, same, PARAMS)
+    assert np.all(np.isfinite(updates["w"]))
+    # The way that works: read by what wrote it, then encode.
+    moved = optabs.encode_state(optabs.decode_state(same), new.init(PARAMS))
+    after, _ = new.update(GRADS, moved, PARAMS)
+    np.testing.assert_allclose(after["w"], updates["w"], rtol=0.05)
+
+
+def test_complex_moments_are_left_alone_and_it_says_so() -> None:
+    params = {"c": jnp.ones((64, 128), jnp.complex64), **PARAMS}
+    with pytest.warns(UserWarning, match=r"narrow_state leaves .*\['c'\] \(complex64\)"):
+        state = narrow().init(params)
+    assert state.inner[0].numerator.mu["c"].dtype == jnp.complex64
+    updates, _ = narrow().update(params, state, params)
+    assert updates["c"].dtype == jnp.complex64
+    quiet = narrow(keep=["c"]).init(params)
+    assert quiet.inner[0].denominator.nu["c"].dtype == jnp.float32
+
+
+def test_a_nan_stays_in_its_block() -> None:
+    grads = {"w": GRADS["w"].at[3, 5].set(jnp.nan)}
+    optimizer = narrow()
+    _, state = jax.jit(optimizer.update)(grads, optimizer.init(PARAMS), PARAMS)
+    nu = np.asarray(optabs.decode_state(state)[0].denominator.nu["w"])
+    assert np.all(np.isnan(nu[3, :64]))
+    assert np.isfinite(nu).sum() == nu.size - 64
