@@ -5,6 +5,7 @@ import sys
 import typer
 
 from benchmarks.arguments import ArgumentError
+from benchmarks.codecs import codecs
 from benchmarks.dao_e.command import dao_e
 from benchmarks.data import DataError
 from benchmarks.epoch_time import epoch_time
@@ -31,6 +32,7 @@ for command in (
     epoch_time,
     fit_time,
     population_time,
+    codecs,
 ):
     app.command(command.__name__)(command)
 

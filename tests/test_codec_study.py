@@ -1,0 +1,86 @@
+"""The study of codecs: exact averages, their errors, and the tables."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from commands import assert_refused, call
+
+from benchmarks import averages, codecs, store
+from benchmarks.averages import Kept, Setting
+
+SETTING = Setting("mean_size", "normal", 0.9, 1.0)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(averages, "COORDINATES", 128)
+
+
+@pytest.mark.usefixtures("few")
+def test_the_exact_average_is_that_of_the_gradients() -> None:
+    kept = (Kept("bfloat16", "stochastic", 0),)
+    exact, old, now, before = averages.simulated(SETTING, kept, 2)
+    assert exact.shape == old.shape == (2, 128)
+    assert now.shape == before.shape == (1, 2, 128)
+    # After 300 steps at 0.9 the mean size of a normal number, per coordinate's scale.
+    scaled = exact / np.asarray(averages._scales(SETTING, 2))
+    assert scaled.mean() == pytest.approx((2 / np.pi) ** 0.5, rel=0.05)
+    np.testing.assert_allclose(now[0], exact, rtol=0.05)
+
+
+@pytest.mark.usefixtures("few")
+def test_errors_are_those_of_the_codec() -> None:
+    kept = [Kept("bfloat16", "nearest", 0), Kept("uint8_linear", "nearest", 32)]
+    found = averages.measured(SETTING, kept, 3)
+    assert list(found) == ["bfloat16, nearest", "uint8_linear, 32, nearest"]
+    for errors in found.values():
+        assert {len(values) for values in errors.values()} == {3}
+    assert 0 < np.mean(found["bfloat16, nearest"]["median_error"]) < 0.01
+    worse = found["uint8_linear, 32, nearest"]["median_error"]
+    assert np.mean(worse) > 2 * np.mean(found["bfloat16, nearest"]["median_error"])
+
+
+@pytest.mark.usefixtures("few")
+def test_a_frozen_average_is_seen() -> None:
+    """To nearest in bfloat16 a mean that is steady in the end stood still on its way there."""
+    slow = Setting("mean_square", "sparse", 0.999, 0.0)
+    kept = [Kept("bfloat16", rounding, 0) for rounding in averages.ROUNDINGS]
+    found = averages.measured(slow, kept, 2)
+    nearest, stochastic = (np.mean(each["median_error"]) for each in found.values())
+    assert nearest > 10 * stochastic
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_command_writes_records_tables_and_a_picture(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (averages, codecs):
+        monkeypatch.setattr(module, "DECAYS", (0.9,))
+        monkeypatch.setattr(module, "SPREADS", (0.0, 1.0))
+        monkeypatch.setattr(
+            module, "GRADIENTS", {"student_t4": averages.GRADIENTS["student_t4"]}
+        )
+    line = f"codecs --statistics mean_size,mean --blocks 32 --seeds 2 --out {tmp_path}"
+    assert call(monkeypatch, line) == 0
+    records = list((tmp_path / "runs").glob("*.json"))
+    assert len(records) == 4
+    assert set(store.read_json(records[0])) == {"config", "results", "environment"}
+    text = (tmp_path / "codecs.md").read_text()
+    for part in ("mean of |g|", "uint8_fourth, 32, stochastic", "mean of g,", "int8_square"):
+        assert part in text
+    assert "decay 0.9" in (tmp_path / "details.md").read_text()
+    assert (tmp_path / "codecs.png").stat().st_size > 1000
+
+
+def test_bad_arguments_end_in_one_sentence(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, sentence in (
+        ("--statistics median", "statistics is 'median'; choose from mean_size,"),
+        ("--blocks x", "blocks is 'x'; pass whole numbers above 0"),
+        ("--blocks 48", "blocks has 48, which does not divide 2048; pass others."),
+        ("--seeds 0", "seeds is 0; pass a whole number above 0."),
+    ):
+        assert_refused(f"codecs {options}", sentence, tmp_path, monkeypatch, capsys)
