@@ -2,19 +2,17 @@
 
 import math
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 import typer
 from rich.progress import track
 
-import optabs
 from benchmarks import mixture_time, report, store, timing
-from benchmarks.arguments import ArgumentError, names_of, positive
-from benchmarks.steady_rules import RULES
+from benchmarks.arguments import ArgumentError, choice_of, names_of, positive
+from benchmarks.contests import CONTESTS, FULL, STATES, Contest, contests_of
 from benchmarks.timing import MODES
 
 if TYPE_CHECKING:
@@ -22,70 +20,7 @@ if TYPE_CHECKING:
 
 RESULTS = pathlib.Path("runs/step_time")
 SIZES = f"1e4,1e5,1e6,1.6e7,1e8,{timing.RESNET}"
-RATE = 1e-3
 COPY = "copy"  # of as many bytes as the optimizer has to move
-
-Maker = Callable[[], optax.GradientTransformation]
-
-
-class Contest(NamedTuple):
-    """An optimizer and what it is compared with."""
-
-    ours: Maker
-    rivals: Mapping[str, Maker]  # optax's optimizer first
-    same_rule: bool = True  # as the first rival
-
-
-def _adagrad() -> optax.GradientTransformation:
-    return optabs.adagrad(RATE, eps=0.0, eps_root=1e-7)  # where optax.adagrad has its eps
-
-
-# Each optax optimizer with the arguments that make it the same rule.
-_PARENTS: dict[str, Maker] = {
-    "sgd": lambda: optax.sgd(RATE),
-    "momentum": lambda: optax.sgd(0.1 * RATE, momentum=0.9),
-    "nag": lambda: optax.sgd(0.1 * RATE, momentum=0.9, nesterov=True),
-    "adagrad": lambda: optax.adagrad(RATE, initial_accumulator_value=0.0),
-    "rmsprop": lambda: optax.rmsprop(RATE, eps_in_sqrt=False),
-    "adadelta": lambda: optax.adadelta(RATE),
-    "adam": lambda: optax.adam(RATE),
-    "adamw": lambda: optax.adamw(RATE),
-    "nadam": lambda: optax.nadam(RATE),
-    "amsgrad": lambda: optax.amsgrad(RATE),
-}
-_OURS: dict[str, Maker] = {
-    "sgd": lambda: optabs.sgd(RATE),
-    "momentum": lambda: optabs.momentum(RATE),
-    "nag": lambda: optabs.nag(RATE),
-    "adagrad": _adagrad,
-    "rmsprop": lambda: optabs.rmsprop(RATE),
-    "adadelta": lambda: optabs.adadelta(RATE),
-    "adam": lambda: optabs.adam(RATE),
-    "adamw": lambda: optabs.adamw(RATE),
-    "nadam": lambda: optabs.nadam(RATE),
-    "amsgrad": lambda: RULES["adam, max"](RATE),
-}
-_ABSOLUTE: dict[str, tuple[str, Maker]] = {
-    "adagrad_abs": ("adagrad", lambda: optabs.adagrad_abs(RATE)),
-    "rmsprop_abs": ("rmsprop", lambda: optabs.rmsprop_abs(RATE)),
-    "adadelta_abs": ("adadelta", lambda: optabs.adadelta_abs(RATE)),
-    "adam_abs": ("adam", lambda: optabs.adam_abs(RATE)),
-    "adam_abs_steady": ("adam", lambda: optabs.adam_abs(RATE, steady=True)),
-    "adamw_abs": ("adamw", lambda: optabs.adamw_abs(RATE)),
-    "nadam_abs": ("nadam", lambda: optabs.nadam_abs(RATE)),
-}
-CONTESTS: dict[str, Contest] = {
-    # optax.nadam corrects its average one step ahead; see optabs.nadam.
-    name: Contest(ours, {f"optax.{name}": _PARENTS[name]}, same_rule=name != "nadam")
-    for name, ours in _OURS.items()
-} | {
-    name: Contest(
-        ours,
-        {f"optax.{parent}": _PARENTS[parent], f"optabs.{parent}": _OURS[parent]},
-        same_rule=False,
-    )
-    for name, (parent, ours) in _ABSOLUTE.items()
-}
 
 
 def measure(
@@ -148,6 +83,9 @@ def step_time(
             help=f"all, or some of {', '.join(CONTESTS)}; or {mixture_time.DAO_E}",
         ),
     ] = "all",
+    state: Annotated[
+        str, typer.Option(help=f"how moments are kept: {FULL} or {', '.join(STATES)}")
+    ] = FULL,
     rounds: Annotated[int, typer.Option(help="measurements of each contender, in turns")] = 15,
     seconds: Annotated[
         float, typer.Option(help="per comparison; after these, only 3 rounds are completed")
@@ -165,7 +103,9 @@ def step_time(
     names = (
         list(CONTESTS) if optimizers == "all" else names_of(optimizers, "optimizers", known)
     )
-    contests = [name for name in names if name in CONTESTS]
+    choice_of(state, "state", (FULL, *STATES))
+    ending = "" if state == FULL else f"_{state}"
+    contests = [name + ending for name in names if name in CONTESTS]
     shapes, mixture_shapes = (
         timing.shapes_of(default if sizes is None else sizes)
         for default in (SIZES, mixture_time.SIZES)
@@ -175,13 +115,15 @@ def step_time(
         raise ArgumentError(f"seconds is {seconds}; pass a number above 0.")
     store.prepare_folder(out)
     if contests:
-        _report(_contests(contests, shapes, rounds, seconds, out), out)
+        known_here = contests_of(state)
+        chosen = {name: known_here[name] for name in contests}
+        _report(_contests(chosen, shapes, rounds, seconds, out), chosen, out)
     if mixture_time.DAO_E in names:
         mixture_time.time_mixture(mixture_shapes, rounds, seconds, out)
 
 
 def _contests(
-    names: list[str],
+    contests: Mapping[str, Contest],
     shapes: Mapping[str, list[tuple[int, ...]]],
     rounds: int,
     seconds: float,
@@ -189,10 +131,10 @@ def _contests(
 ) -> "Results":
     environment = store.environment()
     results: dict[str, dict[str, Any]] = {size: {} for size in shapes}
-    cells = [(size, name) for size in shapes for name in names]
+    cells = [(size, name) for size in shapes for name in contests]
     for size, name in track(cells, description="step_time"):
         config = {"size": size, "optimizer": name, "rounds": rounds, "seconds": seconds}
-        found = measure(CONTESTS[name], name, shapes[size], rounds, seconds)
+        found = measure(contests[name], name, shapes[size], rounds, seconds)
         results[size][name] = found
         record = {"config": config, "results": found, "environment": environment}
         store.write_json(timing.record_path(out, size, name), record)
@@ -203,8 +145,9 @@ def _contests(
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-def _report(results: Results, out: pathlib.Path) -> None:
-    tables = [_cost_table(results), *(_ratio_table(results, mode) for mode in MODES)]
+def _report(results: Results, contests: Mapping[str, Contest], out: pathlib.Path) -> None:
+    tables = [_cost_table(results)]
+    tables += [_ratio_table(results, contests, mode) for mode in MODES]
     tables += [_copy_table(results, mode) for mode in MODES]
     counted = "counts" if timing.roots_are_transcendental() else "does not count"
     note = (
@@ -245,10 +188,10 @@ def _cost_table(results: Results) -> report.Table:
     )
 
 
-def _ratio_table(results: Results, mode: str) -> report.Table:
+def _ratio_table(results: Results, contests: Mapping[str, Contest], mode: str) -> report.Table:
     rows = []
     for name in next(iter(results.values())):
-        for rival in CONTESTS[name].rivals:
+        for rival in contests[name].rivals:
             found = [results[size][name][mode]["ratio"][rival] for size in results]
             rows.append([f"{name} / {rival}", *(str(timing.Spread(**x)) for x in found)])
     return report.Table(

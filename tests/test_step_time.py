@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import optabs
 from benchmarks import epoch_time, mixture_time, store, timing, torch_peer
 from benchmarks.arguments import ArgumentError
-from benchmarks.step_time import CONTESTS, MODES, measure, step_time
+from benchmarks.contests import CONTESTS, contests_of
+from benchmarks.step_time import MODES, measure, step_time
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +129,16 @@ def test_measure_has_every_side():
         assert all(len(times) == 2 for times in found[mode]["seconds"].values())
 
 
+def test_narrow_states_are_timed_against_float32():
+    name = "adam_abs_8bit"
+    found = measure(contests_of("8bit")[name], name, [(64, 128)], 2, 1.0)
+    moved = found["must_move_bytes"]
+    # Gradients are read, parameters and state read and written; a scale for 64 entries.
+    assert moved[f"optabs.{name}"] == pytest.approx(4 + 2 * (4 + 2 * (1 + 4 / 64)), abs=0.01)
+    assert moved["optabs.adam_abs"] == pytest.approx(4 + 2 * 12, abs=0.01)
+    assert set(found["call"]["ratio"]) == {"optax.adam", "optabs.adam", "optabs.adam_abs"}
+
+
 def test_command_writes_records_tables_and_figure(tmp_path):
     options = ["--sizes", "16,1e2", "--optimizers", "sgd,adam_abs", "--rounds", "2"]
     result = run(step_time, *options, "--out", str(tmp_path))
@@ -151,6 +162,7 @@ def test_command_writes_records_tables_and_figure(tmp_path):
         (["--sizes", "1.5"], "sizes is '1.5'; pass whole numbers above 0"),
         (["--sizes", "vgg"], "sizes is 'vgg'; pass whole numbers above 0"),
         (["--optimizers", "adagram"], "optimizers is 'adagram'; choose from sgd"),
+        (["--state", "int4"], "state is 'int4'; choose from float32, 8bit,"),
         (["--rounds", "0"], "rounds is 0; pass a whole number above 0."),
         (["--seconds", "nan"], "seconds is nan; pass a number above 0."),
     ],
