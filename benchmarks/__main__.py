@@ -12,6 +12,7 @@ from benchmarks.epoch_time import epoch_time
 from benchmarks.fit_time import fit_time
 from benchmarks.gadam.command import gadam
 from benchmarks.gadam.processes import ProcessDied
+from benchmarks.narrow import narrow
 from benchmarks.optimabs import optimabs
 from benchmarks.population_time import population_time
 from benchmarks.runs import Interrupted
@@ -33,6 +34,7 @@ for command in (
     fit_time,
     population_time,
     codecs,
+    narrow,
 ):
     app.command(command.__name__)(command)
 

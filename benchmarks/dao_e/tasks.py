@@ -149,9 +149,10 @@ def _autoencoder() -> Task:
     )
 
 
-def _transformer() -> Task:
+def transformer(width: int = 40, heads: int = 4) -> Task:
+    """A character-level language model of two blocks, on the text of Python's help."""
     train, validation, test = tasks_data.text()
-    made = network(lambda rngs: Transformer(40, 4, 2, rngs=rngs))
+    made = network(lambda rngs: Transformer(width, heads, 2, rngs=rngs))
     batch_size = 16
 
     def loss_of(params: Any, windows: jax.Array) -> jax.Array:
@@ -226,6 +227,6 @@ TASKS: dict[str, Maker] = {
     "long": lambda source: _digits(
         mlp(64, 32, 10), "MLP 64-32-10, 10,000 steps", steps=10_000, scope="few"
     ),
-    "transformer": lambda source: _transformer(),
+    "transformer": lambda source: transformer(),
 }  # fmt: skip
 NEED_IMAGES = ("mnist", "fashion", "decay")

@@ -1,0 +1,258 @@
+"""The command `narrow`: whether optimizers train as well with their moments in few bits."""
+
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import typer
+from tqdm import tqdm
+
+import optabs
+from benchmarks import report, store
+from benchmarks.arguments import ArgumentError, DataOption, names_of, positive
+from benchmarks.contests import FULL, STATES
+from benchmarks.dao_e import tasks_data
+from benchmarks.dao_e.arms import Arm
+from benchmarks.dao_e.program import Program, measures_of, program_of
+from benchmarks.dao_e.settings import GRID, TUNING_SEEDS, best_rate, half_decade, tune
+from benchmarks.dao_e.tasks import Task, classification, mlp, transformer
+from benchmarks.runs import Interrupted
+
+RESULTS = pathlib.Path("runs/narrow")
+WIDTHS = (196, 128, 10)
+STEPS, BATCH = 2000, 64
+MIN_SIZE = 256  # of an encoded leaf: these networks are small
+MEASURES = {
+    "validation_loss": "validation loss",
+    "test_loss": "test loss",
+    "test_accuracy": "test accuracy in percent",
+    "area": "mean training loss",
+}
+JUDGED, WANTED_BYTES = "adam_abs_8bit", 2.2
+
+OPTIMIZERS: Mapping[str, Callable[[Any], optax.GradientTransformation]] = {
+    "adam": optabs.adam,
+    "adam_abs": optabs.adam_abs,
+}
+ARMS: Mapping[str, tuple[str, str]] = {  # optimizer and how its state is kept
+    name if state == FULL else f"{name}_{state}": (name, state)
+    for name in OPTIMIZERS
+    for state in (FULL, "8bit", "bfloat16")
+}
+
+
+def _images(name: str, source: pathlib.Path | None) -> Task:
+    if source is None:
+        raise ArgumentError(f"tasks that learn from {name} need images; pass data, too.")
+    title = f"MLP {'-'.join(map(str, WIDTHS))}, {name.replace('_', ' ')} at 14 x 14"
+    return classification(
+        title, mlp(*WIDTHS), tasks_data.pooled(name, source), steps=STEPS, batch_size=BATCH
+    )
+
+
+TASKS: Mapping[str, Callable[[pathlib.Path | None], Task]] = {
+    "mnist": lambda source: _images("mnist", source),
+    "fashion": lambda source: _images("fashion_mnist", source),
+    "transformer": lambda source: transformer(64, 2),
+}
+NEED_IMAGES = ("mnist", "fashion")
+
+
+class Plan(NamedTuple):
+    """What is asked for."""
+
+    seeds: int
+    steps: int | None
+    source: pathlib.Path | None
+    folder: pathlib.Path
+
+
+def narrow(
+    tasks: Annotated[str, typer.Option(help=f"all, or some of {', '.join(TASKS)}")] = "",
+    arms: Annotated[str, typer.Option(help=f"all, or some of {', '.join(ARMS)}")] = "",
+    seeds: Annotated[int, typer.Option(help="reported runs of each arm")] = 5,
+    steps: Annotated[
+        int | None, typer.Option(help="in place of each task's own number")
+    ] = None,
+    data: DataOption = None,
+    out: Annotated[pathlib.Path, typer.Option(help="folder of results")] = RESULTS,
+) -> None:
+    """Trains Adam and AdamABS with float32 and with narrow states, rates under a cosine.
+
+    Each arm has the same grid of rates, chosen by the validation loss on seeds that are not
+    reported. Finished records are kept; the same call goes on where it was interrupted.
+    """
+    plan = Plan(positive(seeds, "seeds"), steps, data, store.prepare_folder(out))
+    if steps is not None:
+        positive(steps, "steps")
+    cells = [
+        (task, arm)
+        for task in _tasks(tasks, data)
+        for arm in names_of(arms or ",".join(ARMS), "arms", ARMS)
+    ]
+    try:
+        with tqdm(cells, unit="record", dynamic_ncols=True, disable=None) as bar:
+            for task, arm in bar:
+                bar.set_postfix_str(f"{task} {arm}")
+                make(task, arm, plan)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped; finished records are kept in {str(out)!r}, and the same call goes on "
+            "from there."
+        ) from None
+    write(out)
+    typer.echo(f"tables: {out / 'narrow.md'}")
+
+
+def _tasks(text: str, data: pathlib.Path | None) -> list[str]:
+    """The tasks that are asked for; of all, those for which there are data."""
+    names = names_of(text or ",".join(TASKS), "tasks", TASKS)
+    if text or data is not None:
+        return names
+    typer.echo(f"Left out, since they need images (pass --data): {', '.join(NEED_IMAGES)}")
+    return [name for name in names if name not in NEED_IMAGES]
+
+
+def arm_of(name: str) -> Arm:
+    """An optimizer, its rate under a cosine decay to 0, and its state as the arm has it."""
+    optimizer, state = ARMS[name]
+
+    def build(task: Task, rates: Mapping[str, Any]) -> Any:
+        rate = optax.cosine_decay_schedule(rates[name], task.steps)
+        return stored(OPTIMIZERS[optimizer](rate), state)
+
+    label = optimizer if state == FULL else f"{optimizer}, {state}"
+    return Arm(label, build, (name,), {})
+
+
+def stored(
+    optimizer: optax.GradientTransformation, state: str
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer with its state so."""
+    if state == FULL:
+        return optax.with_extra_args_support(optimizer)
+    return optabs.narrow_state(optimizer, STATES[state], min_size=MIN_SIZE)
+
+
+def bytes_of(task: Task, arm: Arm) -> float:
+    """Bytes of the optimizer's state for each parameter."""
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.eval_shape(arm.build(task, dict.fromkeys(arm.experts, 1.0)).init, params)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return size / sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def make(name: str, arm_name: str, plan: Plan) -> None:
+    """Makes a record and keeps it, unless it is there."""
+    task, arm = TASKS[name](plan.source), arm_of(arm_name)
+    if plan.steps is not None:
+        task = task._replace(steps=plan.steps)
+    config = {
+        "task": name, "title": task.title, "arm": arm_name, "label": arm.label,
+        "steps": task.steps, "min_size": MIN_SIZE, "seeds": plan.seeds,
+        "grid": list(map(half_decade, GRID)), "tuning_seeds": TUNING_SEEDS,
+    }  # fmt: skip
+    path = plan.folder / "runs" / name / f"{arm_name}.json"
+    if store.finished(path, config) is not None:
+        return
+    program = program_of(task, arm, test=True)
+    rates, losses = tune(lambda rate, seed: _tuning_loss(program, rate, seed))
+    best = best_rate(rates, losses)
+    runs = [measures_of(program([best], seed)) for seed in range(plan.seeds)]
+    results = {
+        "rate": best,
+        "rates": rates,
+        "tuning": losses,
+        "bytes": bytes_of(task, arm),
+        **{key: [run[key] for run in runs] for key in runs[0]},
+    }
+    record = {"config": config, "results": results, "environment": store.environment()}
+    store.write_json(path, record)
+    jax.clear_caches()
+
+
+def _tuning_loss(program: Program, rate: float, seed: int) -> float:
+    measures = measures_of(program([rate], seed))
+    return math.inf if measures["diverged"] else measures["validation_loss"]
+
+
+Records = Mapping[tuple[str, str], dict[str, Any]]
+
+
+def write(folder: pathlib.Path) -> None:
+    """Shows and writes the tables of all records of a folder."""
+    paths = sorted(folder.glob("runs/*/*.json"))
+    found = {(path.parent.name, path.stem): store.read_json(path) for path in paths}
+    order = [(task, arm) for task in TASKS for arm in ARMS if (task, arm) in found]
+    records = {place: found[place] for place in order}
+    tables = [table_of(records, task) for task in dict.fromkeys(task for task, _ in records)]
+    for table in tables:
+        table.show()
+    text = "\n".join([*(table.markdown() for table in tables), *verdicts(records), ""])
+    store.write_bytes(folder / "narrow.md", text.encode())
+
+
+def table_of(records: Records, task: str) -> report.Table:
+    """A row an arm: its rate, bytes and measures, beside its float32 form."""
+    own = {arm: record for (name, arm), record in records.items() if name == task}
+    config = next(iter(own.values()))["config"]
+    measures = {
+        key: title
+        for key, title in MEASURES.items()
+        if not any(np.isnan(_values(record, key)).all() for record in own.values())
+    }
+    rows = []
+    for record in own.values():
+        results = record["results"]
+        cells = [
+            report.mean_and_spread(
+                list(_values(record, key)), 2 if key == "test_accuracy" else 4
+            )
+            for key in measures
+        ]
+        label = record["config"]["label"]
+        rows.append([label, f"{results['rate']:g}", f"{results['bytes']:.2f}", *cells])
+    return report.Table(
+        f"{config['title']}, {config['steps']} steps; {config['seeds']} seeds, mean ± "
+        "standard deviation",
+        ["state", "rate", "bytes a parameter", *measures.values()],
+        rows,
+    )
+
+
+def verdicts(records: Records) -> list[str]:
+    """For each narrow form, how far its validation loss is above that of float32."""
+    lines = [
+        "Validation loss above the float32 form's, in standard errors of the difference:\n"
+    ]
+    for (task, arm), record in records.items():
+        optimizer, state = ARMS[arm]
+        if state == FULL or (task, optimizer) not in records:
+            continue
+        above = errors_above(
+            _values(record, "validation_loss"),
+            _values(records[task, optimizer], "validation_loss"),
+        )
+        bar = ""
+        if arm == JUDGED:
+            met = above <= 1 and record["results"]["bytes"] <= WANTED_BYTES
+            bar = (
+                f" (wanted: at most 1, and {WANTED_BYTES} bytes; {'met' if met else 'missed'})"
+            )
+        lines.append(f"- {task}, {record['config']['label']}: {above:+.1f}{bar}")
+    return lines
+
+
+def errors_above(own: np.ndarray, other: np.ndarray) -> float:
+    """The difference of two means in its standard errors."""
+    error = math.sqrt(own.var(ddof=1) / len(own) + other.var(ddof=1) / len(other))
+    return float((own.mean() - other.mean()) / error)
+
+
+def _values(record: Mapping[str, Any], key: str) -> np.ndarray:
+    values = np.array(record["results"][key], float)
+    return 100 * values if key == "test_accuracy" else values
