@@ -76,6 +76,7 @@ def test_there_are_notebooks_and_a_page_lists_them() -> None:
         "03_optimabs",
         "04_dao_e",
         "05_gadam",
+        "06_narrow_state",
     ]
     assert re.search(r"^notebooks/\*$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
 
