@@ -239,12 +239,17 @@ def verdicts(records: Records) -> list[str]:
         )
         bar = ""
         if arm == JUDGED:
-            met = above <= 1 and record["results"]["bytes"] <= WANTED_BYTES
+            size = record["results"]["bytes"]
             bar = (
-                f" (wanted: at most 1, and {WANTED_BYTES} bytes; {'met' if met else 'missed'})"
+                f" (wanted: at most 1, {_verdict(above <= 1)}); {size:.2f} bytes a parameter "
+                f"(wanted: at most {WANTED_BYTES}, {_verdict(size <= WANTED_BYTES)})"
             )
         lines.append(f"- {task}, {record['config']['label']}: {above:+.1f}{bar}")
     return lines
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "missed"
 
 
 def errors_above(own: np.ndarray, other: np.ndarray) -> float:

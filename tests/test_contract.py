@@ -10,7 +10,7 @@ from trees import coarsely
 
 import optabs
 
-LONG = {"dao_e_paper"}  # the code of dao_e under other settings
+LONG = {"dao_e_paper", "narrow_bfloat16"}  # the code of another row, under other settings
 
 
 def _marks(case: Case) -> list[pytest.MarkDecorator]:

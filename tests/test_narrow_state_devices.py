@@ -20,16 +20,13 @@ COLLECTIVES = (
 )
 SPECS = {
     "rows": PartitionSpec("x", None),
-    "columns": PartitionSpec(None, "x"),
     "both": PartitionSpec("x", "y"),
     "three": PartitionSpec(None, "y", "x"),
-    "whole": PartitionSpec(),
 }
 SHAPES = {
-    "rows": (64, 96), "columns": (48, 128), "both": (64, 192),
-    "three": (4, 32, 160), "whole": (64, 64),
+    "rows": (64, 96), "both": (64, 192), "three": (4, 32, 160),
 }  # fmt: skip
-BLOCKS = {"rows": 48, "columns": 32, "both": 48, "three": 40, "whole": 64}
+BLOCKS = {"rows": 48, "both": 48, "three": 40}
 
 
 def made(kind: AxisType) -> tuple[Mesh, dict[str, jax.Array], dict[str, jax.Array]]:
@@ -74,7 +71,7 @@ def test_nothing_is_sent_and_leaves_stay_where_they_are(kind: AxisType, codecs: 
             assert node.codes.shape[-1] // node.scales.shape[-1] == block
     local = jax.device_get((grads, params))
     # The rounding is that of one device, wherever blocks are the same.
-    alone, _ = narrow.update(local[0], narrow.init(local[1]), local[1])
+    alone, _ = jax.jit(narrow.update)(local[0], narrow.init(local[1]), local[1])
     for name in SPECS:
         np.testing.assert_allclose(updates[name], alone[name], rtol=1e-5)
 

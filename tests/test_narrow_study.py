@@ -48,7 +48,8 @@ def test_a_study_is_interrupted_goes_on_and_reports(
     assert len(eight["validation_loss"]) == len(eight["test_accuracy"]) == 2
     np.testing.assert_allclose(eight["area"], full["area"], rtol=0.05)
     text = (tmp_path / "narrow.md").read_text()
-    for part in ("adam_abs, 8bit", "bytes a parameter", "wanted: at most 1, and 2.2 bytes;"):
+    bars = "(wanted: at most 1, ", "(wanted: at most 2.2, missed)"
+    for part in ("adam_abs, 8bit", "bytes a parameter", *bars):
         assert part in text
 
 
