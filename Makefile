@@ -37,7 +37,7 @@ types: $(VENV)/.development
 
 notebooks: $(VENV)/.development
 	mkdir -p build
-	IPYTHONDIR=$(CURDIR)/build/ipython $(BIN)/python -m pytest --nbmake $(NOTEBOOKS)
+	IPYTHONDIR=$(CURDIR)/build/ipython $(BIN)/python -m pytest -n 2 --nbmake $(NOTEBOOKS)
 
 store-notebooks: $(VENV)/.development  ## runs them and stores their outputs, for the pages
 	$(BIN)/python notebooks/store.py $(NOTEBOOKS)

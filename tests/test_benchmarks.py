@@ -45,6 +45,7 @@ def test_optimabs_end_to_end(
     assert records(tmp_path) == kept
 
 
+@pytest.mark.slow
 def test_seeds_together_give_the_results_of_seeds_alone(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,17 +82,15 @@ def test_only_zeros_become_zeros(codec: Codec) -> None:
 
 
 @ALL
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_visible(codec: Codec, bad: float) -> None:
-    value = numbers(codec).at[3, 5].set(bad)
+def test_what_is_not_finite_stays_visible(codec: Codec) -> None:
+    bad = np.array([np.nan, -np.nan, np.inf, -np.inf])
+    value = numbers(codec).at[jnp.arange(4), 5].set(bad)
     for salt in (None, SALT):
         found = there_and_back(codec, value, salt)
-        if codec.sizes and bad < 0:
-            assert np.isnan(found[3, 5])
-        else:
-            np.testing.assert_equal(found[3, 5], abs(bad) if np.isnan(bad) else bad)
+        wanted = [np.nan, np.nan, np.inf, np.nan if codec.sizes else -np.inf]
+        np.testing.assert_equal(found[:4, 5], np.array(wanted, "f4"))
         rest = np.ones(found.shape, bool)
-        rest[3, : BLOCK if codec.blocks else 6] = False
+        rest[:4, : BLOCK if codec.blocks else 6] = False
         assert np.all(np.isfinite(found[rest]))
 
 
@@ -106,16 +104,18 @@ def test_a_size_below_zero_has_no_code(codec: Codec) -> None:
 
 
 @ALL
-@pytest.mark.parametrize("size", [3.4028235e38, 1e38, 1e30, 1e-30, 2e-38])
-def test_the_whole_range_of_float32_is_finite(codec: Codec, size: float) -> None:
-    value = jnp.full((2, 64), size, jnp.float32)
+def test_the_whole_range_of_float32_is_finite(codec: Codec) -> None:
+    sizes = np.array([[3.4028235e38], [1e38], [1e30], [1e-30], [2e-38]], "f4")
+    value = np.broadcast_to(sizes, (5, 64))
     for salt in (None, SALT):
         found = there_and_back(codec, value, salt)
         assert np.all(np.isfinite(found))
         if codec.node not in (Float16, CODECS["float16_size"].node):
             np.testing.assert_allclose(found, value, rtol=2**-7)
-        elif codec.sizes or size > 1:
+        elif codec.sizes:
             assert np.all(found > 0)
+        else:
+            assert np.all(found[:3] > 0)
 
 
 def test_float16_rounds_as_numpy_does() -> None:

@@ -127,6 +127,7 @@ def test_interruption_keeps_finished_records(
     assert len(records_in(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_same_records(tmp_path: pathlib.Path) -> None:
     plan = small_plan(tmp_path / "two")
     units = [Unit("quadratic", name, True) for name in ("sgd", "adam")]

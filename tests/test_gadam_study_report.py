@@ -22,6 +22,7 @@ def kept(folder: pathlib.Path, task: str, arm: str, final: list[float], label: s
     store.write_json(folder / "runs" / task / f"{arm}.json", record)
 
 
+@pytest.mark.slow
 def test_a_study_is_interrupted_goes_on_and_reports(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -74,6 +74,7 @@ def test_the_step_is_told_the_loss_and_the_batch():
     assert (inputs.shape, labels.shape) == ((128, 3), (128,))
 
 
+@pytest.mark.slow
 def test_measure_has_every_side(quick_variants):
     found = mixture_time.measure([(8,), (2, 4)], (3,), 2, 1.0)
     sides = {*quick_variants, ADAM, *EXPERTS}
