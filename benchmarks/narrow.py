@@ -1,5 +1,6 @@
 """The command `narrow`: whether optimizers train as well with their moments in few bits."""
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -13,18 +14,21 @@ from tqdm import tqdm
 
 import optabs
 from benchmarks import report, store
-from benchmarks.arguments import ArgumentError, DataOption, names_of, positive
+from benchmarks.arguments import DataOption, names_of, positive
 from benchmarks.contests import FULL, STATES
 from benchmarks.dao_e import tasks_data
 from benchmarks.dao_e.arms import Arm
-from benchmarks.dao_e.program import Program, measures_of, program_of
-from benchmarks.dao_e.settings import GRID, TUNING_SEEDS, best_rate, half_decade, tune
-from benchmarks.dao_e.tasks import Task, classification, mlp, transformer
+from benchmarks.dao_e.program import measures_of, program_of, validation_loss
+from benchmarks.dao_e.resnet import Architecture, resnet
+from benchmarks.dao_e.settings import TUNING_SEEDS, best_rate, half_decade, tune
+from benchmarks.dao_e.tasks import Task, classification, mlp, needed, transformer
 from benchmarks.runs import Interrupted
 
 RESULTS = pathlib.Path("runs/narrow")
-WIDTHS = (196, 128, 10)
-STEPS, BATCH = 2000, 64
+WIDTHS = (784, 256, 128, 10)
+CHANNELS = (32, 64, 128)  # of the residual network's stages
+BATCH = 64
+GRID = tuple(range(-7, -2))  # half decades: rates from 0.000316 to 0.0316
 MIN_SIZE = 256  # of an encoded leaf: these networks are small
 MEASURES = {
     "validation_loss": "validation loss",
@@ -45,21 +49,30 @@ ARMS: Mapping[str, tuple[str, str]] = {  # optimizer and how its state is kept
 }
 
 
-def _images(name: str, source: pathlib.Path | None) -> Task:
-    if source is None:
-        raise ArgumentError(f"tasks that learn from {name} need images; pass data, too.")
-    title = f"MLP {'-'.join(map(str, WIDTHS))}, {name.replace('_', ' ')} at 14 x 14"
+def _perceptron(name: str, source: pathlib.Path | None) -> Task:
+    title = f"MLP {'-'.join(map(str, WIDTHS))}, {name.replace('_', ' ')}"
+    splits = tasks_data.whole(name, needed(name, source))
+    return classification(title, mlp(*WIDTHS), splits, steps=2000, batch_size=BATCH)
+
+
+def _residual(name: str, source: pathlib.Path | None) -> Task:
+    net = resnet(Architecture(CHANNELS, 1, stem_stride=2), channels=3, classes=10)
     return classification(
-        title, mlp(*WIDTHS), tasks_data.pooled(name, source), steps=STEPS, batch_size=BATCH
-    )
+        f"ResNet-8 of {'-'.join(map(str, CHANNELS))} channels, {name} at 16 x 16",
+        net, tasks_data.pooled(name, needed(name, source)),
+        steps=600, batch_size=BATCH, by_steps=True,
+    )  # fmt: skip
 
 
 TASKS: Mapping[str, Callable[[pathlib.Path | None], Task]] = {
-    "mnist": lambda source: _images("mnist", source),
-    "fashion": lambda source: _images("fashion_mnist", source),
-    "transformer": lambda source: transformer(64, 2),
+    "mnist": lambda source: _perceptron("mnist", source),
+    "fashion": lambda source: _perceptron("fashion_mnist", source),
+    "cifar10": lambda source: _residual("cifar10", source),
+    "transformer": lambda source: transformer(
+        128, 2, "character transformer of width 128, Python's help"
+    ),
 }
-NEED_IMAGES = ("mnist", "fashion")
+NEED_IMAGES = ("mnist", "fashion", "cifar10")
 
 
 class Plan(NamedTuple):
@@ -160,7 +173,7 @@ def make(name: str, arm_name: str, plan: Plan) -> None:
     if store.finished(path, config) is not None:
         return
     program = program_of(task, arm, test=True)
-    rates, losses = tune(lambda rate, seed: _tuning_loss(program, rate, seed))
+    rates, losses = tune(functools.partial(validation_loss, program), GRID)
     best = best_rate(rates, losses)
     runs = [measures_of(program([best], seed)) for seed in range(plan.seeds)]
     results = {
@@ -173,11 +186,6 @@ def make(name: str, arm_name: str, plan: Plan) -> None:
     record = {"config": config, "results": results, "environment": store.environment()}
     store.write_json(path, record)
     jax.clear_caches()
-
-
-def _tuning_loss(program: Program, rate: float, seed: int) -> float:
-    measures = measures_of(program([rate], seed))
-    return math.inf if measures["diverged"] else measures["validation_loss"]
 
 
 Records = Mapping[tuple[str, str], dict[str, Any]]

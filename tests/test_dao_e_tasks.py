@@ -94,7 +94,6 @@ def test_large_images_are_pooled() -> None:
     small = tasks_data.halved(images)
     assert small.shape == (1, 14, 14, 1)
     assert small[0, 0, 1, 0] == np.mean([2, 3, 30, 31])
-    assert tasks_data.halved(small) is small
 
 
 def test_there_are_ten_tasks_and_those_of_two_scopes_are_dear() -> None:
@@ -254,3 +253,15 @@ def test_divergence_is_bounded_and_seen() -> None:
     assert broken["diverged"]
     assert broken["final_loss"] == broken["validation_loss"] == 2 * CEILING
     assert "test_accuracy" not in good
+
+
+def test_a_training_by_steps_is_that_of_one_program() -> None:
+    task = task_of("softmax", None, 20)
+    one, other = (
+        program_of(task._replace(by_steps=by_steps), ARMS["adam"], test=True)([0.01], 3)
+        for by_steps in (False, True)
+    )
+    np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)
+    np.testing.assert_allclose(one.validation, other.validation, rtol=1e-4)
+    assert one.test is not None and other.test is not None
+    np.testing.assert_allclose(one.test, other.test, rtol=1e-4)

@@ -1,6 +1,8 @@
 """One compiled program that trains a task with an arm, for any rates and any seed."""
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +35,9 @@ Program = Callable[[Sequence[float], int], Outcome]
 def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
     """Compiles a training once; a seed's start, noise and batches are those of every arm.
 
+    A training is one program, but for tasks `by_steps` on CPUs, where XLA's convolutions
+    inside of a loop take 40 times as long.
+
     Args:
       task: what is learned.
       arm: by what.
@@ -43,35 +48,49 @@ def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
     """
     looks = math.gcd(task.steps, POINTS)
 
-    def run(rates: jax.Array, seed: jax.Array, train: Any, validation: Any) -> Any:
-        optimizer = arm.build(task, dict(zip(arm.experts, rates, strict=True)))
+    def optimizer_of(rates: jax.Array) -> optax.GradientTransformationExtraArgs:
+        return arm.build(task, dict(zip(arm.experts, rates, strict=True)))
+
+    def start(rates: jax.Array, seed: jax.Array) -> tuple[Any, Any]:
         start_key, feed_key = jax.random.split(jax.random.key(seed))
         params, statistics = task.init(start_key)
-
-        def step(carry: Any, item: Any) -> Any:
-            params, statistics, state = carry
-            batch = task.batch(train, item)
-            (loss, statistics), grads = jax.value_and_grad(task.loss_fn, has_aux=True)(
-                params, statistics, batch
-            )
-            updates, state = optimizer.update(grads, state, params, value=loss, batch=batch)
-            return (optax.apply_updates(params, updates), statistics, state), loss
-
-        def look(carry: Any, items: Any) -> Any:
-            carry, losses = jax.lax.scan(step, carry, items)
-            return carry, (losses, _watch(arm, carry[-1]))
-
         items = jax.tree.map(
             lambda leaf: leaf.reshape(looks, -1, *leaf.shape[1:]),
             task.feed(feed_key, task.steps),
         )
-        carry = params, statistics, optimizer.init(params)
-        (params, statistics, state), (losses, watched) = jax.lax.scan(look, carry, items)
-        params = arm.evaluated(state, params)
-        scores = task.evaluate(params, statistics, validation)
-        return params, statistics, losses.reshape(-1), scores, watched
+        return (params, statistics, optimizer_of(rates).init(params)), items
 
-    compiled, evaluate = jax.jit(run), jax.jit(task.evaluate)
+    def step(rates: jax.Array, train: Any, carry: Any, item: Any) -> Any:
+        params, statistics, state = carry
+        batch = task.batch(train, item)
+        (loss, statistics), grads = jax.value_and_grad(task.loss_fn, has_aux=True)(
+            params, statistics, batch
+        )
+        updates, state = optimizer_of(rates).update(
+            grads, state, params, value=loss, batch=batch
+        )
+        return (optax.apply_updates(params, updates), statistics, state), loss
+
+    evaluate = jax.jit(task.evaluate)
+
+    def train_with(scan: Any, starts: Any, steps: Any) -> Any:
+        def run(rates: jax.Array, seed: jax.Array, train: Any, validation: Any) -> Any:
+            def look(carry: Any, items: Any) -> Any:
+                carry, losses = scan(functools.partial(steps, rates, train), carry, items)
+                return carry, (losses, _watch(arm, carry[-1]))
+
+            carry, (losses, watched) = scan(look, *starts(rates, seed))
+            params, statistics, state = carry
+            params = arm.evaluated(state, params)
+            scores = evaluate(params, statistics, validation)
+            return params, statistics, losses.reshape(-1), scores, watched
+
+        return run
+
+    if task.by_steps and jax.default_backend() == "cpu":
+        compiled = train_with(_scan, jax.jit(start), jax.jit(step, donate_argnums=2))
+    else:
+        compiled = jax.jit(train_with(jax.lax.scan, start, step))
 
     def program(rates: Sequence[float], seed: int) -> Outcome:
         params, statistics, losses, scores, watched = compiled(
@@ -82,6 +101,21 @@ def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
         return Outcome(np.asarray(losses), _floats(scores), seen, watched)
 
     return program
+
+
+def _scan(function: Callable[..., Any], carry: Any, items: Any) -> tuple[Any, Any]:
+    """What jax.lax.scan computes, in calls from Python."""
+    results = []
+    for place in range(len(jax.tree.leaves(items)[0])):
+        carry, result = function(carry, jax.tree.map(operator.itemgetter(place), items))
+        results.append(result)
+    return carry, jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *results)
+
+
+def validation_loss(program: Program, rate: float, seed: int) -> float:
+    """Of a run with one rate; infinite where it diverged."""
+    measures = measures_of(program([rate], seed))
+    return math.inf if measures["diverged"] else measures["validation_loss"]
 
 
 def _watch(arm: Arm, state: Any) -> dict[str, jax.Array]:

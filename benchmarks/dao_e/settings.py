@@ -49,11 +49,14 @@ def _rate(setting: str, name: str, best: float) -> float:
     return float(f"{factor * best:.3g}")
 
 
-def tune(loss_of: Callable[[float, int], float]) -> tuple[list[float], list[list[float]]]:
+def tune(
+    loss_of: Callable[[float, int], float], grid: Sequence[int] = GRID
+) -> tuple[list[float], list[list[float]]]:
     """Tries the grid and, where the best rate is at an end, rates beyond it.
 
     Args:
       loss_of: from a rate and a seed to the validation loss, infinite if it diverged.
+      grid: half decades, one after the other.
 
     Returns:
       The rates tried, in order, and each one's losses over TUNING_SEEDS.
@@ -64,19 +67,19 @@ def tune(loss_of: Callable[[float, int], float]) -> tuple[list[float], list[list
         for place in places:
             losses[place] = [loss_of(half_decade(place), seed) for seed in TUNING_SEEDS]
 
-    try_rates(GRID)
-    while (further := _beyond(losses)) is not None:
+    try_rates(grid)
+    while (further := _beyond(losses, grid)) is not None:
         try_rates([further])
     tried = sorted(losses)
     return [half_decade(place) for place in tried], [losses[place] for place in tried]
 
 
-def _beyond(losses: Mapping[int, Sequence[float]]) -> int | None:
+def _beyond(losses: Mapping[int, Sequence[float]], grid: Sequence[int]) -> int | None:
     """The next place to try, beyond the end at which the best rate is."""
     best = min(sorted(losses), key=lambda place: _mean(losses[place]))
-    if best == min(losses) and best > GRID[0] - FURTHEST:
+    if best == min(losses) and best > grid[0] - FURTHEST:
         return best - 1
-    if best == max(losses) and best < GRID[-1] + FURTHEST:
+    if best == max(losses) and best < grid[-1] + FURTHEST:
         return best + 1
     return None
 

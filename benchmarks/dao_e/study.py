@@ -7,7 +7,6 @@ records are then made again, with the same seeds and so the same runs.
 """
 
 import functools
-import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,14 @@ import numpy as np
 
 from benchmarks import store
 from benchmarks.dao_e.arms import ARMS, SCOPES, TUNED, Arm
-from benchmarks.dao_e.program import Outcome, Program, curve_of, measures_of, program_of
+from benchmarks.dao_e.program import (
+    Outcome,
+    Program,
+    curve_of,
+    measures_of,
+    program_of,
+    validation_loss,
+)
 from benchmarks.dao_e.settings import (
     GRID,
     TUNING_SEEDS,
@@ -153,11 +159,7 @@ def make(unit: Unit, plan: Plan) -> None:
 
 
 def _tuned(program: Program) -> dict[str, Any]:
-    def loss_of(rate: float, seed: int) -> float:
-        measures = measures_of(program([rate], seed))
-        return math.inf if measures["diverged"] else measures["validation_loss"]
-
-    rates, losses = tune(loss_of)
+    rates, losses = tune(functools.partial(validation_loss, program))
     return {
         "best": best_rate(rates, losses),
         "rates": rates,

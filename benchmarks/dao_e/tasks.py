@@ -42,6 +42,7 @@ class Task(NamedTuple):
     momentum: float = 0.0  # of the expert SGD
     cosine: bool = False  # the experts' rates follow a cosine to 0
     weight_decay: float = 0.0  # per step, after the update
+    by_steps: bool = False  # on CPUs, a call of each step; see program_of
 
 
 def shuffled(key: jax.Array, steps: int, examples: int, batch_size: int) -> jax.Array:
@@ -149,7 +150,9 @@ def _autoencoder() -> Task:
     )
 
 
-def transformer(width: int = 40, heads: int = 4) -> Task:
+def transformer(
+    width: int = 40, heads: int = 4, title: str = "character transformer, Python's help"
+) -> Task:
     """A character-level language model of two blocks, on the text of Python's help."""
     train, validation, test = tasks_data.text()
     made = network(lambda rngs: Transformer(width, heads, 2, rngs=rngs))
@@ -163,7 +166,7 @@ def transformer(width: int = 40, heads: int = 4) -> Task:
         return symbols[starts[:, None] + jnp.arange(tasks_data.WINDOW)[None]]
 
     return Task(
-        "character transformer, Python's help",
+        title,
         600,
         made.init,
         lambda params, statistics, windows: (loss_of(params, windows), statistics),
@@ -180,13 +183,18 @@ def transformer(width: int = 40, heads: int = 4) -> Task:
     )
 
 
-def _images(name: str, source: pathlib.Path | None, **options: Any) -> Task:
+def needed(name: str, source: pathlib.Path | None) -> pathlib.Path:
+    """Where the images of a data set are; raises ArgumentError where that was not said."""
     if source is None:
         raise ArgumentError(f"tasks that learn from {name} need images; pass data, too.")
+    return source
+
+
+def _images(name: str, source: pathlib.Path | None, **options: Any) -> Task:
     title = f"MLP 196-32-10, {name.replace('_', ' ')} at 14 x 14"
     return classification(
         title + options.pop("also", ""),
-        mlp(196, 32, 10), tasks_data.pooled(name, source),
+        mlp(196, 32, 10), tasks_data.pooled(name, needed(name, source)),
         steps=2000, batch_size=64, **options,
     )  # fmt: skip
 

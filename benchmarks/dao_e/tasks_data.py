@@ -3,6 +3,7 @@
 import functools
 import math
 import pathlib
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,17 +26,26 @@ def digits() -> tuple[Split, Split, Split]:
 
 
 @functools.cache
-def pooled(name: str, source: pathlib.Path) -> tuple[Split, Split, Split]:
-    """Training, validation and test images of a data set, pooled to 14 x 14."""
+def whole(name: str, source: pathlib.Path) -> tuple[Split, Split, Split]:
+    """Training, validation and test images of a data set."""
     return _splits(name, source, None)
 
 
+@functools.cache
+def pooled(name: str, source: pathlib.Path) -> tuple[Split, Split, Split]:
+    """Training, validation and test images of a data set, pooled to half their size."""
+    return _splits(name, source, None, halved)
+
+
 def _splits(
-    name: str, source: pathlib.Path | None, validation: int | None
+    name: str,
+    source: pathlib.Path | None,
+    validation: int | None,
+    sized: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> tuple[Split, Split, Split]:
     data = load(name, source, validation=validation)
     train, held_out, test = (
-        Split(jnp.asarray(halved(images)), jnp.asarray(labels))
+        Split(jnp.asarray(sized(images)), jnp.asarray(labels))
         for images, labels in (
             (data.train_images, data.train_labels),
             (data.validation_images, data.validation_labels),
@@ -46,14 +56,8 @@ def _splits(
 
 
 def halved(images: np.ndarray) -> np.ndarray:
-    """Images of 28 x 28 pixels and more at half the size, by means; smaller ones as they are.
-
-    Args:
-      images: float32 [n, height, width, channels].
-    """
+    """Images at half their size, by means: from float32 [n, height, width, channels]."""
     count, height, width, channels = images.shape
-    if height < 28:
-        return images
     shape = (count, height // POOLED, POOLED, width // POOLED, POOLED, channels)
     return images.reshape(shape).mean((2, 4))
 
