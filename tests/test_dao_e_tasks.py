@@ -263,5 +263,6 @@ def test_a_training_by_steps_is_that_of_one_program() -> None:
     )
     np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)
     np.testing.assert_allclose(one.validation, other.validation, rtol=1e-4)
-    assert one.test is not None and other.test is not None
+    assert one.test is not None
+    assert other.test is not None
     np.testing.assert_allclose(one.test, other.test, rtol=1e-4)
