@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
+
+from optabs._sharding import explicit_sharding
 
 FEWEST = 16  # entries: with fewer, the scales take what the codes save
 
@@ -23,6 +25,11 @@ def block_of(shape: tuple[int, ...], sharding: Any, largest: int) -> int | None:
     return next((n for n in range(largest, fewest - 1, -1) if extent % n == 0), None)
 
 
+def length(codes: jax.Array, scales: jax.Array) -> int:
+    """Of the blocks of such codes with such scales."""
+    return codes.shape[-1] // scales.shape[-1]
+
+
 def split(array: jax.Array, block: int) -> jax.Array:
     """[..., n] -> [..., n / block, block], without sending anything."""
     shape = (*array.shape[:-1], array.shape[-1] // block, block)
@@ -37,8 +44,8 @@ def joined(parts: jax.Array) -> jax.Array:
 
 def _spec(array: jax.Array, rank: int, *more: None) -> PartitionSpec | None:
     """What an Explicit mesh has to be told: where the result of a reshape lies."""
-    sharding = jax.typeof(array).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
+    sharding = explicit_sharding(array)
+    if sharding is None:
         return None
     spec = tuple(sharding.spec) + (None,) * (array.ndim - len(sharding.spec))
     return PartitionSpec(*spec[:rank], *more)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optabs.precision import widen
 from optabs.storage import maps
-from optabs.storage.blocks import joined, split
+from optabs.storage.blocks import joined, length, split
 from optabs.storage.boxes import boxed, unboxed
 from optabs.storage.rounding import bits, uniform
 
@@ -18,71 +18,57 @@ _INFINITY = 0x7F800000
 _HALVED = 16  # entries, or as many as remain: fewer and XLA's loops no longer fuse
 
 
-class Bfloat16(NamedTuple):
-    """The upper 16 bits of each float32."""
+class Values(NamedTuple):
+    """Each entry by itself."""
 
-    values: jax.Array  # bfloat16, like the parameter
-
-
-class Float16(NamedTuple):
-    """Signed numbers in float16."""
-
-    values: jax.Array  # float16, like the parameter
+    values: jax.Array  # of 16 bits, like the parameter
 
 
-class Float16Size(NamedTuple):
-    """Sizes in float16; above 0 they stay above 0."""
+class Blocks(NamedTuple):
+    """Each entry as a share of the largest one of its block."""
 
-    values: jax.Array  # float16, like the parameter
-
-
-class Int8Linear(NamedTuple):
-    """Signed numbers as shares of the largest one of their block, in equal steps."""
-
-    codes: jax.Array  # int8, like the parameter
+    codes: jax.Array  # of 8 bits, like the parameter
     scales: jax.Array  # float32, a block's largest size, along the last axis
 
 
-class Int8Square(NamedTuple):
-    """Likewise, in equal steps of the root of the share."""
-
-    codes: jax.Array  # int8, like the parameter
-    scales: jax.Array  # float32
+class Bfloat16(Values):
+    """The upper 16 bits of each float32."""
 
 
-class Int8Float(NamedTuple):
-    """Likewise, in sixteen steps an octave."""
-
-    codes: jax.Array  # int8, like the parameter
-    scales: jax.Array  # float32
+class Float16(Values):
+    """Signed numbers in float16."""
 
 
-class UInt8Linear(NamedTuple):
-    """Sizes as shares of the largest one of their block, in equal steps; no code is 0."""
-
-    codes: jax.Array  # uint8, like the parameter
-    scales: jax.Array  # float32
+class Float16Size(Values):
+    """Sizes in float16; above 0 they stay above 0."""
 
 
-class UInt8Square(NamedTuple):
-    """Likewise, in equal steps of the root of the share."""
-
-    codes: jax.Array  # uint8, like the parameter
-    scales: jax.Array  # float32
+class Int8Linear(Blocks):
+    """Signed numbers, in equal steps of the share."""
 
 
-class UInt8Fourth(NamedTuple):
-    """Likewise, in equal steps of the fourth root of the share."""
-
-    codes: jax.Array  # uint8, like the parameter
-    scales: jax.Array  # float32
+class Int8Square(Blocks):
+    """Signed numbers, in equal steps of the share's root."""
 
 
-class UInt8Float(NamedTuple):
-    """Likewise, in sixteen steps an octave."""
+class Int8Float(Blocks):
+    """Signed numbers, in sixteen steps an octave."""
 
-    codes: jax.Array  # uint8, like the parameter
-    scales: jax.Array  # float32
+
+class UInt8Linear(Blocks):
+    """Sizes, in equal steps of the share; no code is 0."""
+
+
+class UInt8Square(Blocks):
+    """Sizes, in equal steps of the share's root; no code is 0."""
+
+
+class UInt8Fourth(Blocks):
+    """Sizes, in equal steps of the share's fourth root; no code is 0."""
+
+
+class UInt8Float(Blocks):
+    """Sizes, in sixteen steps an octave; no code is 0."""
 
 
 class Codec(NamedTuple):
@@ -97,10 +83,7 @@ class Codec(NamedTuple):
 
     def block(self, node: Any) -> int:
         """The length of a node's blocks; 0 where there are none."""
-        if not self.blocks:
-            return 0
-        codes, scales = map(unboxed, node)
-        return int(codes.shape[-1] // scales.shape[-1])
+        return length(*map(unboxed, node)) if self.blocks else 0
 
 
 def _values(node: Any) -> jax.Array:
@@ -182,8 +165,7 @@ def _block_codec(name: str, node: type[Any], codes: maps.Map, *, sizes: bool) ->
         return node(joined(code.astype(kind)), scale[..., 0])
 
     def decode(node: Any) -> jax.Array:
-        block = node.codes.shape[-1] // node.scales.shape[-1]
-        parts = split(node.codes, block).astype(jnp.float32)
+        parts = split(node.codes, length(*node)).astype(jnp.float32)
         share = codes.share(jnp.abs(parts))
         if not sizes:
             share = jnp.where(parts < 0, -share, share)

@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+
+from optabs._sharding import explicit_sharding
 
 _GOLDEN = 0x9E3779B9  # odd, so that every counter has a place of its own
 
@@ -18,13 +19,10 @@ def uniform(like: jax.Array, salt: jax.Array) -> jax.Array:
 
 def bits(like: jax.Array, salt: jax.Array) -> jax.Array:
     """32 bits for each entry of an array: uint32, like it."""
-    sharding = jax.typeof(like).sharding
-    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    sharding = explicit_sharding(like)
     index, stride = jnp.uint32(0), 1
     for axis in reversed(range(like.ndim)):
-        along = jax.lax.broadcasted_iota(
-            jnp.uint32, like.shape, axis, out_sharding=sharding if explicit else None
-        )
+        along = jax.lax.broadcasted_iota(jnp.uint32, like.shape, axis, out_sharding=sharding)
         index = index + along * jnp.uint32(stride)
         stride = stride * like.shape[axis] % 2**32
     return mixed(index ^ salt)

@@ -5,7 +5,9 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from optabs._sharding import explicit_sharding
 
 Sampling = Literal["shuffle", "random"]
 SAMPLINGS = get_args(Sampling)
@@ -130,8 +132,8 @@ def _take(leaf: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _sharding(leaf: jax.Array, size: int) -> NamedSharding | None:
-    sharding = jax.typeof(leaf).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
+    sharding = explicit_sharding(leaf)
+    if sharding is None:
         return None
     first, *others = sharding.spec
     axes = (first,) if isinstance(first, str) else tuple(first or ())

@@ -1,0 +1,10 @@
+"""Where an array lies, as far as the program has to say it."""
+
+import jax
+from jax.sharding import AxisType, NamedSharding
+
+
+def explicit_sharding(array: jax.Array) -> NamedSharding | None:
+    """The sharding of an array on an Explicit mesh; None where the compiler sees to it."""
+    sharding: NamedSharding = jax.typeof(array).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
