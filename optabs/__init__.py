@@ -59,11 +59,11 @@ from optabs.evolution.units import vmapped as vmapped
 from optabs import genetics as genetics
 
 # Storage: any optimizer's state in fewer bits
-from optabs.storage.narrow_state import (
-    NarrowState as NarrowState,
+from optabs.storage.state import NarrowState as NarrowState
+from optabs.storage.narrow_state import narrow_state as narrow_state
+from optabs.storage.conversion import (
     decode_state as decode_state,
     encode_state as encode_state,
-    narrow_state as narrow_state,
 )
 
 # Training

@@ -1,6 +1,6 @@
 """Optimizer states in fewer bits: codecs, and the wrapper that keeps them between steps."""
 
-from optabs.storage.narrow_state import NarrowState as NarrowState
-from optabs.storage.narrow_state import decode_state as decode_state
-from optabs.storage.narrow_state import encode_state as encode_state
+from optabs.storage.conversion import decode_state as decode_state
+from optabs.storage.conversion import encode_state as encode_state
 from optabs.storage.narrow_state import narrow_state as narrow_state
+from optabs.storage.state import NarrowState as NarrowState

@@ -1,15 +1,12 @@
 """Any optimizer's state in 16 or 8 bits between its steps."""
 
 import functools
-import itertools
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -17,19 +14,11 @@ from optabs.precision import full_precision
 from optabs.storage import choice
 from optabs.storage.boxes import is_box, unboxed
 from optabs.storage.choice import Choice
-from optabs.storage.codecs import BY_NODE, decode, encode, is_node
+from optabs.storage.codecs import BY_NODE, encode, is_node
+from optabs.storage.conversion import decode_state, encoded_like
 from optabs.storage.fields import Parameters
-from optabs.storage.rounding import mixed, salted
-
-VERSION = "1"  # of what the codes mean
-
-
-class NarrowState(NamedTuple):
-    """State of `narrow_state`."""
-
-    format: jax.Array  # uint32 []: a sum over VERSION and the leaves' codecs
-    draws: jax.Array  # uint32 []: what the next rounding depends on
-    inner: optax.OptState  # the transformation's own; encoded leaves are NamedTuples
+from optabs.storage.rounding import mixed
+from optabs.storage.state import NarrowState, format_of
 
 
 def narrow_state(
@@ -122,7 +111,7 @@ def narrow_state(
     def init_fn(params: optax.Params) -> NarrowState:
         state = _encoded_anew(inner.init(params), params, asked)
         draws = mixed(jnp.asarray(seed).astype(jnp.uint32))
-        return NarrowState(jnp.uint32(_format(state)), draws, state)
+        return NarrowState(jnp.uint32(format_of(state)), draws, state)
 
     def update_fn(
         updates: optax.Updates,
@@ -133,76 +122,10 @@ def narrow_state(
         _check_state(state, updates, asked)
         wide = decode_state(state)
         new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
-        encoded = _encoded_like(new_inner, state.inner, state.draws)
+        encoded = encoded_like(new_inner, state.inner, state.draws)
         return new_updates, NarrowState(state.format, state.draws + jnp.uint32(1), encoded)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def decode_state(state: optax.OptState) -> optax.OptState:
-    """The state without `narrow_state`: every NarrowState in it becomes its inner state.
-
-    Args:
-      state: of any nesting of transformations.
-
-    Returns:
-      The same state as the transformations without `narrow_state` have, moments in float32.
-
-    Raises:
-      ValueError: if arrays of another format stand in a state.
-
-    Examples:
-      >>> import jax.numpy as jnp, optabs
-      >>> narrow = optabs.narrow_state(optabs.adam(1e-3), min_size=16)
-      >>> state = narrow.init(jnp.ones(32))
-      >>> wide = optabs.decode_state(state)  # continues with optabs.adam(1e-3)
-      >>> _ = optabs.adam(1e-3).update(jnp.ones(32), wide)
-    """
-
-    def of_node(node: Any) -> Any:
-        if not isinstance(node, NarrowState):
-            return node
-        right = _is_right(node)
-        return jax.tree.map(
-            lambda leaf: _poisoned(decode(leaf), right) if is_node(leaf) else leaf,
-            node.inner,
-            is_leaf=is_node,
-        )
-
-    return jax.tree.map(of_node, state, is_leaf=_is_narrow)
-
-
-def encode_state(state: optax.OptState, like: optax.OptState) -> optax.OptState:
-    """A state of full precision, encoded as another one is; the way to change codecs.
-
-    Args:
-      state: of the transformations without `narrow_state`, as `decode_state` gives it.
-      like: a state with the wanted codecs, such as that of a new `init`.
-
-    Returns:
-      The numbers of `state`, rounded once, in the form of `like`.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, optabs
-      >>> old = optabs.narrow_state(optabs.adam_abs(1e-3), min_size=16)
-      >>> new = optabs.narrow_state(optabs.adam_abs(1e-3), {"nu": "bfloat16"}, min_size=16)
-      >>> params = jnp.ones(32)
-      >>> _, state = old.update(jnp.ones(32), old.init(params))
-      >>> state = optabs.encode_state(optabs.decode_state(state), new.init(params))
-      >>> optax.tree.get(state, "nu").values.dtype.name
-      'bfloat16'
-    """
-
-    def of_node(node: Any, own: Any) -> Any:
-        if not isinstance(node, NarrowState):
-            return own
-        return node._replace(inner=_encoded_like(own, node.inner, node.draws))
-
-    return jax.tree.map(of_node, like, state, is_leaf=_is_narrow)
-
-
-def _is_narrow(node: Any) -> bool:
-    return isinstance(node, NarrowState)
 
 
 def _encoded_anew(state: optax.OptState, params: Any, asked: Choice) -> optax.OptState:
@@ -235,20 +158,6 @@ def _encoded_anew(state: optax.OptState, params: Any, asked: Choice) -> optax.Op
     return made
 
 
-def _encoded_like(state: optax.OptState, like: optax.OptState, draws: jax.Array) -> Any:
-    """Encodes a state as an encoded one is, rounding by the counter."""
-    indices = itertools.count()
-
-    def encoded(node: Any, value: Any) -> Any:
-        index = next(indices)
-        if not is_node(node):
-            return value
-        codec = BY_NODE[type(node)]
-        return encode(codec, value, codec.block(node), salted(draws, index))
-
-    return jax.tree.map(encoded, like, state, is_leaf=is_node)
-
-
 def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
     """Raises where the state was made by another choice of codecs."""
     if not isinstance(state, NarrowState):
@@ -273,34 +182,6 @@ def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
                 f"{_name(wanted)}; convert it with optabs.encode_state("
                 "optabs.decode_state(state), like=optimizer.init(params))."
             )
-    _is_right(state)
-
-
-def _is_right(state: NarrowState) -> Any:
-    """Whether the arrays are of the format that their places say: bool, perhaps traced."""
-    wanted, given = _format(state.inner), state.format
-    if isinstance(given, jax.core.Tracer) or not getattr(given, "is_fully_addressable", True):
-        return given == jnp.uint32(wanted)
-    for each in np.unique(np.asarray(given)):  # several where states are stacked
-        if each != wanted:
-            raise ValueError(
-                f"state has the format {each:#x}, but its codecs are those of {wanted:#x}; "
-                "restore a checkpoint into the state of the same narrow_state that wrote it, "
-                "and then convert it with optabs.decode_state and optabs.encode_state."
-            )
-    return True
-
-
-def _poisoned(value: Any, right: Any) -> Any:
-    """An array, in its box; all NaN unless it was read right."""
-    return jax.tree.map(lambda array: jnp.where(right, array, jnp.nan), value)
-
-
-def _format(state: optax.OptState) -> int:
-    """A sum over the version and the codecs of all leaves."""
-    nodes = jax.tree.leaves(state, is_leaf=is_node)
-    names = [_name(BY_NODE[type(node)]) if is_node(node) else "-" for node in nodes]
-    return zlib.crc32(" ".join([VERSION, *names]).encode())
 
 
 def _name(codec: Any) -> str:
