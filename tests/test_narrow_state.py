@@ -274,3 +274,18 @@ def test_dtypes_of_the_codes() -> None:
     assert isinstance(adam.denominator.nu["w"], Bfloat16)
     assert adam.numerator.mu["w"].codes.dtype == jnp.int8
     assert UInt8Fourth.__doc__
+
+
+def test_a_derivative_sees_no_moments_but_the_last_gradient() -> None:
+    def last_update(scales: jax.Array) -> jax.Array:
+        optimizer = optabs.narrow_state(optabs.adam_abs(1e-3))
+        state = optimizer.init(PARAMS)
+        updates = PARAMS
+        for step, scale in enumerate(scales):
+            grads = jax.tree.map(lambda leaf, by=scale: by * leaf, gradient(step))
+            updates, state = optimizer.update(grads, state, PARAMS)
+        return updates["w"].sum()
+
+    before, last = jax.grad(last_update)(jnp.ones(2))
+    assert before == 0
+    assert last != 0

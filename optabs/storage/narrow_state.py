@@ -68,6 +68,9 @@ def narrow_state(
     slow average that is rounded to nearest never moves. The numbers that decide are
     hashes of a counter and of the entry's index, so a run repeats, under any sharding.
 
+    Codes have no derivative: what differentiates through several updates, as meta-learning
+    does, sees each update's own gradient alone, and nothing by way of the moments.
+
     Args:
       transformation: any optax transformation; chains and wrappers may be inside or around.
       codecs: names of codecs by the fields of the state, added to the defaults; or a
