@@ -40,6 +40,23 @@ def names_of(
     return list(dict.fromkeys(names))
 
 
+def tasks_of(
+    text: str, known: Collection[str], need_images: Collection[str], data: pathlib.Path | None
+) -> list[str]:
+    """Known tasks from a list; for '', all of them for which there are data."""
+    if text:
+        names = names_of(text, "tasks", known)
+        missing = [name for name in names if name in need_images]
+        if missing and data is None:
+            raise ArgumentError(
+                f"tasks has {', '.join(missing)}, which need images; pass data, too."
+            )
+        return names
+    if data is None:
+        typer.echo(f"Left out, since they need images (pass --data): {', '.join(need_images)}")
+    return [name for name in known if data is not None or name not in need_images]
+
+
 def choice_of(text: str, name: str, known: Collection[str]) -> str:
     """One of the known names."""
     if text not in known:

@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -110,7 +109,9 @@ def compare(
             device=device,
         )
     first = {name: epoch() for name, epoch in epochs.items()}
-    clocks = {name: functools.partial(_seconds, epoch) for name, epoch in epochs.items()}
+    clocks = {
+        name: functools.partial(timing.seconds_of, epoch) for name, epoch in epochs.items()
+    }
     seconds = timing.in_turns(clocks, runs, float("inf"))
     return {
         "epoch_seconds": seconds,
@@ -126,12 +127,6 @@ def compare(
             for name, (loss, accuracy) in first.items()
         },
     }
-
-
-def _seconds(epoch: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    epoch()
-    return time.perf_counter() - started
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -95,7 +94,10 @@ def compare(
     }
     ours, theirs = (run(epochs)[0] for run in runs.values())
     distance = optax.tree.max(jax.tree.map(lambda a, b: jnp.abs(a - b), ours, theirs))
-    clocks = {name: functools.partial(_seconds, run, epochs) for name, run in runs.items()}
+    clocks = {
+        name: functools.partial(timing.seconds_of, functools.partial(run, epochs))
+        for name, run in runs.items()
+    }
     seconds = timing.in_turns(clocks, rounds, float("inf"))
     return {
         "seconds": seconds,
@@ -152,12 +154,6 @@ def _by_hand(
         return carry[0], float(loss)
 
     return run
-
-
-def _seconds(run: Epochs, epochs: int) -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(run(epochs))
-    return time.perf_counter() - started
 
 
 def _row(model: str, size: int | None, epochs: int, results: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import typer
 
-from benchmarks import report, store, timing
+from benchmarks import arrays, report, store, timing
 from benchmarks.timing import MODES, Spread
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def report_mixture(results: Results, out: pathlib.Path) -> None:
 
 def bars_of(results: Results) -> list[Bar]:
     """The bars, with the medians that were measured for each."""
-    leaves = [size for size in results if size not in timing.TREES]
+    leaves = [size for size in results if size not in arrays.TREES]
     largest = max(leaves, key=lambda size: results[size]["parameters"], default="")
     trained = {
         size: found["training"] for size, found in results.items() if "training" in found
@@ -56,14 +56,14 @@ def bars_of(results: Results) -> list[Bar]:
         Bar(
             "ResNet-18, percent of a training step",
             5.0,
-            {DAO_E: shares[timing.RESNET]} if timing.RESNET in shares else {},
+            {DAO_E: shares[arrays.RESNET]} if arrays.RESNET in shares else {},
             "gpu",
         ),
         # 7 ms where Adam takes 3.8.
         Bar(
             "MLP, training step over Adam's",
             7 / 3.8,
-            {DAO_E: ratios[timing.MLP]} if timing.MLP in ratios else {},
+            {DAO_E: ratios[arrays.MLP]} if arrays.MLP in ratios else {},
             "cpu",
         ),
         Bar("bytes of state a parameter", 20.0, _state_bytes(results)),

@@ -14,7 +14,7 @@ import optax
 from rich.progress import track
 
 import optabs
-from benchmarks import mixture_report, store, timing
+from benchmarks import arrays, mixture_report, store, timing
 from benchmarks.dao_e.arms import FORMS
 from benchmarks.dao_e.resnet import MODELS, resnet
 from benchmarks.dao_e.tasks_networks import Network, network
@@ -23,7 +23,7 @@ from benchmarks.models import MLP
 from optabs.ensemble import experts
 from optabs.ensemble.previous import Storage
 
-SIZES = f"1e6,1.6e7,{timing.MLP},{timing.RESNET}"
+SIZES = f"1e6,1.6e7,{arrays.MLP},{arrays.RESNET}"
 BATCH = 128
 IMAGE = (32, 32, 3)
 
@@ -46,16 +46,16 @@ class Training(NamedTuple):
 
 
 def _mlp() -> Network:
-    return network(lambda rngs: MLP(timing.MLP_WIDTHS, rngs=rngs))
+    return network(lambda rngs: MLP(arrays.MLP_WIDTHS, rngs=rngs))
 
 
 def _resnet18() -> Network:
-    return resnet(MODELS[timing.RESNET], channels=IMAGE[-1], classes=10)
+    return resnet(MODELS[arrays.RESNET], channels=IMAGE[-1], classes=10)
 
 
 TRAININGS = {
-    timing.MLP: Training(_mlp, timing.MLP_WIDTHS[:1]),
-    timing.RESNET: Training(_resnet18, IMAGE),
+    arrays.MLP: Training(_mlp, arrays.MLP_WIDTHS[:1]),
+    arrays.RESNET: Training(_resnet18, IMAGE),
 }
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import optabs
 from benchmarks import report, store
-from benchmarks.arguments import DataOption, names_of, positive
+from benchmarks.arguments import DataOption, names_of, positive, tasks_of
 from benchmarks.contests import FULL, STATES
 from benchmarks.dao_e import tasks_data
 from benchmarks.dao_e.arms import Arm
@@ -22,7 +22,7 @@ from benchmarks.dao_e.program import measures_of, program_of, validation_loss
 from benchmarks.dao_e.resnet import Architecture, resnet
 from benchmarks.dao_e.settings import TUNING_SEEDS, best_rate, half_decade, tune
 from benchmarks.dao_e.tasks import Task, classification, mlp, needed, transformer
-from benchmarks.runs import Interrupted
+from benchmarks.runs import kept_in
 
 RESULTS = pathlib.Path("runs/narrow")
 WIDTHS = (784, 256, 128, 10)
@@ -104,30 +104,15 @@ def narrow(
         positive(steps, "steps")
     cells = [
         (task, arm)
-        for task in _tasks(tasks, data)
+        for task in tasks_of(tasks, TASKS, NEED_IMAGES, data)
         for arm in names_of(arms or ",".join(ARMS), "arms", ARMS)
     ]
-    try:
-        with tqdm(cells, unit="record", dynamic_ncols=True, disable=None) as bar:
-            for task, arm in bar:
-                bar.set_postfix_str(f"{task} {arm}")
-                make(task, arm, plan)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Stopped; finished records are kept in {str(out)!r}, and the same call goes on "
-            "from there."
-        ) from None
+    with kept_in(out), tqdm(cells, unit="record", dynamic_ncols=True, disable=None) as bar:
+        for task, arm in bar:
+            bar.set_postfix_str(f"{task} {arm}")
+            make(task, arm, plan)
     write(out)
     typer.echo(f"tables: {out / 'narrow.md'}")
-
-
-def _tasks(text: str, data: pathlib.Path | None) -> list[str]:
-    """The tasks that are asked for; of all, those for which there are data."""
-    names = names_of(text or ",".join(TASKS), "tasks", TASKS)
-    if text or data is not None:
-        return names
-    typer.echo(f"Left out, since they need images (pass --data): {', '.join(NEED_IMAGES)}")
-    return [name for name in names if name not in NEED_IMAGES]
 
 
 def arm_of(name: str) -> Arm:
@@ -193,8 +178,7 @@ Records = Mapping[tuple[str, str], dict[str, Any]]
 
 def write(folder: pathlib.Path) -> None:
     """Shows and writes the tables of all records of a folder."""
-    paths = sorted(folder.glob("runs/*/*.json"))
-    found = {(path.parent.name, path.stem): store.read_json(path) for path in paths}
+    found = store.read_all(folder / "runs")
     order = [(task, arm) for task in TASKS for arm in ARMS if (task, arm) in found]
     records = {place: found[place] for place in order}
     tables = [table_of(records, task) for task in dict.fromkeys(task for task, _ in records)]
@@ -241,7 +225,7 @@ def verdicts(records: Records) -> list[str]:
         optimizer, state = ARMS[arm]
         if state == FULL or (task, optimizer) not in records:
             continue
-        above = errors_above(
+        above = report.errors_above(
             _values(record, "validation_loss"),
             _values(records[task, optimizer], "validation_loss"),
         )
@@ -258,12 +242,6 @@ def verdicts(records: Records) -> list[str]:
 
 def _verdict(met: bool) -> str:
     return "met" if met else "missed"
-
-
-def errors_above(own: np.ndarray, other: np.ndarray) -> float:
-    """The difference of two means in its standard errors."""
-    error = math.sqrt(own.var(ddof=1) / len(own) + other.var(ddof=1) / len(other))
-    return float((own.mean() - other.mean()) / error)
 
 
 def _values(record: Mapping[str, Any], key: str) -> np.ndarray:

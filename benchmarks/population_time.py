@@ -3,7 +3,6 @@
 import functools
 import itertools
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -146,7 +145,9 @@ def compare(setting: Setting, data: Dataset, rounds: int) -> dict[str, Any]:
     losses = {name: float(jnp.mean(contenders[name]())) for name in LEARNING}
     for name in (EVOLVE, ITSELF):
         jax.block_until_ready(contenders[name]())
-    clocks = {name: functools.partial(_seconds, run) for name, run in contenders.items()}
+    clocks = {
+        name: functools.partial(timing.seconds_of, run) for name, run in contenders.items()
+    }
     seconds = timing.in_turns(clocks, rounds, float("inf"))
     steps = setting.epochs * -(-len(problem.train[1]) // setting.batch_size)
     # A generation: everyone learns, the children are bred, and learn as long.
@@ -217,12 +218,6 @@ def _contenders(setting: Setting, problem: Problem) -> dict[str, Callable[[], An
 
 def _nothing(params: Any, batch: Any) -> jax.Array:
     return jnp.zeros([])
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - started
 
 
 def _named(setting: Setting) -> list[str]:

@@ -55,6 +55,13 @@ def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
+def errors_above(own: np.ndarray, other: np.ndarray) -> float:
+    """How far one mean is above another, in the standard errors of their difference."""
+    error = np.sqrt(own.var(ddof=1) / len(own) + other.var(ddof=1) / len(other))
+    difference = own.mean() - other.mean()
+    return float(difference / error) if error > 0 else float(np.sign(difference) * np.inf)
+
+
 def save_figure(figure: "Figure", path: pathlib.Path) -> None:
     """Writes a figure as PNG and SVG, each whole or not at all."""
     import matplotlib

@@ -1,10 +1,11 @@
 """Trains what has not been trained yet, and keeps each run as soon as it is finished."""
 
+import contextlib
 import functools
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,18 @@ SCHEDULES: dict[str, Schedule] = {
 
 class Interrupted(Exception):
     """Ctrl-C between or inside runs; what was finished is kept."""
+
+
+@contextlib.contextmanager
+def kept_in(folder: pathlib.Path, finished: str = "records") -> Iterator[None]:
+    """Makes Ctrl-C an Interrupted that says where what is finished is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped; finished {finished} are kept in {str(folder)!r}, and the same call "
+            "goes on from there."
+        ) from None
 
 
 class Job(NamedTuple):
@@ -143,25 +156,16 @@ def run_all(
         return
     data = Device.put(dataset)
     total = sum(job.epochs * (1 if together else len(missing)) for job, missing in todo)
-    with tqdm(total=total, unit="epoch", dynamic_ncols=True, disable=None) as bar:
-        try:
-            for job, missing in todo:
-                trainer = trainer_of(job, data, dataset.classes, together=together)
-                show = functools.partial(_show, bar, job)
-                for group in [missing] if together else [[seed] for seed in missing]:
-                    outcome, seconds = _timed(
-                        trainer, group, job, data, data_of, together, show
-                    )
-                    scores = (
-                        trainer.accuracy(outcome.params, data.test) if see_test_set else None
-                    )
-                    _keep(job, group, outcome, scores, seconds, dataset.name, folder)
-                jax.clear_caches()
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"Stopped; finished runs are kept in {str(folder)!r}, and the same call goes "
-                "on from there."
-            ) from None
+    bar = tqdm(total=total, unit="epoch", dynamic_ncols=True, disable=None)
+    with kept_in(folder, "runs"), bar:
+        for job, missing in todo:
+            trainer = trainer_of(job, data, dataset.classes, together=together)
+            show = functools.partial(_show, bar, job)
+            for group in [missing] if together else [[seed] for seed in missing]:
+                outcome, seconds = _timed(trainer, group, job, data, data_of, together, show)
+                scores = trainer.accuracy(outcome.params, data.test) if see_test_set else None
+                _keep(job, group, outcome, scores, seconds, dataset.name, folder)
+            jax.clear_caches()
 
 
 def together_by_default() -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import typer
 from rich.progress import track
 
-from benchmarks import mixture_time, report, store, timing
+from benchmarks import arrays, mixture_time, report, store, timing
 from benchmarks.arguments import ArgumentError, choice_of, names_of, positive
 from benchmarks.contests import CONTESTS, FULL, STATES, Contest, contests_of
 from benchmarks.timing import MODES
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = pathlib.Path("runs/step_time")
-SIZES = f"1e4,1e5,1e6,1.6e7,1e8,{timing.RESNET}"
+SIZES = f"1e4,1e5,1e6,1.6e7,1e8,{arrays.RESNET}"
 COPY = "copy"  # of as many bytes as the optimizer has to move
 
 
@@ -70,7 +70,7 @@ def step_time(
         str | None,
         typer.Option(
             help="parameters in one array, or the arrays of a network: "
-            f"{' or '.join(timing.TREES)}; default: {SIZES}, and {mixture_time.SIZES} for "
+            f"{' or '.join(arrays.TREES)}; default: {SIZES}, and {mixture_time.SIZES} for "
             f"{mixture_time.DAO_E}",
             show_default=False,
         ),
@@ -107,7 +107,7 @@ def step_time(
     ending = "" if state == FULL else f"_{state}"
     contests = [name + ending for name in names if name in CONTESTS]
     shapes, mixture_shapes = (
-        timing.shapes_of(default if sizes is None else sizes)
+        arrays.shapes_of(default if sizes is None else sizes)
         for default in (SIZES, mixture_time.SIZES)
     )
     positive(rounds, "rounds")

@@ -86,6 +86,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
+def read_all(folder: pathlib.Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The records of a folder's folders, by the names of the folder and the file."""
+    paths = sorted(folder.glob("*/*.json"))
+    return {(path.parent.name, path.stem): read_json(path) for path in paths}
+
+
 def finished(path: pathlib.Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """The record at the path, if it is there and was made by the same configuration."""
     if not path.exists():

@@ -12,6 +12,7 @@ from dao_e_problem import drawn
 from flax import nnx
 
 import optabs
+from benchmarks.arrays import resnet18_shapes
 from benchmarks.dao_e import images, paper
 from benchmarks.dao_e.resnet import (
     MODELS,
@@ -22,7 +23,6 @@ from benchmarks.dao_e.resnet import (
     make_program,
     resnet,
 )
-from benchmarks.timing import resnet18_shapes
 from benchmarks.training import Split
 
 NET = resnet(Architecture((4,), 0, stem_stride=2), channels=3, classes=10)

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks import mixture_report, mixture_time, timing
+from benchmarks import arrays, mixture_report, mixture_time, timing
 from benchmarks.dao_e.tasks_networks import network
 from benchmarks.mixture_report import ADAM, DAO_E, Bar, bars_of, bars_table
 from benchmarks.models import MLP
@@ -148,8 +148,8 @@ def test_the_networks_are_those_of_the_sizes():
     for size, training in mixture_time.TRAININGS.items():
         params, _ = jax.eval_shape(training.network().init, jax.random.key(0))
         shapes = sorted(leaf.shape for leaf in jax.tree.leaves(params))
-        assert shapes == sorted(timing.TREES[size]())
-    assert sum(map(math.prod, timing.mlp_shapes())) == pytest.approx(1e6, rel=0.01)
+        assert shapes == sorted(arrays.TREES[size]())
+    assert sum(map(math.prod, arrays.mlp_shapes())) == pytest.approx(1e6, rel=0.01)
 
 
 def found_at(parameters, ratio, state_bytes, share=None):
@@ -173,8 +173,8 @@ def test_bars_are_taken_where_they_were_set():
     results = {
         "1e4": found_at(1e4, 9.0, 24.3),
         "1e8": found_at(1e8, 1.9, 24.0),
-        timing.MLP: found_at(1e6, 5.0, 24.1, share=0.17),
-        timing.RESNET: found_at(1.1e7, 3.0, 24.2, share=0.06),
+        arrays.MLP: found_at(1e6, 5.0, 24.1, share=0.17),
+        arrays.RESNET: found_at(1.1e7, 3.0, 24.2, share=0.06),
     }
     leaf, share, mlp, state = bars_of(results)
     assert leaf.measured == {DAO_E: 1.9}
@@ -212,8 +212,8 @@ def test_a_bar_is_met_by_the_number_that_is_shown(measured, verdict):
 @pytest.mark.usefixtures("quick_variants")
 def test_command_writes_records_tables_and_figure(tmp_path, monkeypatch):
     training = mixture_time.Training(small_network, (6,))
-    monkeypatch.setitem(mixture_time.TRAININGS, timing.MLP, training)
-    monkeypatch.setitem(timing.TREES, timing.MLP, lambda: [(6, 4), (4,)])
+    monkeypatch.setitem(mixture_time.TRAININGS, arrays.MLP, training)
+    monkeypatch.setitem(arrays.TREES, arrays.MLP, lambda: [(6, 4), (4,)])
     options = f"--optimizer dao_e --sizes 16,mlp --rounds 2 --out {tmp_path}"
     assert call(monkeypatch, f"step_time {options}") == 0
     record = json.loads((tmp_path / "runs" / "mlp-dao_e.json").read_text())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from commands import assert_refused, call, interrupt
 
-from benchmarks import narrow, store
+from benchmarks import narrow, report, store
 from benchmarks.dao_e.tasks import classification, mlp
 from benchmarks.dao_e.tasks_data import digits
 
@@ -29,13 +29,14 @@ def test_bytes_are_those_of_the_state() -> None:
 def test_errors_are_of_the_difference() -> None:
     own, other = np.array([1.0, 1.1, 1.2]), np.array([0.9, 1.0, 1.1])
     # 0.1 over the root of 0.01/3 + 0.01/3.
-    assert narrow.errors_above(own, other) == pytest.approx(1.2247, rel=1e-3)
+    assert report.errors_above(own, other) == pytest.approx(1.2247, rel=1e-3)
 
 
 def test_a_study_is_interrupted_goes_on_and_reports(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(narrow, "TASKS", {"mnist": small})
+    monkeypatch.setattr(narrow, "NEED_IMAGES", ())
     line = f"narrow --tasks mnist --arms adam_abs,adam_abs_8bit --seeds 2 --out {tmp_path}"
     interrupt(monkeypatch, narrow, "make", at=2)
     assert call(monkeypatch, line) == 130
@@ -60,6 +61,6 @@ def test_bad_arguments_end_in_one_sentence(
         ("--tasks cifar", "tasks is 'cifar'; choose from mnist,"),
         ("--arms sgd", "arms is 'sgd'; choose from adam,"),
         ("--seeds 0", "seeds is 0; pass a whole number above 0."),
-        ("--tasks mnist", "tasks that learn from mnist need images; pass data, too."),
+        ("--tasks mnist", "tasks has mnist, which need images; pass data, too."),
     ):
         assert_refused(f"narrow {options}", sentence, tmp_path, monkeypatch, capsys)

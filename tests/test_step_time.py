@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 import optabs
-from benchmarks import epoch_time, mixture_time, store, timing, torch_peer
+from benchmarks import arrays, epoch_time, mixture_time, store, timing, torch_peer
 from benchmarks.arguments import ArgumentError
 from benchmarks.contests import CONTESTS, contests_of
 from benchmarks.step_time import MODES, measure, step_time
@@ -113,7 +113,7 @@ def test_ratio_is_taken_round_by_round():
 
 
 def test_resnet18_is_the_one_for_small_images():
-    shapes = timing.resnet18_shapes()
+    shapes = arrays.resnet18_shapes()
     assert (len(shapes), sum(map(math.prod, shapes))) == (62, 11_173_962)
 
 

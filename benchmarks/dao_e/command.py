@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import store
-from benchmarks.arguments import ArgumentError, DataOption, names_of, positive
+from benchmarks.arguments import DataOption, names_of, positive, tasks_of
 from benchmarks.dao_e import study as study_of
 from benchmarks.dao_e import study_report
 from benchmarks.dao_e.arms import ARMS, SINGLES, UNIFORM
@@ -101,7 +101,7 @@ def dao_e(
     wanted = names_of(arms or ",".join(ARMS), "arms", ARMS)
     chosen = [arm for arm in ARMS if arm in wanted or arm in (*SINGLES, UNIFORM)]
     plan = Plan(
-        tasks=tuple(_tasks(tasks, data)),
+        tasks=tuple(tasks_of(tasks, study_of.MAKERS, NEED_IMAGES, data)),
         settings=tuple(names_of(settings or ",".join(SETTINGS), "settings", SETTINGS)),
         arms=tuple(chosen),
         seeds=seeds or SEEDS,
@@ -114,18 +114,3 @@ def dao_e(
     make_all(study_of.units_of(plan, tuning=False), plan, workers)
     study_report.write(study_of.read(plan), out)
     typer.echo(f"tables and pictures: {out}")
-
-
-def _tasks(text: str, data: pathlib.Path | None) -> list[str]:
-    """The tasks that are asked for; of all, those for which there are data."""
-    if text:
-        names = names_of(text, "tasks", study_of.MAKERS)
-        missing = [name for name in names if name in NEED_IMAGES]
-        if missing and data is None:
-            raise ArgumentError(
-                f"tasks has {', '.join(missing)}, which need images; pass data, too."
-            )
-        return names
-    if data is None:
-        typer.echo(f"Left out, since they need images (pass --data): {', '.join(NEED_IMAGES)}")
-    return [name for name in study_of.MAKERS if data is not None or name not in NEED_IMAGES]

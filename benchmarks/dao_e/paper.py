@@ -23,7 +23,7 @@ from benchmarks.dao_e.images import augment, load_images
 from benchmarks.dao_e.paper_report import show
 from benchmarks.dao_e.resnet import MODELS, Program, make_program, resnet
 from benchmarks.data import require
-from benchmarks.runs import DIGITS_KEPT, SCHEDULES, Device, Interrupted
+from benchmarks.runs import DIGITS_KEPT, SCHEDULES, Device, kept_in
 from optabs.training.checkpoints import Checkpoints
 
 SAVE_EVERY = 30.0  # seconds
@@ -225,7 +225,7 @@ def _train_all(
 ) -> None:
     """Makes the missing records, or as many of them as fit into the time."""
     programs: dict[str, Program] = {}
-    try:
+    with kept_in(out, "runs and checkpoints"):
         for done, run in enumerate(todo):
             if run.optimizer not in programs:
                 programs[run.optimizer] = run.program(data, classes)
@@ -237,11 +237,6 @@ def _train_all(
                     "the same call goes on from here."
                 )
                 return
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Stopped; finished runs and checkpoints are kept in {str(out)!r}, and the same "
-            "call goes on from there."
-        ) from None
 
 
 def _train(

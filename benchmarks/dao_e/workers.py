@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from benchmarks.dao_e import study
 from benchmarks.dao_e.study import Plan, Unit
-from benchmarks.runs import Interrupted
+from benchmarks.runs import kept_in
 
 
 def make_all(units: Sequence[Unit], plan: Plan, workers: int) -> None:
@@ -22,20 +22,15 @@ def make_all(units: Sequence[Unit], plan: Plan, workers: int) -> None:
     todo = [unit for unit in reversed(units) if not study.is_finished(unit, plan)]
     if not todo:
         return
-    try:
-        with tqdm(total=len(todo), unit="record", dynamic_ncols=True, disable=None) as bar:
-            if workers == 1:
-                for unit in todo:
-                    _show(bar, unit)
-                    study.make(unit, plan)
-                    bar.update()
-            else:
-                _in_processes(todo, plan, workers, bar)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Stopped; finished records are kept in {str(plan.folder)!r}, and the same call "
-            "goes on from there."
-        ) from None
+    bar = tqdm(total=len(todo), unit="record", dynamic_ncols=True, disable=None)
+    with kept_in(plan.folder), bar:
+        if workers == 1:
+            for unit in todo:
+                _show(bar, unit)
+                study.make(unit, plan)
+                bar.update()
+        else:
+            _in_processes(todo, plan, workers, bar)
 
 
 def _in_processes(todo: Sequence[Unit], plan: Plan, workers: int, bar: tqdm) -> None:

@@ -17,7 +17,7 @@ from benchmarks.gadam.functions import FUNCTIONS
 from benchmarks.gadam.processes import launch
 from benchmarks.gadam.study import Plan, Unit
 from benchmarks.gadam.tasks import CONDITIONS, NETWORKS
-from benchmarks.runs import Interrupted
+from benchmarks.runs import kept_in
 
 RESULTS = pathlib.Path("runs/gadam")
 DIMENSIONS = "2,10,30,100"
@@ -138,13 +138,8 @@ def _units(plan: Plan, text: str) -> list[Unit]:
 def _make_all(units: list[Unit], plan: Plan, maker: ModuleType) -> None:
     """Makes the records that are missing."""
     todo = [unit for unit in units if not maker.is_finished(unit, plan)]
-    try:
-        with tqdm(todo, unit="record", dynamic_ncols=True, disable=None) as bar:
-            for unit in bar:
-                bar.set_postfix_str(f"{unit.task} {unit.arm}")
-                maker.make(unit, plan)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Stopped; finished records are kept in {str(plan.folder)!r}, and the same call "
-            "goes on from there."
-        ) from None
+    bar = tqdm(todo, unit="record", dynamic_ncols=True, disable=None)
+    with kept_in(plan.folder), bar:
+        for unit in bar:
+            bar.set_postfix_str(f"{unit.task} {unit.arm}")
+            maker.make(unit, plan)

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import report, store
+from benchmarks import report, store, timing
 from benchmarks.arguments import ArgumentError
 from benchmarks.gadam import study
 from benchmarks.gadam.arms import TUNED
 from benchmarks.gadam.peers import PEERS, Setting, load_evosax, search_of
 from benchmarks.gadam.program import pair_of
-from benchmarks.gadam.records import Record, Records, bounded, median, place
+from benchmarks.gadam.records import Record, Records, bounded, median
 from benchmarks.gadam.study import Plan, Unit
 
 TIMED = 3  # calls, of which the median counts
@@ -130,23 +130,11 @@ def _generations(search: Callable[..., Any], budget: float) -> int:
 def _seconds(run: Callable[[], Any]) -> float:
     """The median of a few calls after a warm-up."""
     jax.block_until_ready(run())
-    taken = []
-    for _ in range(TIMED):
-        started = time.perf_counter()
-        jax.block_until_ready(run())
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    return timing.median([timing.seconds_of(run) for _ in range(TIMED)])
 
 
 def _loss(search: Callable[..., Any], seed: int, generations: int) -> float:
     return float(search(seed, generations).loss)
-
-
-def read(folder: pathlib.Path) -> Records:
-    """All records of a folder, in the order of the study."""
-    paths = sorted(folder.glob("peers/*/*.json"))
-    records = {(path.parent.name, path.stem): store.read_json(path) for path in paths}
-    return dict(sorted(records.items(), key=lambda item: place(item[0][0])))
 
 
 def tables(records: Records, peers: Records) -> list[report.Table]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import store
+from benchmarks import report, store
 from benchmarks.gadam.arms import BASELINE
 from benchmarks.gadam.functions import FUNCTIONS
 from benchmarks.gadam.tasks import CONDITIONS, NETWORKS
@@ -27,10 +27,9 @@ class Bar(NamedTuple):
     met: bool
 
 
-def read(folder: pathlib.Path) -> Records:
-    """All records of a folder, in the order of the study."""
-    paths = sorted(folder.glob("runs/*/*.json"))
-    records = {(path.parent.name, path.stem): store.read_json(path) for path in paths}
+def read(folder: pathlib.Path, kind: str = "runs") -> Records:
+    """All records of a folder and kind, in the order of the study."""
+    records = store.read_all(folder / kind)
     return dict(sorted(records.items(), key=lambda item: place(item[0][0])))
 
 
@@ -92,9 +91,7 @@ def ratio(records: Records, task: str, arm: str) -> float:
 def standard_errors(records: Records, task: str, arm: str, key: str = "final") -> float:
     """How far the arm's mean is above the best of g's, in the difference's standard errors."""
     own, other = (measured(records, task, name, key) for name in (arm, BASELINE))
-    error = np.sqrt(own.var(ddof=1) / len(own) + other.var(ddof=1) / len(other))
-    difference = own.mean() - other.mean()
-    return float(difference / error) if error > 0 else float(np.sign(difference) * np.inf)
+    return report.errors_above(own, other)
 
 
 def bars_of(records: Records, arm: str) -> list[Bar]:

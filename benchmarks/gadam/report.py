@@ -223,7 +223,7 @@ def rates_table(records: Records) -> report.Table:
 
 
 def _peers(records: Records, folder: pathlib.Path) -> list[str]:
-    peers = peer_study.read(folder)
+    peers = read(folder, "peers")
     if not peers:
         return []
     lines = [table.markdown() for table in peer_study.tables(records, peers)]

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from benchmarks import store
 from benchmarks.arguments import names_of, positive
-from benchmarks.runs import Interrupted
+from benchmarks.runs import kept_in
 from benchmarks.survey.optimizers import DECAYING, ENTRIES
 from benchmarks.survey.pictures import draw_landscapes, paths_of
 from benchmarks.survey.problems import PROBLEMS, Problem
@@ -76,17 +76,11 @@ def _run_all(tasks: list[Task], problems: dict[str, Problem], folder: pathlib.Pa
         for task in tasks
         if not store.finished(task.path(folder), task.config(problems[task.problem_name]))
     ]
-    try:
-        with tqdm(todo, unit="record", dynamic_ncols=True, disable=None) as bar:
-            for task in bar:
-                bar.set_postfix_str(f"{task.problem_name} {task.name}")
-                store.write_json(task.path(folder), study(task, problems[task.problem_name]))
-                jax.clear_caches()
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Stopped; finished records are kept in {str(folder)!r}, and the same call goes "
-            "on from there."
-        ) from None
+    with kept_in(folder), tqdm(todo, unit="record", dynamic_ncols=True, disable=None) as bar:
+        for task in bar:
+            bar.set_postfix_str(f"{task.problem_name} {task.name}")
+            store.write_json(task.path(folder), study(task, problems[task.problem_name]))
+            jax.clear_caches()
     return {
         (task.problem_name, task.name): store.read_json(task.path(folder)) for task in tasks
     }
