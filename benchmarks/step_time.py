@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import typer
 from rich.progress import track
 
-from benchmarks import arrays, mixture_time, report, store, timing
+from benchmarks import arrays, mixture_time, report, store, timing, torch_peer
 from benchmarks.arguments import ArgumentError, choice_of, names_of, positive
-from benchmarks.contests import CONTESTS, FULL, STATES, Contest, contests_of
+from benchmarks.contests import CONTESTS, FULL, RATE, STATES, Contest, contests_of
 from benchmarks.timing import MODES
 
 if TYPE_CHECKING:
@@ -21,29 +21,57 @@ if TYPE_CHECKING:
 RESULTS = pathlib.Path("runs/step_time")
 SIZES = f"1e4,1e5,1e6,1.6e7,1e8,{arrays.RESNET}"
 COPY = "copy"  # of as many bytes as the optimizer has to move
+TORCH = "torch.optim.AdamW, fused"
+GRADIENTS = (FULL, "bfloat16")
 
 
 def measure(
-    contest: Contest, name: str, shapes: list[tuple[int, ...]], rounds: int, seconds: float
+    contest: Contest,
+    name: str,
+    shapes: list[tuple[int, ...]],
+    rounds: int,
+    seconds: float,
+    *,
+    gradients: str = FULL,
+    torch: str | None = None,
 ) -> dict[str, Any]:
-    """Times an optimizer, its rivals and a plain copy in turns, on leaves of given shapes."""
+    """Times an optimizer, its rivals and a plain copy in turns, on leaves of given shapes.
+
+    Args:
+      contest: the optimizer and its rivals.
+      name: of the optimizer.
+      shapes: of the parameters, float32.
+      rounds: measurements of each.
+      seconds: after which no new round begins.
+      gradients: their dtype.
+      torch: the device on which PyTorch's fused AdamW is a further rival; None: it is none.
+    """
     makers = {f"optabs.{name}": contest.ours, **contest.rivals}
     parameters = sum(map(math.prod, shapes))
     keys = jax.random.split(jax.random.key(0), len(shapes))
-    grads = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
-    runners, costs, must_move = {}, {}, {}
+    grads = [
+        jax.random.normal(key, shape, jnp.dtype(gradients))
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+    runners: dict[str, timing.Timed] = {}
+    costs, must_move = {}, {}
     for side, make in makers.items():
         optimizer = make()
         params = [jnp.zeros(shape) for shape in shapes]
         carry = (params, jax.jit(optimizer.init)(params))
-        runners[side] = timing.Runner(timing.step_of(optimizer), carry, grads)
-        costs[side] = timing.cost_of(runners[side].step, parameters)
+        runner = timing.Runner(timing.step_of(optimizer), carry, grads)
+        costs[side] = timing.cost_of(runner.step, parameters)
+        runners[side] = runner
         must_move[side] = timing.tree_bytes(grads) + 2 * timing.tree_bytes(carry)
     ours = f"optabs.{name}"
     # It reads and writes each byte once, so its array is half of the traffic.
     copied = jnp.zeros(max(1, must_move[ours] // 8))
     runners[COPY] = timing.Runner(lambda x, one: x + one, copied, jnp.ones([]))
-    del params, carry, copied  # a donated array that is still named is kept alive
+    del params, carry, copied, runner  # a donated array that is still named is kept alive
+    rivals = list(contest.rivals)
+    if torch is not None:
+        runners[TORCH] = torch_peer.AdamW(shapes, RATE, torch)
+        rivals.append(TORCH)
 
     results: dict[str, Any] = {
         "parameters": parameters,
@@ -57,8 +85,7 @@ def measure(
             "seconds": times,
             "median_seconds": timing.medians(times),
             "ratio": {
-                rival: timing.ratio(times[ours], times[rival])._asdict()
-                for rival in contest.rivals
+                rival: timing.ratio(times[ours], times[rival])._asdict() for rival in rivals
             },
             "share_of_copy": timing.ratio(times[COPY], times[ours])._asdict(),
         }
@@ -86,6 +113,12 @@ def step_time(
     state: Annotated[
         str, typer.Option(help=f"how moments are kept: {FULL} or {', '.join(STATES)}")
     ] = FULL,
+    gradients: Annotated[
+        str, typer.Option(help=f"dtype of the gradients: {' or '.join(GRADIENTS)}")
+    ] = FULL,
+    torch: Annotated[
+        bool, typer.Option("--torch", help="PyTorch's fused AdamW is timed, too")
+    ] = False,
     rounds: Annotated[int, typer.Option(help="measurements of each contender, in turns")] = 15,
     seconds: Annotated[
         float, typer.Option(help="per comparison; after these, only 3 rounds are completed")
@@ -104,6 +137,16 @@ def step_time(
         list(CONTESTS) if optimizers == "all" else names_of(optimizers, "optimizers", known)
     )
     choice_of(state, "state", (FULL, *STATES))
+    choice_of(gradients, "gradients", GRADIENTS)
+    if torch and gradients != FULL:
+        raise ArgumentError(
+            f"gradients is {gradients!r}, but PyTorch's have their parameters' dtype; leave "
+            "out one of gradients and torch."
+        )
+    device = None
+    if torch:
+        torch_peer.load_torch()  # a missing package is said before anything is timed
+        device = torch_peer.device_like(jax.default_backend())
     ending = "" if state == FULL else f"_{state}"
     contests = [name + ending for name in names if name in CONTESTS]
     shapes, mixture_shapes = (
@@ -117,7 +160,8 @@ def step_time(
     if contests:
         known_here = contests_of(state)
         chosen = {name: known_here[name] for name in contests}
-        _report(_contests(chosen, shapes, rounds, seconds, out), chosen, out)
+        options = {"gradients": gradients, "torch": device}
+        _report(_contests(chosen, shapes, rounds, seconds, out, options), out)
     if mixture_time.DAO_E in names:
         mixture_time.time_mixture(mixture_shapes, rounds, seconds, out)
 
@@ -128,13 +172,16 @@ def _contests(
     rounds: int,
     seconds: float,
     out: pathlib.Path,
+    options: Mapping[str, Any],
 ) -> "Results":
     environment = store.environment()
     results: dict[str, dict[str, Any]] = {size: {} for size in shapes}
     cells = [(size, name) for size in shapes for name in contests]
     for size, name in track(cells, description="step_time"):
-        config = {"size": size, "optimizer": name, "rounds": rounds, "seconds": seconds}
-        found = measure(contests[name], name, shapes[size], rounds, seconds)
+        config = {
+            "size": size, "optimizer": name, "rounds": rounds, "seconds": seconds, **options,
+        }  # fmt: skip
+        found = measure(contests[name], name, shapes[size], rounds, seconds, **options)
         results[size][name] = found
         record = {"config": config, "results": found, "environment": environment}
         store.write_json(timing.record_path(out, size, name), record)
@@ -145,9 +192,9 @@ def _contests(
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-def _report(results: Results, contests: Mapping[str, Contest], out: pathlib.Path) -> None:
+def _report(results: Results, out: pathlib.Path) -> None:
     tables = [_cost_table(results)]
-    tables += [_ratio_table(results, contests, mode) for mode in MODES]
+    tables += [_ratio_table(results, mode) for mode in MODES]
     tables += [_copy_table(results, mode) for mode in MODES]
     counted = "counts" if timing.roots_are_transcendental() else "does not count"
     note = (
@@ -188,10 +235,10 @@ def _cost_table(results: Results) -> report.Table:
     )
 
 
-def _ratio_table(results: Results, contests: Mapping[str, Contest], mode: str) -> report.Table:
+def _ratio_table(results: Results, mode: str) -> report.Table:
     rows = []
-    for name in next(iter(results.values())):
-        for rival in contests[name].rivals:
+    for name, first in next(iter(results.values())).items():
+        for rival in first[mode]["ratio"]:
             found = [results[size][name][mode]["ratio"][rival] for size in results]
             rows.append([f"{name} / {rival}", *(str(timing.Spread(**x)) for x in found)])
     return report.Table(

@@ -7,7 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -98,6 +98,16 @@ def step_of(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any,
     return step
 
 
+class Timed(Protocol):
+    """What is timed in MODES."""
+
+    def call(self, repeats: int) -> float:
+        """Seconds per step, called from Python."""
+
+    def inside(self, repeats: int) -> float:
+        """Seconds per step inside one compiled loop."""
+
+
 class Runner:
     """A step compiled twice: to be called from Python, and inside a compiled loop."""
 
@@ -146,7 +156,7 @@ def repeats_of(measure: Callable[[int], float]) -> int:
 
 
 def in_modes(
-    runners: Mapping[str, Runner], rounds: int, seconds: float, *, alike: bool
+    runners: Mapping[str, Timed], rounds: int, seconds: float, *, alike: bool
 ) -> Iterator[tuple[str, dict[str, int], dict[str, list[float]]]]:
     """Times runners in turns, in one of MODES after the other.
 

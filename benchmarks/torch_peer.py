@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,6 +99,41 @@ def make_epoch(
         return float(total) / batches, float(right)
 
     return epoch
+
+
+class AdamW:
+    """Steps of torch.optim.AdamW, fused, to be timed beside compiled ones.
+
+    PyTorch has no compiled loop here: both of its times are of calls from Python, which a
+    GPU works off in one queue.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], learning_rate: float, device: str
+    ) -> None:
+        torch = load_torch()
+        self._torch, self._device = torch, device
+        params = []
+        for shape in shapes:
+            param = torch.zeros(shape, device=device, requires_grad=True)
+            param.grad = torch.randn(shape, device=device)
+            params.append(param)
+        self._optimizer = torch.optim.AdamW(params, lr=learning_rate, fused=True)
+
+    def call(self, repeats: int) -> float:
+        """Seconds per step, called from Python one after the other."""
+        self._wait()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            self._optimizer.step()
+        self._wait()
+        return (time.perf_counter() - started) / repeats
+
+    inside = call
+
+    def _wait(self) -> None:
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
 
 
 def _as_int64(split: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ from typer.testing import CliRunner
 import optabs
 from benchmarks import arrays, epoch_time, mixture_time, store, timing, torch_peer
 from benchmarks.arguments import ArgumentError
-from benchmarks.contests import CONTESTS, contests_of
-from benchmarks.step_time import MODES, measure, step_time
+from benchmarks.contests import CONTESTS, RATE, contests_of
+from benchmarks.step_time import MODES, TORCH, measure, step_time
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +140,38 @@ def test_narrow_states_are_timed_against_float32():
     assert set(found["call"]["ratio"]) == {"optax.adam", "optabs.adam", "optabs.adam_abs"}
 
 
+def test_gradients_may_have_fewer_bits() -> None:
+    contest = CONTESTS["adam_abs"]
+    found = measure(contest, "adam_abs", [(64,)], 2, 1.0, gradients="bfloat16")
+    assert found["must_move_bytes"]["optabs.adam_abs"] == pytest.approx(2 + 2 * 12, abs=0.5)
+
+
+def test_torch_is_a_rival_where_it_is_asked_for(monkeypatch):
+    steps = []
+    tensor = types.SimpleNamespace(grad=None)
+    optimizer = types.SimpleNamespace(step=lambda: steps.append(tensor.grad))
+    asked = {}
+
+    def adamw(params, **options):
+        asked.update(options, params=len(params))
+        return optimizer
+
+    torch = types.SimpleNamespace(
+        zeros=lambda shape, **options: tensor,
+        randn=lambda shape, **options: shape,
+        set_num_threads=lambda count: None,
+        optim=types.SimpleNamespace(AdamW=adamw),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    found = measure(CONTESTS["adam_abs"], "adam_abs", [(64,)], 2, 1.0, torch="cpu")
+    for mode in MODES:
+        assert TORCH in found[mode]["ratio"]
+        assert len(found[mode]["seconds"][TORCH]) == 2
+    assert asked == {"lr": RATE, "fused": True, "params": 1}
+    assert set(steps) == {(64,)}
+    assert TORCH not in found["cost"]
+
+
 def test_command_writes_records_tables_and_figure(tmp_path):
     options = ["--sizes", "16,1e2", "--optimizers", "sgd,adam_abs", "--rounds", "2"]
     result = run(step_time, *options, "--out", str(tmp_path))
@@ -163,6 +196,8 @@ def test_command_writes_records_tables_and_figure(tmp_path):
         (["--sizes", "vgg"], "sizes is 'vgg'; pass whole numbers above 0"),
         (["--optimizers", "adagram"], "optimizers is 'adagram'; choose from sgd"),
         (["--state", "int4"], "state is 'int4'; choose from float32, 8bit,"),
+        (["--gradients", "int8"], "gradients is 'int8'; choose from float32, bfloat16."),
+        (["--gradients", "bfloat16", "--torch"], "gradients is 'bfloat16', but PyTorch's"),
         (["--rounds", "0"], "rounds is 0; pass a whole number above 0."),
         (["--seconds", "nan"], "seconds is nan; pass a number above 0."),
     ],
@@ -188,6 +223,14 @@ def test_missing_torch_is_said_before_anything_is_read(monkeypatch, tmp_path):
     )
     assert isinstance(result.exception, ArgumentError)
     assert str(result.exception).endswith("call `make peers`.")
+
+
+def test_step_time_says_that_torch_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = run(step_time, "--torch", "--out", str(tmp_path / "new"))
+    assert isinstance(result.exception, ArgumentError)
+    assert str(result.exception).endswith("call `make peers`.")
+    assert not (tmp_path / "new").exists()
 
 
 def test_torch_must_run_where_jax_runs():
