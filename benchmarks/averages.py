@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optabs.storage.codecs import CODECS
-from optabs.storage.rounding import salted
+from optabs.storage.rounding import Salt, salted
 
 COORDINATES = 2048  # of each seed
 STEPS_OF_MEMORY = 3  # the simulated steps, in lengths 1 / (1 - decay) of the average
@@ -168,7 +168,7 @@ def _simulation(statistic: str, gradients: str, kept: tuple[Kept, ...]) -> Calla
     return jax.jit(run)
 
 
-def _encode(way: Kept, value: jax.Array, salt: jax.Array | None) -> Any:
+def _encode(way: Kept, value: jax.Array, salt: Salt | None) -> Any:
     rounded = salt if way.rounding == "stochastic" else None
     return CODECS[way.codec].encode(value, way.block, rounded)
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from optabs.storage.codecs import ALIASES, CODECS, Codec, Float16, is_node
+from optabs.storage.rounding import Salt
 
 BLOCK = 32
 ALL = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 BLOCKED = [codec for codec in CODECS.values() if codec.blocks]
 OF_BLOCKS = pytest.mark.parametrize("codec", BLOCKED, ids=[codec.name for codec in BLOCKED])
-SALT = jnp.uint32(12345)
+SALT = Salt(jnp.uint32(12345))
 
 
 def numbers(codec: Codec, spread: float = 1.0, shape: tuple[int, ...] = (8, 128)) -> jax.Array:
@@ -27,7 +28,7 @@ def there_and_back(codec: Codec, value: Any, salt: Any = None) -> np.ndarray:
 
 
 def many(codec: Codec, value: jax.Array, count: int = 4000) -> np.ndarray:
-    once = jax.jit(lambda salt: codec.decode(codec.encode(value, BLOCK, salt)))
+    once = jax.jit(lambda word: codec.decode(codec.encode(value, BLOCK, Salt(word))))
     drawn = jax.lax.map(once, jnp.arange(count, dtype=jnp.uint32) * 7919)
     return np.asarray(drawn, np.float64)
 

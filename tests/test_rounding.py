@@ -8,7 +8,7 @@ import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optabs.storage.blocks import FEWEST, block_of, joined, split
-from optabs.storage.rounding import bits, mixed, salted, uniform
+from optabs.storage.rounding import Salt, bits, mixed, salted, uniform
 
 
 def of(step: int, leaf: int, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
@@ -54,11 +54,19 @@ def test_mixing_is_a_bijection() -> None:
 def test_bits_are_the_same_under_any_sharding(kind: AxisType) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     whole = jnp.zeros((8, 6))
-    wanted = bits(whole, jnp.uint32(9))
+    salt = Salt(jnp.uint32(9))
+    wanted = bits(whole, salt)
     with jax.set_mesh(mesh):
         sharding = NamedSharding(mesh, PartitionSpec("x", "y"))
-        compiled = jax.jit(bits)(jax.device_put(whole, sharding), jnp.uint32(9))
+        compiled = jax.jit(bits)(jax.device_put(whole, sharding), salt)
     np.testing.assert_array_equal(compiled, wanted)
+
+
+def test_bits_of_a_tile_are_those_of_its_place() -> None:
+    salt = Salt(jnp.uint32(9))
+    whole = bits(jnp.zeros((8, 6)), salt)
+    tile = bits(jnp.zeros((2, 6)), salt._replace(first=jnp.uint32(4 * 6)))
+    np.testing.assert_array_equal(tile, whole[4:6])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from optabs.precision import widen
 from optabs.storage import maps
 from optabs.storage.blocks import joined, length, split
 from optabs.storage.boxes import boxed, unboxed
-from optabs.storage.rounding import bits, uniform
+from optabs.storage.rounding import Salt, bits, uniform
 
 FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0
 _BFLOAT16_MAX = 0x7F7F0000
@@ -78,7 +78,7 @@ class Codec(NamedTuple):
     node: type[Any]  # what stands in the state
     sizes: bool  # for denominators: nothing below 0
     blocks: bool  # entries share a scale
-    encode: Callable[[jax.Array, int, jax.Array | None], Any]  # (array, block, salt) -> node
+    encode: Callable[[jax.Array, int, Salt | None], Any]  # (array, block, salt) -> node
     decode: Callable[[Any], jax.Array]  # node -> float32 array
 
     def block(self, node: Any) -> int:
@@ -90,7 +90,7 @@ def _values(node: Any) -> jax.Array:
     return node.values.astype(jnp.float32)
 
 
-def _to_bfloat16(value: jax.Array, block: int, salt: jax.Array | None) -> Bfloat16:
+def _to_bfloat16(value: jax.Array, block: int, salt: Salt | None) -> Bfloat16:
     del block
     word = jax.lax.bitcast_convert_type(value, jnp.uint32)
     # The next number towards infinity is reached with the share that the rest has of a step.
@@ -110,7 +110,7 @@ def _quiet(word: jax.Array) -> jax.Array:
     return jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
 
 
-def _float16(value: jax.Array, salt: jax.Array | None) -> jax.Array:
+def _float16(value: jax.Array, salt: Salt | None) -> jax.Array:
     """The nearest, or one of the two nearest numbers of float16, as float32."""
     word = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(_INFINITY)
     octave = jax.lax.bitcast_convert_type(word, jnp.float32)
@@ -121,23 +121,24 @@ def _float16(value: jax.Array, salt: jax.Array | None) -> jax.Array:
     return jnp.where(jnp.isfinite(value), rounded, value)
 
 
-def _to_float16(value: jax.Array, block: int, salt: jax.Array | None) -> Float16:
+def _to_float16(value: jax.Array, block: int, salt: Salt | None) -> Float16:
     del block
     return Float16(_float16(value, salt).astype(jnp.float16))
 
 
-def _to_float16_size(value: jax.Array, block: int, salt: jax.Array | None) -> Float16Size:
+def _to_float16_size(value: jax.Array, block: int, salt: Salt | None) -> Float16Size:
     del block
     rounded = jnp.maximum(_float16(value, salt), FLOAT16_STEP)
     kept = jnp.where(value == 0, 0.0, rounded)
     return Float16Size(jnp.where(value < 0, jnp.nan, kept).astype(jnp.float16))
 
 
-def _largest(size: jax.Array) -> jax.Array:
+def _largest(size: jax.Array, salt: Salt | None) -> jax.Array:
     """The largest of each block; NaN, which XLA's maximum may drop on a CPU, is above all."""
+    in_kernel = salt is not None and salt.first is not None  # where nothing can be cut
     word = jax.lax.bitcast_convert_type(size, jnp.int32)  # in the order of the numbers
     # Halves against halves are entry by entry, which XLA makes vectors of on a CPU.
-    while word.shape[-1] > _HALVED and word.shape[-1] % 2 == 0:
+    while not in_kernel and word.shape[-1] > _HALVED and word.shape[-1] % 2 == 0:
         half = word.shape[-1] // 2
         word = jnp.maximum(
             jax.lax.slice_in_dim(word, 0, half, axis=-1),
@@ -150,11 +151,11 @@ def _block_codec(name: str, node: type[Any], codes: maps.Map, *, sizes: bool) ->
     """Shares of each block's largest entry, rounded to neighbouring codes."""
     kind = jnp.uint8 if sizes else jnp.int8
 
-    def encode(value: jax.Array, block: int, salt: jax.Array | None) -> Any:
+    def encode(value: jax.Array, block: int, salt: Salt | None) -> Any:
         parts = split(value, block)
         # What is below 0 has no code: its block becomes NaN.
         size = jnp.abs(jnp.where(parts < 0, jnp.nan, parts) if sizes else parts)
-        scale = _largest(size)
+        scale = _largest(size, salt)
         share = jnp.where(size == scale, 1.0, size / scale)
         low = jnp.clip(jnp.floor(codes.code(share)), 0, codes.last - 1)
         below, above = codes.share(low), codes.share(low + 1)
@@ -204,7 +205,7 @@ def decode(value: Any) -> Any:
     return boxed(BY_NODE[type(value)].decode(parts), like=value[0])
 
 
-def encode(codec: Codec, value: Any, block: int, salt: jax.Array | None) -> Any:
+def encode(codec: Codec, value: Any, block: int, salt: Salt | None) -> Any:
     """The node of an array, its parts in the box that the array is in."""
     node = codec.encode(widen(unboxed(value)), block, salt)
     return codec.node(*(boxed(part, like=value) for part in node))

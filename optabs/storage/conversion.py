@@ -74,6 +74,20 @@ def encode_state(state: optax.OptState, like: optax.OptState) -> optax.OptState:
     return jax.tree.map(of_node, like, state, is_leaf=_is_narrow)
 
 
+def updated(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: optax.Updates,
+    state: NarrowState,
+    params: optax.Params | None,
+    **extra_args: Any,
+) -> tuple[optax.Updates, NarrowState]:
+    """The update of a transformation whose state is kept narrow."""
+    wide = decode_state(state)
+    new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
+    encoded = encoded_like(new_inner, state.inner, state.draws)
+    return new_updates, NarrowState(state.format, state.draws + jnp.uint32(1), encoded)
+
+
 def encoded_like(state: optax.OptState, like: optax.OptState, draws: jax.Array) -> Any:
     """Encodes a state as an encoded one is, rounding by the counter."""
     indices = itertools.count()

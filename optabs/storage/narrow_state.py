@@ -15,10 +15,10 @@ from optabs.storage import choice
 from optabs.storage.boxes import is_box, unboxed
 from optabs.storage.choice import Choice
 from optabs.storage.codecs import BY_NODE, encode, is_node
-from optabs.storage.conversion import decode_state, encoded_like
+from optabs.storage.conversion import updated
 from optabs.storage.fields import Parameters
 from optabs.storage.rounding import mixed
-from optabs.storage.state import NarrowState, format_of
+from optabs.storage.state import NarrowState, check_kind, format_of
 
 
 def narrow_state(
@@ -123,10 +123,7 @@ def narrow_state(
         **extra_args: Any,
     ) -> tuple[optax.Updates, NarrowState]:
         _check_state(state, updates, asked)
-        wide = decode_state(state)
-        new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
-        encoded = encoded_like(new_inner, state.inner, state.draws)
-        return new_updates, NarrowState(state.format, state.draws + jnp.uint32(1), encoded)
+        return updated(inner, updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -163,11 +160,7 @@ def _encoded_anew(state: optax.OptState, params: Any, asked: Choice) -> optax.Op
 
 def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
     """Raises where the state was made by another choice of codecs."""
-    if not isinstance(state, NarrowState):
-        raise ValueError(
-            f"state is a {type(state).__name__}, which narrow_state has not made; pass the "
-            "state of its init, or encode one with optabs.encode_state."
-        )
+    check_kind(state)
     parameters = Parameters(updates)
     leaves = jax.tree_util.tree_leaves_with_path(
         state.inner, is_leaf=lambda node: is_node(node) or is_box(node)

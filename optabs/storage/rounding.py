@@ -1,5 +1,7 @@
 """Random bits for rounding, from counters alone."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -8,7 +10,14 @@ from optabs._sharding import explicit_sharding
 _GOLDEN = 0x9E3779B9  # odd, so that every counter has a place of its own
 
 
-def uniform(like: jax.Array, salt: jax.Array) -> jax.Array:
+class Salt(NamedTuple):
+    """What the bits of a leaf depend on in one step."""
+
+    word: jax.Array  # uint32 []
+    first: jax.Array | None = None  # uint32 []: the index of a tile's first entry
+
+
+def uniform(like: jax.Array, salt: Salt) -> jax.Array:
     """Numbers from [0, 1), one for each entry of an array: float32, like it.
 
     No generator is carried along: a number depends on its entry's index and the salt alone,
@@ -17,20 +26,20 @@ def uniform(like: jax.Array, salt: jax.Array) -> jax.Array:
     return (bits(like, salt) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
 
 
-def bits(like: jax.Array, salt: jax.Array) -> jax.Array:
+def bits(like: jax.Array, salt: Salt) -> jax.Array:
     """32 bits for each entry of an array: uint32, like it."""
     sharding = explicit_sharding(like)
-    index, stride = jnp.uint32(0), 1
+    index, stride = jnp.uint32(0) if salt.first is None else salt.first, 1
     for axis in reversed(range(like.ndim)):
         along = jax.lax.broadcasted_iota(jnp.uint32, like.shape, axis, out_sharding=sharding)
         index = index + along * jnp.uint32(stride)
         stride = stride * like.shape[axis] % 2**32
-    return mixed(index ^ salt)
+    return mixed(index ^ salt.word)
 
 
-def salted(counter: jax.Array, index: int) -> jax.Array:
-    """The salt of a step and a leaf: uint32 []."""
-    return mixed(counter * jnp.uint32(_GOLDEN) + mixed(jnp.uint32(index)))
+def salted(counter: jax.Array, index: int) -> Salt:
+    """The salt of a step and a leaf."""
+    return Salt(mixed(counter * jnp.uint32(_GOLDEN) + mixed(jnp.uint32(index))))
 
 
 def mixed(word: jax.Array) -> jax.Array:

@@ -28,6 +28,15 @@ def format_of(state: optax.OptState) -> int:
     return zlib.crc32(" ".join([VERSION, *names]).encode())
 
 
+def check_kind(state: Any) -> None:
+    """Raises ValueError unless it is a state of narrow_state."""
+    if not isinstance(state, NarrowState):
+        raise ValueError(
+            f"state is a {type(state).__name__}, which narrow_state has not made; pass the "
+            "state of its init, or encode one with optabs.encode_state."
+        )
+
+
 def is_right(state: NarrowState) -> Any:
     """Whether the arrays are of the format that their places say: bool, perhaps traced."""
     wanted, given = format_of(state.inner), state.format
