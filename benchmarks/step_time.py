@@ -59,7 +59,9 @@ def measure(
         optimizer = make()
         params = [jnp.zeros(shape) for shape in shapes]
         carry = (params, jax.jit(optimizer.init)(params))
-        runner = timing.Runner(timing.step_of(optimizer), carry, grads)
+        own = contest.step if make is contest.ours else None
+        step = timing.step_of(optimizer) if own is None else own()
+        runner = timing.Runner(step, carry, grads)
         costs[side] = timing.cost_of(runner.step, parameters)
         runners[side] = runner
         must_move[side] = timing.tree_bytes(grads) + 2 * timing.tree_bytes(carry)
@@ -113,6 +115,9 @@ def step_time(
     state: Annotated[
         str, typer.Option(help=f"how moments are kept: {FULL} or {', '.join(STATES)}")
     ] = FULL,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="steps of narrow_step, in kernels on a GPU")
+    ] = False,
     gradients: Annotated[
         str, typer.Option(help=f"dtype of the gradients: {' or '.join(GRADIENTS)}")
     ] = FULL,
@@ -147,8 +152,11 @@ def step_time(
     if torch:
         torch_peer.load_torch()  # a missing package is said before anything is timed
         device = torch_peer.device_like(jax.default_backend())
-    ending = "" if state == FULL else f"_{state}"
-    contests = [name + ending for name in names if name in CONTESTS]
+    if kernels and state == FULL:
+        raise ArgumentError("kernels are for narrow states; pass state, such as 8bit, too.")
+    known_here = contests_of(state, kernels=kernels)
+    place_of = dict(zip(CONTESTS, known_here, strict=True))
+    contests = [place_of[name] for name in names if name in CONTESTS]
     shapes, mixture_shapes = (
         arrays.shapes_of(default if sizes is None else sizes)
         for default in (SIZES, mixture_time.SIZES)
@@ -158,7 +166,6 @@ def step_time(
         raise ArgumentError(f"seconds is {seconds}; pass a number above 0.")
     store.prepare_folder(out)
     if contests:
-        known_here = contests_of(state)
         chosen = {name: known_here[name] for name in contests}
         options = {"gradients": gradients, "torch": device}
         _report(_contests(chosen, shapes, rounds, seconds, out, options), out)
