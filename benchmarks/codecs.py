@@ -78,11 +78,8 @@ def codecs(
 
 def summary_of(records: list[dict[str, Any]], statistic: str) -> report.Table:
     """A row a codec, the least error first, over all settings that leave no zeros."""
-    own = [
-        record["results"]
-        for record in records
-        if record["config"]["statistic"] == statistic and not _is_empty(record["config"])
-    ]
+    known = [each for each in records if not _is_empty(each["config"])]
+    own = [record["results"] for record in _of(known, statistic=statistic)]
     rows = []
     for label in own[0]:
         errors, tails, biases, frozen = (
@@ -106,6 +103,11 @@ def summary_of(records: list[dict[str, Any]], statistic: str) -> report.Table:
     )
 
 
+def _of(records: list[dict[str, Any]], **setting: Any) -> list[dict[str, Any]]:
+    """The records of such a setting."""
+    return [each for each in records if setting.items() <= each["config"].items()]
+
+
 def _is_empty(config: dict[str, Any]) -> bool:
     """Whether most averages are almost 0: of sparse gradients over a short memory."""
     return config["gradients"] == "sparse" and config["decay"] < 0.99
@@ -113,19 +115,12 @@ def _is_empty(config: dict[str, Any]) -> bool:
 
 def figure_of(records: list[dict[str, Any]], statistics: list[str]) -> "Figure":
     """Median errors by the spread of the coordinates, at the slowest decay."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(
-        1, len(statistics), figsize=(4.5 * len(statistics), 5), squeeze=False, sharey=True
-    )
+    figure = Figure(figsize=(4.5 * len(statistics), 5))
+    axes = figure.subplots(1, len(statistics), squeeze=False, sharey=True)
     for axis, statistic in zip(axes.flat, statistics, strict=True):
-        own = [
-            record
-            for record in records
-            if record["config"]["statistic"] == statistic
-            and record["config"]["gradients"] == "student_t4"
-            and record["config"]["decay"] == DECAYS[-1]
-        ]
+        own = _of(records, statistic=statistic, gradients="student_t4", decay=DECAYS[-1])
         spreads = [record["config"]["spread"] for record in own]
         for label in own[0]["results"]:
             if not label.endswith(ROUNDINGS[1]) or any(f", {n}," in label for n in BLOCKS[2:]):
@@ -142,7 +137,6 @@ def figure_of(records: list[dict[str, Any]], statistics: list[str]) -> "Figure":
     axes[0][0].set_ylabel("median error, percent")
     figure.suptitle(f"Student t4 gradients, decay {DECAYS[-1]}, stochastic rounding")
     figure.tight_layout()
-    plt.close(figure)
     return figure
 
 
@@ -151,13 +145,7 @@ def tables_of(records: list[dict[str, Any]], statistic: str) -> list[report.Tabl
     _, _, title = STATISTICS[statistic]
     tables = []
     for gradients, decay in itertools.product(GRADIENTS, DECAYS):
-        own = [
-            record
-            for record in records
-            if record["config"]["statistic"] == statistic
-            and record["config"]["gradients"] == gradients
-            and record["config"]["decay"] == decay
-        ]
+        own = _of(records, statistic=statistic, gradients=gradients, decay=decay)
         tables.append(
             report.Table(
                 f"{title}, {gradients} gradients, decay {decay}: median error, in brackets "
