@@ -1,5 +1,6 @@
 """Steps in kernels: the same results, where kernels run, and where they do not."""
 
+import sys
 from typing import Any
 
 import jax
@@ -159,6 +160,13 @@ def test_elsewhere_than_on_a_gpu_there_is_no_kernel() -> None:
     updates, wanted = jax.jit(optimizer.update)(gradient(0), state, PARAMS)
     np.testing.assert_allclose(params["w"], PARAMS["w"] + updates["w"], rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, new, wanted)
+
+
+def test_without_triton_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformation = optabs.adam_abs(1e-3)
+    state = optabs.narrow_state(transformation).init(PARAMS)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    assert kernels(optabs.narrow_step(transformation), PARAMS, state, PARAMS) == 0
 
 
 def test_only_leaves_of_powers_of_two_have_kernels() -> None:

@@ -1,6 +1,7 @@
 """A leaf's step as one kernel of a GPU, which reads and writes every array once."""
 
 import functools
+import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,15 @@ class Layout(NamedTuple):
     def tile(self) -> tuple[int, int]:
         """The shape of a tile."""
         return self.taken, self.width
+
+
+def is_available() -> bool:
+    """Whether this JAX can write kernels for Triton."""
+    try:
+        importlib.import_module("jax.experimental.pallas.triton")
+    except ImportError:
+        return False
+    return True
 
 
 def layout_of(size: int, blocks: set[int]) -> Layout | None:

@@ -34,8 +34,8 @@ def narrow_step(
 
     A leaf has a kernel where the transformation works entry by entry (Adam and its kin,
     momentum, decoupled decay, clipping by value, rates by step), its moments are encoded, and
-    powers of two divide its blocks; on CUDA devices. All else, such as norms, factored
-    moments, small leaves and other devices, is done as by `update` and
+    powers of two divide its blocks; on CUDA devices, by Pallas and Triton. All else, such as
+    norms, factored moments, small leaves and other devices, is done as by `update` and
     `optax.apply_updates`: the result is the same, but for the order of float32 operations.
 
     Args:
@@ -67,6 +67,8 @@ def narrow_step(
 
     def fused(grads: Any, state: NarrowState, params: Any, extra: dict[str, Any]) -> Any:
         results = plain(grads, state, params, extra)
+        if not kernel.is_available():
+            return results
         return in_kernels(inner, grads, state, params, extra, results)
 
     def step(
