@@ -11,11 +11,14 @@ from trees import coarsely
 import optabs
 
 LONG = {"dao_e_paper", "narrow_bfloat16"}  # the code of another row, under other settings
+# A quarter of a minute each; their own tests of devices see the same.
+LONG_ON_MESHES = {"dao_e", "narrow_8"}
 
 
-def _marks(case: Case) -> list[pytest.MarkDecorator]:
+def _marks(name: str, case: Case) -> list[pytest.MarkDecorator]:
     marks = []
-    if case.name in LONG:
+    on_mesh = name.startswith("check_state_follows_") and case.name in LONG_ON_MESHES
+    if case.name in LONG or on_mesh:
         marks.append(pytest.mark.slow)
     if case.error:
         # It leaves complex and float64 moments alone, and says so.
@@ -28,7 +31,7 @@ PAIRS = [
         name,
         case,
         id=f"{name.removeprefix('check_')}-{case}",
-        marks=_marks(case),
+        marks=_marks(name, case),
     )
     for name, each in CHECKS.items()
     for case in CASES

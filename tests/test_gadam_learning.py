@@ -78,12 +78,12 @@ def test_every_unit_learns_as_a_loop_of_optax_and_no_two_see_the_same_batches() 
     assert np.all(np.isnan(after.losses))
 
 
-def test_units_in_chunks_learn_and_evolve_the_same() -> None:
+@pytest.mark.parametrize("chunk_size", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_units_in_chunks_learn_and_evolve_the_same(chunk_size: int) -> None:
     wanted = networks.run()
-    for chunk_size in (3, 20):
-        ours = networks.run(learns={"chunk_size": chunk_size})
-        assert ours.history["survivors"].tolist() == wanted.history["survivors"].tolist()
-        assert_close(ours.params, wanted.params, rtol=1e-5, atol=1e-6)
+    ours = networks.run(learns={"chunk_size": chunk_size})
+    assert ours.history["survivors"].tolist() == wanted.history["survivors"].tolist()
+    assert_close(ours.params, wanted.params, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

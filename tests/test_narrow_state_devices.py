@@ -26,6 +26,7 @@ SPECS = {
 SHAPES = {
     "rows": (64, 96), "both": (64, 192), "three": (4, 32, 160),
 }  # fmt: skip
+HALVES = {"mu": "bfloat16", "nu": "float16"}
 BLOCKS = {"rows": 48, "both": 48, "three": 40}
 
 
@@ -52,8 +53,15 @@ def followed(state: Any, mesh: Mesh) -> None:
                 assert part.sharding.is_equivalent_to(wanted, part.ndim), (name, part.sharding)
 
 
-@KINDS
-@pytest.mark.parametrize("codecs", [None, {"mu": "bfloat16", "nu": "float16"}])
+@pytest.mark.parametrize(
+    ("kind", "codecs"),
+    [
+        (AxisType.Auto, None),
+        pytest.param(AxisType.Explicit, None, marks=pytest.mark.slow),
+        pytest.param(AxisType.Auto, HALVES, marks=pytest.mark.slow),
+        (AxisType.Explicit, HALVES),
+    ],
+)
 def test_nothing_is_sent_and_leaves_stay_where_they_are(kind: AxisType, codecs: Any) -> None:
     narrow = optabs.narrow_state(optabs.adam_abs(1e-3), codecs)
     mesh, params, grads = made(kind)

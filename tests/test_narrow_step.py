@@ -96,15 +96,14 @@ def test_kernels_do_what_the_update_does(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "codecs",
+    ("codecs", "dtype"),
     [
-        {"mu": "bfloat16", "nu": "float16"},
-        {"mu": "int8_float", "nu": "uint8_float"},
-        {"mu": "float32", "nu": "uint8_linear"},
+        ({"mu": "bfloat16", "nu": "float16"}, "float32"),
+        ({"mu": "int8_float", "nu": "uint8_float"}, "float32"),
+        ({"mu": "float32", "nu": "uint8_linear"}, "bfloat16"),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_codec_and_dtype_has_a_kernel(codecs: dict[str, str], dtype: str) -> None:
     params = jnp.full((32, 256), 0.5, dtype)
     transformation = optabs.adam_abs(1e-3)

@@ -98,10 +98,13 @@ def dao_e(
       >>> optimizer = optabs.dao_e(0.01)
       >>> params = jnp.array([3.0, -2.0])
       >>> state = optimizer.init(params)
-      >>> for _ in range(100):
+      >>> @jax.jit
+      ... def step(params, state):
       ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
       ...     updates, state = optimizer.update(grads, state, params, value=loss)
-      ...     params = optax.apply_updates(params, updates)
+      ...     return optax.apply_updates(params, updates), state, loss
+      >>> for _ in range(100):
+      ...     params, state, loss = step(params, state)
       >>> bool(loss < 0.1)
       True
       >>> sorted(optabs.mixing_weights(state))
