@@ -11,14 +11,20 @@ from trees import coarsely
 import optabs
 
 LONG = {"dao_e_paper", "narrow_bfloat16"}  # the code of another row, under other settings
-# A quarter of a minute each; their own tests of devices see the same.
-LONG_ON_MESHES = {"dao_e", "narrow_8"}
+# Checks that take 5 to 20 seconds of the largest programs; their own tests see the same.
+LARGE = {"dao_e", "narrow_8"}
+LONG_OF_LARGE = {
+    "check_state_follows_auto_mesh",
+    "check_state_follows_explicit_mesh",
+    "check_gradient_through_updates",
+    "check_vmap_over_params_equals_loop",
+    "check_checkpoint_continues_bit_for_bit",
+}
 
 
 def _marks(name: str, case: Case) -> list[pytest.MarkDecorator]:
     marks = []
-    on_mesh = name.startswith("check_state_follows_") and case.name in LONG_ON_MESHES
-    if case.name in LONG or on_mesh:
+    if case.name in LONG or (case.name in LARGE and name in LONG_OF_LARGE):
         marks.append(pytest.mark.slow)
     if case.error:
         # It leaves complex and float64 moments alone, and says so.

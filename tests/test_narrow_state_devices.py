@@ -10,7 +10,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optabs
 
-KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -84,7 +83,9 @@ def test_nothing_is_sent_and_leaves_stay_where_they_are(kind: AxisType, codecs: 
         np.testing.assert_allclose(updates[name], alone[name], rtol=1e-5)
 
 
-@KINDS
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)]
+)
 def test_blocks_follow_abstract_shardings(kind: AxisType) -> None:
     narrow = optabs.narrow_state(optabs.adam_abs(1e-3))
     mesh, params, _ = made(kind)

@@ -81,7 +81,13 @@ def assert_alike(ours: Any, theirs: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=0.3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ENTRYWISE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("steady", "adagrad") else ())
+        for name in ENTRYWISE
+    ],
+)
 def test_kernels_do_what_the_update_does(name: str) -> None:
     transformation = ENTRYWISE[name]
     state = optabs.narrow_state(transformation).init(PARAMS)
