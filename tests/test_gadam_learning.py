@@ -78,7 +78,8 @@ def test_every_unit_learns_as_a_loop_of_optax_and_no_two_see_the_same_batches() 
     assert np.all(np.isnan(after.losses))
 
 
-@pytest.mark.parametrize("chunk_size", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [3, 20])
 def test_units_in_chunks_learn_and_evolve_the_same(chunk_size: int) -> None:
     wanted = networks.run()
     ours = networks.run(learns={"chunk_size": chunk_size})

@@ -175,6 +175,7 @@ def normed_fitness(params: Any, statistics: Any, batch: Any) -> tuple[jax.Array,
     return jnp.mean((model(inputs) - targets) ** 2), statistics
 
 
+@pytest.mark.slow
 def test_batch_norm_trains_and_its_means_come_from_the_better_parent() -> None:
     with jax.numpy_rank_promotion("allow"):  # flax promotes
         learner = networks.learner(stateful=True, epochs=8, validation_batch_size=None)

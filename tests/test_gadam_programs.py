@@ -92,6 +92,7 @@ def test_a_run_takes_nothing_from_its_user() -> None:
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(first.state))
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_run_and_another_one_another() -> None:
     first, second = networks.run(), networks.run()
     assert_equal(first.population, second.population)

@@ -98,6 +98,7 @@ def test_measure_has_every_side(quick_variants):
             )
 
 
+@pytest.mark.slow
 def test_a_training_step_is_the_gradient_and_the_update():
     net, batch = small_network(), mixture_time._batch((6,))
     inputs, labels = batch

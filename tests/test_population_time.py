@@ -74,6 +74,7 @@ def test_all_contenders_learn_alike() -> None:
     np.testing.assert_allclose(list(losses.values()), losses[FIT], rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_resting_population_evolves_and_learns_nothing() -> None:
     problem = timed.problem_of(Setting(8, 4, 4, 650, 1, 2), load("digits"))
     learner, resting = optabs.gadam(ADAM, 4, 0.0), optabs.gadam(RESTING, 4, 0.0)
