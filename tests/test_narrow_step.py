@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optabs
@@ -172,6 +173,19 @@ def test_without_triton_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     state = optabs.narrow_state(transformation).init(PARAMS)
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
     assert kernels(optabs.narrow_step(transformation), PARAMS, state, PARAMS) == 0
+
+
+def test_arrays_in_flaxs_boxes_have_no_kernel() -> None:
+    params = nnx.state(nnx.Linear(64, 128, rngs=nnx.Rngs(0)), nnx.Param)
+    transformation = optabs.adam_abs(1e-3)
+    optimizer, step = optabs.narrow_state(transformation), optabs.narrow_step(transformation)
+    state = optimizer.init(params)
+    assert any(map(is_node, jax.tree.leaves(state, is_leaf=is_node)))
+    assert kernels(step, params, state, params) == 0
+    found, wanted = (
+        jax.jit(each)(params, state, params) for each in (step, plain(transformation))
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_only_leaves_of_powers_of_two_have_kernels() -> None:

@@ -26,17 +26,21 @@ class Parameters:
         leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
         self._leaves: dict[Path, Any] = {path: unboxed(leaf) for path, leaf in leaves}
 
+    def owner(self, path: Path) -> Path | None:
+        """The parameter that a leaf belongs to: the longest end of its path that is one's."""
+        ends = (path[start:] for start in range(len(path) + 1))
+        return next((end for end in ends if end in self._leaves), None)
+
     def place(self, path: Path, shape: tuple[int, ...]) -> Place:
         """Tells a leaf's field from the names inside of the parameters.
 
-        A moment's path is its field's, and then its parameter's: the longest end that is
-        a parameter's path is cut off, so that a parameter called `mu` is no moment.
+        A moment's path is its field's, and then its parameter's, which is cut off, so that
+        a parameter called `mu` is no moment.
         """
-        start = next(
-            (at for at in range(len(path)) if path[at:] in self._leaves), len(path)
-        )  # fmt: skip
+        owner = self.owner(path)
+        start = len(path) - len(owner or ())
         fields = [key.name for key in path[:start] if isinstance(key, GetAttrKey)]
-        parameter = self._leaves.get(path[start:])
+        parameter = None if owner is None else self._leaves[owner]
         follows = parameter is not None and parameter.shape == shape
         return Place(
             keystr(path),

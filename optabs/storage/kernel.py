@@ -126,7 +126,7 @@ def _kernel(program: Program, structure: Any, layout: Layout, words: int, *refs:
     inputs = list(refs[: -structure.num_leaves])
     wanted = program.scalars()
     read = [ref[0] for ref in inputs[: len(wanted) + words + 1]]
-    scalars = [x.astype(own.dtype) for x, own in zip(read, wanted, strict=False)]
+    scalars = [x.astype(own.dtype) for x, own in zip(read[: len(wanted)], wanted, strict=True)]
     salts, factor = iter(read[len(wanted) : -1]), read[-1]
     grad, *arrays = (ref[...] for ref in inputs[len(read) :])
     param, entries = jax.tree.unflatten(structure, arrays)

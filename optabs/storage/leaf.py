@@ -1,6 +1,6 @@
 """One parameter's part of a step: its gradient, its moments, and what is done to them."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 
 from optabs.storage.boxes import is_box, unboxed
 from optabs.storage.codecs import BY_NODE, is_node
-from optabs.storage.fields import Path
+from optabs.storage.fields import Parameters, Path
 
 
 class Leaf(NamedTuple):
@@ -31,6 +31,7 @@ class Leaf(NamedTuple):
 
 def leaf_of(
     path: Path,
+    parameters: Parameters,
     inner: optax.GradientTransformationExtraArgs,
     grads: Any,
     state: optax.OptState,
@@ -43,13 +44,15 @@ def leaf_of(
       None where it has no encoded moments, has them in boxes, or has others of a shape that
       is not its own.
     """
-    paths = {each for each, _ in tree_leaves_with_path(params)}
+
+    def is_own(place: Path) -> bool:
+        return parameters.owner(place) in (path, None)
 
     def only(tree: Any) -> Any:
         return tree_map_with_path(
-            lambda place, leaf: leaf if _owner(place, paths) in (path, None) else None,
+            lambda place, leaf: leaf if is_own(place) else None,
             tree,
-            is_leaf=is_node,
+            is_leaf=lambda node: is_node(node) or is_box(node),
         )
 
     own_grads, own_params = only(grads), only(params)
@@ -58,7 +61,7 @@ def leaf_of(
     entries = {
         number: leaf
         for number, (place, leaf) in enumerate(whole)
-        if _owner(place, paths) in (path, None) and _shape(leaf)
+        if is_own(place) and _shape(leaf)
     }
     parts = [part for leaf in entries.values() if is_node(leaf) for part in leaf]
     if not parts or any(map(is_box, parts)):
@@ -84,9 +87,3 @@ def leaf_of(
 
 def _shape(leaf: Any) -> tuple[int, ...]:
     return jnp.shape(unboxed(leaf[0]) if is_node(leaf) else leaf)
-
-
-def _owner(path: Path, paths: Collection[Path]) -> Path | None:
-    """The parameter at the end of a path: the longest that is one's own path."""
-    ends = (path[at:] for at in range(len(path) + 1))
-    return next((end for end in ends if end in paths), None)

@@ -11,10 +11,11 @@ from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 from optabs._sharding import explicit_sharding
 from optabs.precision import full_precision
 from optabs.storage import kernel
+from optabs.storage.boxes import is_box
 from optabs.storage.codecs import decode, is_node
 from optabs.storage.conversion import updated
 from optabs.storage.entrywise import program_of
-from optabs.storage.fields import Path
+from optabs.storage.fields import Parameters, Path
 from optabs.storage.leaf import leaf_of
 from optabs.storage.rounding import salted
 from optabs.storage.state import NarrowState, check_kind, is_right
@@ -108,23 +109,26 @@ def in_kernels(
     new_params, new_state = results
     params_of: dict[Path, jax.Array] = {}
     entries_of: dict[int, Any] = {}
-    for path, param in tree_leaves_with_path(params):
-        leaf = leaf_of(path, inner, grads, state.inner, params, extra)
+    parameters = Parameters(params)
+    for path, param in tree_leaves_with_path(params, is_leaf=is_box):
+        if is_box(param) or explicit_sharding(param) is not None:
+            continue
+        leaf = leaf_of(path, parameters, inner, grads, state.inner, params, extra)
         layout = leaf and kernel.layout_of(param.size, leaf.blocks)
-        if not leaf or not layout or explicit_sharding(param) is not None:
+        if not leaf or not layout:
             continue
         moments = [jax.eval_shape(decode, entry) for entry in leaf.entries.values()]
         program = program_of(leaf.update, [leaf.grad, param, *moments], layout.tile)
         if program is None:
             continue
-        salts = [
-            salted(state.draws, number)
+        words = [
+            salted(state.draws, number).word
             for number, entry in leaf.entries.items()
             if is_node(entry)
         ]
         params_of[path], found = kernel.step(
             program, layout, leaf.grad, param, list(leaf.entries.values()),
-            [salt.word for salt in salts], factor, interpret=interpret,
+            words, factor, interpret=interpret,
         )  # fmt: skip
         entries_of |= zip(leaf.entries, found, strict=True)
     leaves, structure = jax.tree.flatten(new_state.inner, is_leaf=is_node)
