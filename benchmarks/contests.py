@@ -1,7 +1,7 @@
 """What each optimizer's step is timed against."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optax
 
@@ -25,7 +25,6 @@ class Contest(NamedTuple):
     ours: Maker
     rivals: Mapping[str, Maker]  # optax's optimizer first
     same_rule: bool = True  # as the first rival
-    step: Callable[[], Any] | None = None  # (parameters, state), gradients -> the new ones
 
 
 def _adagrad() -> optax.GradientTransformation:
@@ -80,28 +79,18 @@ CONTESTS: dict[str, Contest] = {
 }
 
 
-def contests_of(state: str, *, kernels: bool = False) -> Mapping[str, Contest]:
-    """The contests of all optimizers, or of their narrow forms with float32 a rival.
-
-    Args:
-      state: how moments are kept.
-      kernels: whether a narrow form's step is that of narrow_step.
-    """
+def contests_of(state: str) -> Mapping[str, Contest]:
+    """The contests of all optimizers, or of their narrow forms with float32 a rival."""
     if state == FULL:
         return CONTESTS
-    ending = f"{state}_step" if kernels else state
-    return {f"{name}_{ending}": _narrow(name, state, kernels) for name in CONTESTS}
+    return {f"{name}_{state}": _narrow(name, state) for name in CONTESTS}
 
 
-def _narrow(name: str, state: str, kernels: bool) -> Contest:
+def _narrow(name: str, state: str) -> Contest:
     contest = CONTESTS[name]
-
-    def step() -> Callable[..., Any]:
-        stepped = optabs.narrow_step(contest.ours())
-        return lambda carry, grads: stepped(grads, carry[1], carry[0])
 
     def ours() -> optax.GradientTransformation:
         return optabs.narrow_state(contest.ours(), STATES[state])
 
     rivals = {**contest.rivals, f"optabs.{name}": contest.ours}
-    return Contest(ours, rivals, same_rule=False, step=step if kernels else None)
+    return Contest(ours, rivals, same_rule=False)

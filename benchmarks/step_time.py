@@ -59,9 +59,7 @@ def measure(
         optimizer = make()
         params = [jnp.zeros(shape) for shape in shapes]
         carry = (params, jax.jit(optimizer.init)(params))
-        own = contest.step if make is contest.ours else None
-        step = timing.step_of(optimizer) if own is None else own()
-        runner = timing.Runner(step, carry, grads)
+        runner = timing.Runner(timing.step_of(optimizer), carry, grads)
         costs[side] = timing.cost_of(runner.step, parameters)
         runners[side] = runner
         must_move[side] = timing.tree_bytes(grads) + 2 * timing.tree_bytes(carry)
@@ -115,9 +113,6 @@ def step_time(
     state: Annotated[
         str, typer.Option(help=f"how moments are kept: {FULL} or {', '.join(STATES)}")
     ] = FULL,
-    kernels: Annotated[
-        bool, typer.Option("--kernels", help="steps of narrow_step, in kernels on a GPU")
-    ] = False,
     gradients: Annotated[
         str, typer.Option(help=f"dtype of the gradients: {' or '.join(GRADIENTS)}")
     ] = FULL,
@@ -152,9 +147,7 @@ def step_time(
     if torch:
         torch_peer.load_torch()  # a missing package is said before anything is timed
         device = torch_peer.device_like(jax.default_backend())
-    if kernels and state == FULL:
-        raise ArgumentError("kernels are for narrow states; pass state, such as 8bit, too.")
-    known_here = contests_of(state, kernels=kernels)
+    known_here = contests_of(state)
     place_of = dict(zip(CONTESTS, known_here, strict=True))
     contests = [place_of[name] for name in names if name in CONTESTS]
     shapes, mixture_shapes = (

@@ -61,7 +61,6 @@ from optabs import genetics as genetics
 # Storage: any optimizer's state in fewer bits
 from optabs.storage.state import NarrowState as NarrowState
 from optabs.storage.narrow_state import narrow_state as narrow_state
-from optabs.storage.narrow_step import narrow_step as narrow_step
 from optabs.storage.conversion import (
     decode_state as decode_state,
     encode_state as encode_state,

@@ -140,23 +140,6 @@ def test_narrow_states_are_timed_against_float32():
     assert set(found["call"]["ratio"]) == {"optax.adam", "optabs.adam", "optabs.adam_abs"}
 
 
-def test_steps_in_kernels_are_those_of_narrow_step() -> None:
-    name = "adam_abs_8bit_step"
-    contest = contests_of("8bit", kernels=True)[name]
-    found = measure(contest, name, [(64, 128)], 2, 1.0)
-    assert {f"optabs.{name}", "optabs.adam_abs"} <= set(found["cost"])
-    params = jnp.ones((64, 128))
-    carry = (params, contest.ours().init(params))
-    for ours, theirs in zip(
-        *(
-            jax.jit(step)(carry, params)
-            for step in (contest.step(), timing.step_of(contest.ours()))
-        ),
-        strict=True,
-    ):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
-
-
 def test_gradients_may_have_fewer_bits() -> None:
     contest = CONTESTS["adam_abs"]
     found = measure(contest, "adam_abs", [(64,)], 2, 1.0, gradients="bfloat16")
@@ -213,7 +196,6 @@ def test_command_writes_records_tables_and_figure(tmp_path):
         (["--sizes", "vgg"], "sizes is 'vgg'; pass whole numbers above 0"),
         (["--optimizers", "adagram"], "optimizers is 'adagram'; choose from sgd"),
         (["--state", "int4"], "state is 'int4'; choose from float32, 8bit,"),
-        (["--kernels"], "kernels are for narrow states; pass state, such as 8bit, too."),
         (["--gradients", "int8"], "gradients is 'int8'; choose from float32, bfloat16."),
         (["--gradients", "bfloat16", "--torch"], "gradients is 'bfloat16', but PyTorch's"),
         (["--rounds", "0"], "rounds is 0; pass a whole number above 0."),

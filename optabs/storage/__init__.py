@@ -3,5 +3,4 @@
 from optabs.storage.conversion import decode_state as decode_state
 from optabs.storage.conversion import encode_state as encode_state
 from optabs.storage.narrow_state import narrow_state as narrow_state
-from optabs.storage.narrow_step import narrow_step as narrow_step
 from optabs.storage.state import NarrowState as NarrowState

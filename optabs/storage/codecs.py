@@ -133,12 +133,11 @@ def _to_float16_size(value: jax.Array, block: int, salt: Salt | None) -> Float16
     return Float16Size(jnp.where(value < 0, jnp.nan, kept).astype(jnp.float16))
 
 
-def _largest(size: jax.Array, salt: Salt | None) -> jax.Array:
+def _largest(size: jax.Array) -> jax.Array:
     """The largest of each block; NaN, which XLA's maximum may drop on a CPU, is above all."""
-    in_kernel = salt is not None and salt.first is not None  # where nothing can be cut
     word = jax.lax.bitcast_convert_type(size, jnp.int32)  # in the order of the numbers
     # Halves against halves are entry by entry, which XLA makes vectors of on a CPU.
-    while not in_kernel and word.shape[-1] > _HALVED and word.shape[-1] % 2 == 0:
+    while word.shape[-1] > _HALVED and word.shape[-1] % 2 == 0:
         half = word.shape[-1] // 2
         word = jnp.maximum(
             jax.lax.slice_in_dim(word, 0, half, axis=-1),
@@ -155,7 +154,7 @@ def _block_codec(name: str, node: type[Any], codes: maps.Map, *, sizes: bool) ->
         parts = split(value, block)
         # What is below 0 has no code: its block becomes NaN.
         size = jnp.abs(jnp.where(parts < 0, jnp.nan, parts) if sizes else parts)
-        scale = _largest(size, salt)
+        scale = _largest(size)
         share = jnp.where(size == scale, 1.0, size / scale)
         low = jnp.clip(jnp.floor(codes.code(share)), 0, codes.last - 1)
         below, above = codes.share(low), codes.share(low + 1)

@@ -14,7 +14,6 @@ class Salt(NamedTuple):
     """What the bits of a leaf depend on in one step."""
 
     word: jax.Array  # uint32 []
-    first: jax.Array | None = None  # uint32 []: the index of a tile's first entry
 
 
 def uniform(like: jax.Array, salt: Salt) -> jax.Array:
@@ -29,7 +28,7 @@ def uniform(like: jax.Array, salt: Salt) -> jax.Array:
 def bits(like: jax.Array, salt: Salt) -> jax.Array:
     """32 bits for each entry of an array: uint32, like it."""
     sharding = explicit_sharding(like)
-    index, stride = jnp.uint32(0) if salt.first is None else salt.first, 1
+    index, stride = jnp.uint32(0), 1
     for axis in reversed(range(like.ndim)):
         along = jax.lax.broadcasted_iota(jnp.uint32, like.shape, axis, out_sharding=sharding)
         index = index + along * jnp.uint32(stride)
