@@ -11,7 +11,7 @@ import optax
 
 import optabs
 from benchmarks.landscapes import Landscape, Point
-from optabs.optimizers.momentum import NagState
+from optabs.optimizers.gradient_descent import NagState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

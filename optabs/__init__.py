@@ -19,7 +19,7 @@ from optabs.ratio import scale_by_ratio as scale_by_ratio, unit_correction as un
 from optabs.precision import full_precision as full_precision
 
 # The named optimizers
-from optabs.optimizers.momentum import (
+from optabs.optimizers.gradient_descent import (
     momentum as momentum,
     nag as nag,
     nag_eval_params as nag_eval_params,
@@ -30,7 +30,7 @@ from optabs.optimizers.adaptive import (
     adagrad as adagrad,
     rmsprop as rmsprop,
 )
-from optabs.optimizers.adam import adam as adam, adamw as adamw, nadam as nadam
+from optabs.optimizers.adam_family import adam as adam, adamw as adamw, nadam as nadam
 
 # OptimABS: |g| for g^2
 from optabs.optimizers.absolute import (
@@ -45,14 +45,14 @@ from optabs.optimizers.adam_absolute import (
 )
 
 # DAO-E: a mixture of optimizers
-from optabs.ensemble.dao_e import dao_e as dao_e
+from optabs.ensemble.mixture import dao_e as dao_e
 from optabs import features as features
 from optabs.ensemble.settings import Controller as Controller
 from optabs.ensemble.weights import mixing_weights as mixing_weights
 
 # Gadam: a population that learns and evolves
 from optabs.evolution.distributed import connect as connect
-from optabs.evolution.gadam import Gadam as Gadam, gadam as gadam
+from optabs.evolution.population import Gadam as Gadam, gadam as gadam
 from optabs.evolution.running import GadamResult as GadamResult
 from optabs.evolution.state import Evolution as Evolution, GadamState as GadamState
 from optabs.evolution.units import vmapped as vmapped
@@ -60,7 +60,7 @@ from optabs import genetics as genetics
 
 # Storage: any optimizer's state in fewer bits
 from optabs.storage.state import NarrowState as NarrowState
-from optabs.storage.narrow_state import narrow_state as narrow_state
+from optabs.storage.narrowing import narrow_state as narrow_state
 from optabs.storage.conversion import (
     decode_state as decode_state,
     encode_state as encode_state,
@@ -69,4 +69,4 @@ from optabs.storage.conversion import (
 # Training
 from optabs import losses as losses
 from optabs.initializers import normal_like as normal_like
-from optabs.training.fit import FitResult as FitResult, fit as fit
+from optabs.training.fitting import FitResult as FitResult, fit as fit

@@ -9,7 +9,7 @@ import pytest
 
 import optabs
 from docs._extensions import mathml, names, offline, outside, written
-from optabs.optimizers import momentum
+from optabs.optimizers import gradient_descent
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -105,7 +105,7 @@ def spelled(rate: float, *, eps: float = 1e-8) -> float:
 def test_a_sentence_is_the_body_after_docstring_and_checks() -> None:
     assert written.sentence(spelled) == "step = rate + eps\n\nreturn -step"
     assert written.signature(spelled) == ("(rate: float, *, eps: float = 1e-8)", "float")
-    assert written.sentence(momentum.momentum) == (
+    assert written.sentence(gradient_descent.momentum) == (
         "return descend(ema(decay), learning_rate=learning_rate)"
     )
 

@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 
 from optabs._alike import check_alike
 from optabs._checks import check
-from optabs.optimizers.adam import adam
+from optabs.optimizers.adam_family import adam
 from optabs.optimizers.adaptive import rmsprop
-from optabs.optimizers.momentum import sgd
+from optabs.optimizers.gradient_descent import sgd
 
 Factory: TypeAlias = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
 Expert: TypeAlias = optax.GradientTransformation | Factory

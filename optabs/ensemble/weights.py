@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optabs._states import find_state
-from optabs.ensemble.dao_e import DaoEState
+from optabs.ensemble.mixture import DaoEState
 from optabs.ensemble.previous import is_kept
 
 

@@ -2,5 +2,5 @@
 
 from optabs.storage.conversion import decode_state as decode_state
 from optabs.storage.conversion import encode_state as encode_state
-from optabs.storage.narrow_state import narrow_state as narrow_state
+from optabs.storage.narrowing import narrow_state as narrow_state
 from optabs.storage.state import NarrowState as NarrowState

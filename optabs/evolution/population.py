@@ -17,7 +17,7 @@ from optabs.evolution.layout import Layout
 from optabs.evolution.running import GadamResult, Inputs, Limits
 from optabs.evolution.state import Evolution, GadamState, Genetics, Inheritance, Plan
 from optabs.genetics import uniform_like
-from optabs.optimizers.adam import adam
+from optabs.optimizers.adam_family import adam
 from optabs.training import batches
 from optabs.training.checks import check_key, check_optimizer
 
