@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import optabs
-from optabs.storage.codecs import Bfloat16, Int8Square, UInt8Fourth, is_node
+from optabs.storage.codecs import Bfloat16, Int8, UInt8, is_node
 
 PARAMS = {"w": jnp.full((64, 128), 0.5), "b": jnp.zeros(128)}
 OPTIMIZERS = {
@@ -60,23 +60,23 @@ def stepped(optimizer: Any, steps: int = 3, params: Any = PARAMS, state: Any = N
 
 
 WANTED = {
-    "adam_abs": {("mu", "Int8Square"), ("nu", "UInt8Fourth")},
-    "adam": {("mu", "Int8Square"), ("nu", "UInt8Fourth")},
-    "adagrad_abs": {("nu", "UInt8Fourth")},
-    "nag": {("mu", "Int8Square")},
-    "optax_adamw": {("mu", "Int8Square"), ("nu", "UInt8Fourth")},
-    "optax_lion": {("mu", "Int8Square")},
-    "optax_sgd": {("trace", "Int8Square")},
-    "optax_adagrad": {("sum_of_squares", "UInt8Fourth")},
-    "optax_adafactor": {("v", "UInt8Fourth"), ("ema", "Int8Square")},
-    "optax_bfloat16_mu": {("mu", "Int8Square"), ("nu", "UInt8Fourth")},
+    "adam_abs": {("mu", "Int8"), ("nu", "UInt8")},
+    "adam": {("mu", "Int8"), ("nu", "UInt8")},
+    "adagrad_abs": {("nu", "UInt8")},
+    "nag": {("mu", "Int8")},
+    "optax_adamw": {("mu", "Int8"), ("nu", "UInt8")},
+    "optax_lion": {("mu", "Int8")},
+    "optax_sgd": {("trace", "Int8")},
+    "optax_adagrad": {("sum_of_squares", "UInt8")},
+    "optax_adafactor": {("v", "UInt8"), ("ema", "Int8")},
+    "optax_bfloat16_mu": {("mu", "Int8"), ("nu", "UInt8")},
 }
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_of_large_leaves_are_encoded_and_steps_stay_close(name: str) -> None:
     inner = OPTIMIZERS[name]
-    narrow = optabs.narrow_state(inner, {"ema": "int8"})
+    narrow = optabs.narrow_state(inner, {"ema": "int8"} if "adafactor" in name else None)
     updates, state = stepped(narrow)
     assert fields(state) == WANTED[name]
     assert not any("'b'" in path for path in kinds(state))
@@ -95,9 +95,9 @@ def test_moments_of_large_leaves_are_encoded_and_steps_stay_close(name: str) -> 
 def test_copies_of_weights_and_sums_of_gradients_are_left_alone() -> None:
     narrow = optabs.narrow_state
     free = narrow(optax.contrib.schedule_free_adamw(1e-3, b1=0.9))
-    assert fields(free.init(PARAMS)) == {("nu", "UInt8Fourth")}
+    assert fields(free.init(PARAMS)) == {("nu", "UInt8")}
     sums = narrow(optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation())
-    assert fields(sums.init(PARAMS)) == {("mu", "Int8Square"), ("nu", "UInt8Fourth")}
+    assert fields(sums.init(PARAMS)) == {("mu", "Int8"), ("nu", "UInt8")}
     named = narrow(
         optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation(),
         {"acc_grads": "bfloat16"},
@@ -115,7 +115,7 @@ def test_a_parameter_may_have_a_moments_name() -> None:
     assert kinds(copies.init(params)) == {}
     adam = optabs.narrow_state(optabs.adam(1e-3)).init(params)
     assert fields(adam) == {
-        (name, node) for name in ("mu", "nu") for node in ("Int8Square", "UInt8Fourth")
+        (name, node) for name in ("mu", "nu") for node in ("Int8", "UInt8")
     }
     assert kinds(optax.tree.get(adam, "numerator")) != {}
 
@@ -129,7 +129,7 @@ def test_codecs_by_field_by_name_and_by_function() -> None:
     kept = kinds(state_of(keep=["embedding"]))
     assert len(kept) == 2
     assert not any("embedding" in path for path in kept)
-    assert fields(state_of({"mu": "float32"})) == {("nu", "UInt8Fourth")}
+    assert fields(state_of({"mu": "float32"})) == {("nu", "UInt8")}
     assert fields(state_of({"mu": "bfloat16", "nu": "float16"})) == {
         ("mu", "Bfloat16"), ("nu", "Float16Size"),
     }  # fmt: skip
@@ -147,8 +147,8 @@ def test_bytes_of_a_parameter() -> None:
     params = {"w": jnp.zeros((512, 512)), "v": jnp.zeros((1024, 256))}
     state = optabs.narrow_state(optabs.adam_abs(1e-3)).init(params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    assert size / (512 * 512 + 1024 * 256) == pytest.approx(2 * (1 + 4 / 64), rel=1e-3)
-    assert size / (512 * 512 + 1024 * 256) <= 2.2
+    assert size / (512 * 512 + 1024 * 256) == pytest.approx(2 * (1 + 2 / 64), rel=1e-3)
+    assert size / (512 * 512 + 1024 * 256) <= 2.1
 
 
 def test_a_slow_average_moves() -> None:
@@ -244,9 +244,9 @@ def test_a_run_goes_on_with_other_codecs_and_without() -> None:
     # In a chain, and back again: decoding forgets nothing that encoding knew.
     chain = optax.chain(optax.clip(1.0), narrow)
     _, chained = stepped(chain, 2)
-    again = optabs.encode_state(optabs.decode_state(chained), chained)
-    for one, two in zip(jax.tree.leaves(chained), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(one, two)
+    wide = optabs.decode_state(chained)
+    again = optabs.decode_state(optabs.encode_state(wide, chained))
+    jax.tree.map(np.testing.assert_array_equal, again, wide)
 
 
 def test_helpers_look_inside() -> None:
@@ -270,10 +270,10 @@ def test_helpers_look_inside() -> None:
 def test_dtypes_of_the_codes() -> None:
     state = optabs.narrow_state(optabs.adam(1e-3), {"nu": "bfloat16"}).init(PARAMS)
     adam = state.inner[0]
-    assert isinstance(adam.numerator.mu["w"], Int8Square)
+    assert isinstance(adam.numerator.mu["w"], Int8)
     assert isinstance(adam.denominator.nu["w"], Bfloat16)
     assert adam.numerator.mu["w"].codes.dtype == jnp.int8
-    assert UInt8Fourth.__doc__
+    assert UInt8.__doc__
 
 
 def test_a_derivative_sees_no_moments_but_the_last_gradient() -> None:

@@ -75,7 +75,7 @@ def test_nothing_is_sent_and_leaves_stay_where_they_are(kind: AxisType, codecs: 
     if codecs is None:
         for name, block in BLOCKS.items():
             node = state.inner[0].denominator.nu[name]
-            assert node.codes.shape[-1] // node.scales.shape[-1] == block
+            assert node.codes.shape[-1] // node.ranges.shape[-1] == block
     local = jax.device_get((grads, params))
     # The rounding is that of one device, wherever blocks are the same.
     alone, _ = jax.jit(narrow.update)(local[0], narrow.init(local[1]), local[1])

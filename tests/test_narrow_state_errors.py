@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint
 import pytest
 
@@ -24,14 +25,14 @@ def narrow(codecs: Any = None, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
-        (({"mu": "int4"},), {}, "codecs gives mu 'int4'; choose from 'float32', 'int8',"),
+        (({"mu": "int4"},), {}, "codecs gives mu 'int4'; choose from 'float32', 'bfloat16',"),
         (({"mu": 8},), {}, "codecs gives mu 8; choose from"),
         (("int8",), {}, "codecs is 'int8', a str; pass a mapping (field -> codec) or"),
-        (({"nu": "int8"},), {}, "gives nu 'int8', which rounds small denominators to 0;"),
-        (({"mu": "uint8"},), {}, "gives mu 'uint8', which has nothing below 0;"),
         ((), {"block_size": 1}, "block_size is 1; pass a whole number, 2 or more."),
         ((), {"block_size": 64.0}, "block_size is 64.0; pass a whole number, 2 or more."),
         ((), {"min_size": -1}, "min_size is -1; pass a whole number, 0 or more."),
+        ((), {"keep": [0]}, "keep has 0, which is no name; pass strings."),
+        ((), {"block_size": True}, "block_size is True; pass a whole number, 2 or more."),
         ((), {"keep": "head"}, "keep is 'head', one string; pass a sequence of names."),
     ],
 )
@@ -44,6 +45,33 @@ def test_refused_at_construction(
     assert str(error.value).endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        (({"nu": "int8"},), {}, "gives nu 'int8', which rounds small denominators to 0;"),
+        (({"mu": "uint8"},), {}, "gives mu 'uint8', which has nothing below 0;"),
+        (({"v_t": "int8"},), {}, "codecs has 'v_t', the name of no field of this state;"),
+        ((), {"keep": ["v"]}, "keep has 'v', the name of no parameter; choose from 'w'."),
+        ((), {"keep": ["layer/w"]}, "keep has 'layer/w', the name of no parameter;"),
+    ],
+)
+def test_refused_at_init(
+    arguments: tuple[Any, ...], options: dict[str, Any], sentence: str
+) -> None:
+    optimizer = narrow(*arguments, **options)
+    for init in (optimizer.init, jax.jit(optimizer.init)):
+        with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+            init(PARAMS)
+        assert "\n" not in str(error.value)
+        assert str(error.value).endswith(".")
+        assert len(str(error.value)) <= 300
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    state = narrow(block_size=np.int64(32), min_size=np.int32(16)).init(PARAMS)
+    assert optax.tree.get(state, "nu")["w"].ranges.shape == (64, 4)
+
+
 def test_a_function_that_names_no_codec_is_refused_at_init() -> None:
     with pytest.raises(ValueError, match="codecs gives mu 'wide'; choose from"):
         narrow(lambda path, shape: "wide").init(PARAMS)
@@ -52,7 +80,7 @@ def test_a_function_that_names_no_codec_is_refused_at_init() -> None:
 def test_a_state_of_other_codecs_is_refused() -> None:
     state = narrow({"mu": "bfloat16"}).init(PARAMS)
     for update in (narrow().update, jax.jit(narrow().update)):
-        with pytest.raises(ValueError, match=r"as bfloat16, but codecs gives it int8_square;"):
+        with pytest.raises(ValueError, match=r"as bfloat16, but codecs gives it int8;"):
             update(GRADS, state, PARAMS)
     with pytest.raises(ValueError, match=r"as float32, but codecs gives it bfloat16;"):
         narrow({"nu": "bfloat16"}).update(

@@ -21,7 +21,7 @@ def test_bytes_are_those_of_the_state() -> None:
     assert narrow.bytes_of(task, narrow.arm_of("adam")) == pytest.approx(8, rel=0.01)
     # 64 x 32 entries in blocks of 32; 32 x 10 and the biases stay float32.
     encoded, kept = 64 * 32, 32 * 10 + 32 + 10
-    wanted = 2 * (encoded * (1 + 4 / 32) + 4 * kept) / (encoded + kept)
+    wanted = 2 * (encoded * (1 + 2 / 32) + 4 * kept) / (encoded + kept)
     found = narrow.bytes_of(task, narrow.arm_of("adam_abs_8bit"))
     assert found == pytest.approx(wanted, rel=0.01)
 

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optabs.storage.blocks import FEWEST, block_of, joined, split
+import optabs
+from optabs.storage.blocks import block_of, joined, shards_of, split
 from optabs.storage.rounding import Salt, bits, mixed, salted, uniform
 
 
@@ -24,17 +26,42 @@ def test_numbers_are_spread_evenly(step: int, leaf: int) -> None:
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_steps_leaves_and_neighbours_are_not_correlated() -> None:
+def test_parameters_rows_and_periods_are_not_correlated() -> None:
     base = of(5, 0, (256, 256))
-    others = [
-        of(6, 0, base.shape),
-        of(5, 1, base.shape),
-        np.roll(base, 1),
-        np.roll(base, 1, 0),
-    ]
-    for other in others:
-        # Five standard deviations of 65536 pairs.
-        assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 5 / 256
+    for other in (of(5, 1, base.shape), np.roll(base, 1, 0), of(5 + 1024, 0, base.shape)):
+        # Five standard deviations of 256 rows, each a sequence of its own.
+        assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 5 / 16
+
+
+def largest_gap(drawn: np.ndarray) -> float:
+    """Between neighbours among numbers on a circle of length 1, along the last axis."""
+    ordered = np.sort(drawn, axis=-1)
+    around = 1 - ordered[..., -1:] + ordered[..., :1]
+    return float(np.concatenate([np.diff(ordered), around], axis=-1).max())
+
+
+def test_entries_of_a_row_and_steps_of_an_entry_fill_the_circle() -> None:
+    """Errors cancel in a block and in a slow average, as those of independent draws do not."""
+    rows = of(3, 0, (512, 64))
+    steps = jax.vmap(lambda step: uniform(jnp.zeros((8, 64)), salted(step, 3)))
+    over_steps = np.moveaxis(np.asarray(steps(jnp.arange(64, dtype=jnp.uint32))), 0, -1)
+    independent = np.random.default_rng(0).uniform(size=(512, 64))
+    assert largest_gap(rows) < 3 / 64
+    assert largest_gap(over_steps) < 3 / 64
+    assert largest_gap(independent) > 6 / 64
+
+
+def test_the_moments_of_a_parameter_share_their_numbers() -> None:
+    optimizer = optabs.narrow_state(
+        optabs.adam_abs(1e-3, b1=0.9, b2=0.9), {"mu": "bfloat16", "nu": "bfloat16"}, min_size=1
+    )
+    grads = {"a": jnp.full((4, 64), 1 / 3), "b": jnp.full((4, 64), 1 / 3)}
+    _, state = optimizer.update(grads, optimizer.init(grads), grads)
+    mu, nu = (optax.tree.get(optabs.decode_state(state), name) for name in ("mu", "nu"))
+    for name in grads:
+        np.testing.assert_array_equal(mu[name], nu[name])
+        assert len(np.unique(mu[name])) == 2
+    assert not np.array_equal(mu["a"], mu["b"])
 
 
 def test_an_entry_over_many_steps_is_spread_evenly() -> None:
@@ -54,7 +81,7 @@ def test_mixing_is_a_bijection() -> None:
 def test_bits_are_the_same_under_any_sharding(kind: AxisType) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     whole = jnp.zeros((8, 6))
-    salt = Salt(jnp.uint32(9))
+    salt = Salt(jnp.uint32(9), jnp.uint32(7))
     wanted = bits(whole, salt)
     with jax.set_mesh(mesh):
         sharding = NamedSharding(mesh, PartitionSpec("x", "y"))
@@ -62,42 +89,32 @@ def test_bits_are_the_same_under_any_sharding(kind: AxisType) -> None:
     np.testing.assert_array_equal(compiled, wanted)
 
 
-def test_bits_of_a_tile_are_those_of_its_place() -> None:
-    salt = Salt(jnp.uint32(9))
-    whole = bits(jnp.zeros((8, 6)), salt)
-    tile = bits(jnp.zeros((2, 6)), salt._replace(first=jnp.uint32(4 * 6)))
-    np.testing.assert_array_equal(tile, whole[4:6])
-
-
 @pytest.mark.parametrize(
-    ("shape", "largest", "wanted"),
+    ("extent", "largest", "wanted"),
     [
-        ((128,), 64, 64),
-        ((3, 96), 64, 48),
-        ((5, 100), 64, 50),
-        ((7, 40), 64, 40),
-        ((64, 17), 64, 17),
-        ((64, 15), 64, None),
-        ((64, 127), 64, None),
-        ((64, 15), 8, None),
-        ((64, 16), 8, 8),
-        ((64, 1), 64, None),
-        ((), 64, None),
-        ((4, 0), 64, None),
+        (128, 64, 64),
+        (96, 64, 48),
+        (100, 64, 50),
+        (40, 64, 40),
+        (17, 64, 17),
+        (15, 64, None),
+        (127, 64, None),
+        (15, 8, None),
+        (16, 8, 8),
+        (1, 64, None),
+        (0, 64, None),
     ],
 )
-def test_a_block_is_the_largest_divisor(
-    shape: tuple[int, ...], largest: int, wanted: int | None
-) -> None:
-    assert block_of(shape, None, largest) == wanted
+def test_a_block_is_the_largest_divisor(extent: int, largest: int, wanted: int | None) -> None:
+    assert block_of(extent, largest) == wanted
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_a_block_never_crosses_devices(kind: AxisType) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     sharding = NamedSharding(mesh, PartitionSpec(None, "x"))
-    assert block_of((8, 96), sharding, 64) == 24
-    assert block_of((8, 4 * (FEWEST - 1)), sharding, 64) is None
+    shape = jax.ShapeDtypeStruct((8, 96), jnp.float32, sharding=sharding)
+    assert shards_of(shape) == 4
     with jax.set_mesh(mesh):
         array = jax.device_put(jnp.arange(8 * 96.0).reshape(8, 96), sharding)
         parts = jax.jit(lambda array: split(array, 24))(array)

@@ -134,8 +134,8 @@ def test_narrow_states_are_timed_against_float32():
     name = "adam_abs_8bit"
     found = measure(contests_of("8bit")[name], name, [(64, 128)], 2, 1.0)
     moved = found["must_move_bytes"]
-    # Gradients are read, parameters and state read and written; a scale for 64 entries.
-    assert moved[f"optabs.{name}"] == pytest.approx(4 + 2 * (4 + 2 * (1 + 4 / 64)), abs=0.01)
+    # Gradients are read, parameters and state read and written; a range for 64 entries.
+    assert moved[f"optabs.{name}"] == pytest.approx(4 + 2 * (4 + 2 * (1 + 2 / 64)), abs=0.01)
     assert moved["optabs.adam_abs"] == pytest.approx(4 + 2 * 12, abs=0.01)
     assert set(found["call"]["ratio"]) == {"optax.adam", "optabs.adam", "optabs.adam_abs"}
 

@@ -1,28 +1,70 @@
 """Blocks along the last axis that never cross from one device to another."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from optabs._sharding import explicit_sharding
+from optabs.storage.boxes import axis_names, unboxed
 
-FEWEST = 16  # entries: with fewer, the scales take what the codes save
+FEWEST = 16  # entries: with fewer, the ranges take what the codes save
+_HALVED = 16  # entries, or as many as remain: fewer and XLA's loops no longer fuse
 
 
-def block_of(shape: tuple[int, ...], sharding: Any, largest: int) -> int | None:
-    """The largest divisor of a shard's last extent up to `largest`; None below FEWEST.
-
-    Args:
-      shape: of the whole array.
-      sharding: of the array; None, or one that is not known yet, counts as one device.
-      largest: the block that is asked for.
-    """
-    if 0 in shape or not shape:
+def block_of(extent: int, largest: int) -> int | None:
+    """The largest divisor of a shard's extent up to `largest`; None below FEWEST."""
+    if not extent:
         return None
-    extent = (shape if sharding is None else sharding.shard_shape(shape))[-1]
     fewest = min(FEWEST, largest)
     return next((n for n in range(largest, fewest - 1, -1) if extent % n == 0), None)
+
+
+def shards_of(parameter: Any) -> int:
+    """Over how many devices the last axis of a parameter is, or will be, split.
+
+    Args:
+      parameter: an array or a description of one, or a box around either. Where its sharding
+        is not known, as inside of jit on an Auto mesh, the box's names of axes tell: by the
+        box's mesh or the one that is set, else over all devices.
+    """
+    array = unboxed(parameter)
+    shape = jnp.shape(array)
+    if not shape:
+        return 1
+    traced = isinstance(array, jax.core.Tracer)
+    sharding = jax.typeof(array).sharding if traced else getattr(array, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        known = _size(_last(tuple(sharding.spec), len(shape)), sharding.mesh)
+    elif sharding is None or not shape[-1]:
+        known = 1
+    else:
+        known = shape[-1] // sharding.shard_shape(shape)[-1]
+    if known > 1:
+        return known
+    names = _last(axis_names(parameter), len(shape))
+    for mesh in (getattr(parameter, "mesh", None), jax.sharding.get_abstract_mesh()):
+        if mesh is not None and set(names) <= set(mesh.shape):
+            return math.gcd(shape[-1], _size(names, mesh))
+    # Names of no known mesh: as many devices as leave a block.
+    shards = math.gcd(shape[-1], jax.device_count())
+    while shards > 1 and shape[-1] // shards < FEWEST:
+        shards = next(n for n in range(shards - 1, 0, -1) if shards % n == 0)
+    return shards
+
+
+def _last(spec: tuple[Any, ...], rank: int) -> tuple[str, ...]:
+    """The mesh axes that the last axis of an array is split over."""
+    entry = spec[rank - 1] if len(spec) >= rank else None
+    entries = entry if isinstance(entry, tuple) else (entry,)
+    return tuple(name for name in entries if isinstance(name, str))
+
+
+def _size(names: tuple[str, ...], mesh: Any) -> int:
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def length(codes: jax.Array, scales: jax.Array) -> int:
@@ -33,19 +75,33 @@ def length(codes: jax.Array, scales: jax.Array) -> int:
 def split(array: jax.Array, block: int) -> jax.Array:
     """[..., n] -> [..., n / block, block], without sending anything."""
     shape = (*array.shape[:-1], array.shape[-1] // block, block)
-    return jax.lax.reshape(array, shape, out_sharding=_spec(array, array.ndim, None))
+    return jax.lax.reshape(array, shape, out_sharding=_sharding(array, array.ndim, None))
 
 
 def joined(parts: jax.Array) -> jax.Array:
     """[..., n / block, block] -> [..., n]."""
     shape = (*parts.shape[:-2], parts.shape[-2] * parts.shape[-1])
-    return jax.lax.reshape(parts, shape, out_sharding=_spec(parts, parts.ndim - 1))
+    return jax.lax.reshape(parts, shape, out_sharding=_sharding(parts, parts.ndim - 1))
 
 
-def _spec(array: jax.Array, rank: int, *more: None) -> PartitionSpec | None:
+def halved(
+    operation: Callable[[jax.Array, jax.Array], jax.Array], parts: jax.Array
+) -> jax.Array:
+    """A commutative operation over halves of each block, and theirs: [..., n, a few]."""
+    # Entry by entry XLA makes vectors of it on a CPU, unlike a reduction of short rows.
+    while parts.shape[-1] > _HALVED and parts.shape[-1] % 2 == 0:
+        half = parts.shape[-1] // 2
+        parts = operation(
+            jax.lax.slice_in_dim(parts, 0, half, axis=-1),
+            jax.lax.slice_in_dim(parts, half, 2 * half, axis=-1),
+        )
+    return parts
+
+
+def _sharding(array: jax.Array, rank: int, *more: None) -> NamedSharding | None:
     """What an Explicit mesh has to be told: where the result of a reshape lies."""
     sharding = explicit_sharding(array)
     if sharding is None:
         return None
     spec = tuple(sharding.spec) + (None,) * (array.ndim - len(sharding.spec))
-    return PartitionSpec(*spec[:rank], *more)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec[:rank], *more))

@@ -12,8 +12,10 @@ def is_box(node: Any) -> bool:
         return False
     if jax.tree_util.all_leaves([node]):
         return False
-    children = jax.tree_util.treedef_children(jax.tree.structure(node))
-    return len(children) == 1 and jax.tree_util.treedef_is_leaf(children[0])
+    structure: Any = jax.tree.structure(node)
+    children: list[Any] = jax.tree_util.treedef_children(structure)
+    # None and a masked node are pytrees of no array at all.
+    return len(children) == 1 and children[0].num_leaves == children[0].num_nodes == 1
 
 
 def unboxed(value: Any) -> Any:
@@ -25,3 +27,12 @@ def unboxed(value: Any) -> Any:
 def boxed(array: Any, like: Any) -> Any:
     """An array in such a box as another value is in."""
     return jax.tree.unflatten(jax.tree.structure(like), [array])
+
+
+def axis_names(box: Any) -> tuple[Any, ...]:
+    """What flax was told of the axes: mesh axes or logical names, None where it was not."""
+    names = getattr(box, "names", None)  # of linen's Partitioned
+    if names is None and hasattr(box, "get_metadata"):  # of a Variable of nnx
+        names = box.get_metadata().get("out_sharding")
+    names = getattr(names, "spec", names)
+    return tuple(names) if isinstance(names, tuple | list | jax.sharding.PartitionSpec) else ()

@@ -5,20 +5,51 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from optabs.storage.blocks import block_of
-from optabs.storage.codecs import ALIASES, CODECS, Codec
-from optabs.storage.fields import Place
+from optabs.storage.codecs import CODECS, Codec
+from optabs.storage.fields import Place, fields_in, names_in
 
 FULL = "float32"
 WIDE = (jnp.float32, jnp.bfloat16, jnp.float16)  # inside of a step they are float32
-SIGNED = ("mu", "trace", "m")
-SIZES = ("nu", "v", "sum_of_squares")
-DEFAULTS: Mapping[str, str] = {
-    **dict.fromkeys(SIGNED, "int8"),
-    **dict.fromkeys(SIZES, "uint8"),
-}
+SIGNED, SIZE = "signed", "size"
+DEFAULTS = {SIGNED: "int8", SIZE: "uint8"}
 _OF_SIZES = {"float16": "float16_size"}  # what a denominator gets by the same name
+
+# A field's name does not tell what it holds: `nu` is a denominator in Adam's state and a
+# momentum in SM3's. A difference of two fields, as in ScaleByRStdDevState, does not survive
+# the rounding of either.
+ROLES: Mapping[str, Mapping[str, str]] = {
+    # optabs
+    "EmaState": {"mu": SIGNED},
+    "NagState": {"mu": SIGNED},
+    "SizeState": {"nu": SIZE},
+    # optax
+    "FactoredState": {"v": SIZE},
+    "ScaleByAdaDeltaState": {},
+    "ScaleByAdamState": {"mu": SIGNED, "nu": SIZE},
+    "ScaleByAdanState": {"m": SIGNED, "v": SIGNED, "n": SIZE},
+    "ScaleByAdemamixState": {"nu": SIZE},
+    "ScaleByAmsgradState": {"mu": SIGNED, "nu": SIZE},
+    "ScaleByBeliefState": {"mu": SIGNED, "nu": SIZE},
+    "ScaleByLionState": {"mu": SIGNED},
+    "ScaleByNovogradState": {"mu": SIGNED},
+    "ScaleByRStdDevState": {},
+    "ScaleByRStdDevWithCountState": {},
+    "ScaleByRmsState": {"nu": SIZE},
+    "ScaleByRmsWithCountState": {"nu": SIZE},
+    "ScaleByRssState": {"sum_of_squares": SIZE},
+    "ScaleBySM3State": {"nu": SIGNED},
+    "ScaleBySimplifiedAdEMAMixState": {"m": SIGNED, "n": SIZE},
+    "TraceState": {"trace": SIGNED},
+    # optax.contrib
+    "MechanicState": {},
+    "MuonState": {"mu": SIGNED},
+    "SophiaState": {"mu": SIGNED},
+}
+_USUAL = frozenset(field for roles in ROLES.values() for field in roles)
 
 Predicate = Callable[[str, Any], str | None]
 
@@ -27,31 +58,62 @@ class Choice(NamedTuple):
     """What the user asked for."""
 
     codecs: Mapping[str, str] | Predicate
-    keep: Sequence[str]
+    keep: frozenset[str]
     block_size: int
     min_size: int
 
-    def wanted(self, place: Place, leaf: Any) -> Codec | None:
+    def wanted(self, place: Place, leaf: jax.ShapeDtypeStruct) -> Codec | None:
         """The codec for a leaf of this shape, whatever its blocks are; None for float32."""
-        return self._named(place, leaf) if leaf.dtype in WIDE else None
+        return self._codec(place, leaf) if leaf.dtype in WIDE else None
 
-    def left_alone(self, place: Place, leaf: Any) -> bool:
-        """Whether a leaf would be encoded if its dtype were another."""
-        return leaf.dtype not in WIDE and self._named(place, leaf) is not None
-
-    def _named(self, place: Place, leaf: Any) -> Codec | None:
-        if leaf.size < self.min_size or set(self.keep) & set(place.parameter):
+    def left_alone(self, place: Place, leaf: jax.ShapeDtypeStruct) -> str | None:
+        """Why a leaf stays as it is that would else be encoded; None for all others."""
+        if self._is_small(place, leaf):
             return None
-        if not callable(self.codecs):
-            return codec_of(self.codecs.get(place.field or "", FULL), place.field)
-        shape = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
-        return codec_of(self.codecs(place.path, shape) or FULL, place.field)
+        if leaf.dtype not in WIDE:
+            return f"{leaf.dtype}" if self._codec(place, leaf) else None
+        known = callable(self.codecs) or place.field in self.codecs
+        if known or place.field not in _USUAL or place.holder in ROLES:
+            return None
+        return f"of the unknown {place.holder}"
 
-    def block(self, codec: Codec, place: Place, leaf: Any) -> int | None:
+    def _is_small(self, place: Place, leaf: jax.ShapeDtypeStruct) -> bool:
+        return leaf.size < self.min_size or not self.keep.isdisjoint(place.parameter)
+
+    def _codec(self, place: Place, leaf: jax.ShapeDtypeStruct) -> Codec | None:
+        if self._is_small(place, leaf):
+            return None
+        role = ROLES.get(place.holder or "", {}).get(place.field or "")
+        if callable(self.codecs):
+            name = self.codecs(place.path, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
+        else:
+            name = self.codecs.get(place.field or "") or DEFAULTS.get(role or "")
+        return codec_of(FULL if name is None else name, place.field, role)
+
+    def block(self, codec: Codec, place: Place, leaf: jax.ShapeDtypeStruct) -> int | None:
         """The block of an encoded leaf, 0 where there are none; None: it stays float32."""
         if not codec.blocks:
             return 0
-        return block_of(leaf.shape, place.sharding, self.block_size)
+        if not leaf.shape:
+            return None
+        return block_of(leaf.shape[-1] // place.shards, self.block_size)
+
+    def check_names(self, state: optax.OptState, params: Any) -> None:
+        """Raises ValueError for names in keep and fields in codecs that match nothing."""
+        if not jax.tree.leaves(params):
+            return
+        for argument, names, found, what in (
+            ("keep", self.keep, names_in(params), "parameter"),
+            ("codecs", self._named(), fields_in(state, params), "field of this state"),
+        ):
+            for name in sorted(names - found):
+                raise ValueError(
+                    f"{argument} has {name!r}, the name of no {what}; choose from "
+                    f"{_some(found)}."
+                )
+
+    def _named(self) -> frozenset[str]:
+        return frozenset() if callable(self.codecs) else frozenset(self.codecs)
 
 
 def checked(
@@ -63,38 +125,48 @@ def checked(
     """The choice; raises ValueError for what cannot be meant."""
     if isinstance(keep, str):
         raise ValueError(f"keep is {keep!r}, one string; pass a sequence of names.")
-    for name, value, least in (("block_size", block_size, 2), ("min_size", min_size, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}; pass a whole number, {least} or more.")
+    for name in keep:
+        if not isinstance(name, str):
+            raise ValueError(f"keep has {name!r}, which is no name; pass strings.")
+    for argument, value, least in (("block_size", block_size, 2), ("min_size", min_size, 0)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(f"{argument} is {value!r}; pass a whole number, {least} or more.")
     if codecs is None or isinstance(codecs, Mapping):
-        codecs = {**DEFAULTS, **(codecs or {})}
+        codecs = dict(codecs or {})
         for field, name in codecs.items():
-            codec_of(name, field)
+            codec_of(name, field, None)
     elif not callable(codecs):
         raise ValueError(
             f"codecs is {codecs!r}, a {type(codecs).__name__}; pass a mapping "
             "(field -> codec) or a function (path, shape -> codec)."
         )
-    return Choice(codecs, tuple(keep), block_size, min_size)
+    return Choice(codecs, frozenset(keep), int(block_size), int(min_size))
 
 
-def codec_of(name: object, field: str | None) -> Codec | None:
+def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
     """A codec by its name; raises ValueError where it is none, or none for the field."""
     if name == FULL:
         return None
-    if field in SIZES and isinstance(name, str):
+    if role == SIZE and isinstance(name, str):
         name = _OF_SIZES.get(name, name)
-    codec = CODECS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
+    codec = CODECS.get(name) if isinstance(name, str) else None
     if codec is None:
-        known = ", ".join(map(repr, (FULL, *ALIASES, *CODECS)))
+        known = ", ".join(map(repr, (FULL, *CODECS)))
         raise ValueError(f"codecs gives {field} {name!r}; choose from {known}.")
-    if codec.sizes and field in SIGNED:
+    if codec.sizes and role == SIGNED:
         raise ValueError(
             f"codecs gives {field} {name!r}, which has nothing below 0; pass a signed one."
         )
-    if codec.blocks and not codec.sizes and field in SIZES:
+    if codec.blocks and not codec.sizes and role == SIZE:
         raise ValueError(
             f"codecs gives {field} {name!r}, which rounds small denominators to 0; pass one "
             "for sizes, such as 'uint8'."
         )
     return codec
+
+
+def _some(names: set[str]) -> str:
+    """Names, as many as a message has room for."""
+    shown = sorted(names)[:8]
+    return ", ".join(map(repr, shown)) + (", ..." if len(names) > len(shown) else "")

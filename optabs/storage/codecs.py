@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from optabs.precision import widen
-from optabs.storage import maps
-from optabs.storage.blocks import joined, length, split
+from optabs.storage import floats, maps
+from optabs.storage.blocks import halved, joined, length, split
 from optabs.storage.boxes import boxed, unboxed
 from optabs.storage.rounding import Salt, bits, uniform
 
 FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0
 _BFLOAT16_MAX = 0x7F7F0000
 _INFINITY = 0x7F800000
-_HALVED = 16  # entries, or as many as remain: fewer and XLA's loops no longer fuse
 
 
 class Values(NamedTuple):
@@ -31,6 +30,13 @@ class Blocks(NamedTuple):
     scales: jax.Array  # float32, a block's largest size, along the last axis
 
 
+class Floats(NamedTuple):
+    """Each entry as a floating-point number, as fine as its block's range allows."""
+
+    codes: jax.Array  # of 8 bits, like the parameter
+    ranges: jax.Array  # uint16, a block's least number and its steps an octave
+
+
 class Bfloat16(Values):
     """The upper 16 bits of each float32."""
 
@@ -41,6 +47,14 @@ class Float16(Values):
 
 class Float16Size(Values):
     """Sizes in float16; above 0 they stay above 0."""
+
+
+class Int8(Floats):
+    """Signed numbers, in 4 to 32 steps an octave."""
+
+
+class UInt8(Floats):
+    """Sizes, in 8 to 64 steps an octave; above 0 they stay above 0."""
 
 
 class Int8Linear(Blocks):
@@ -77,7 +91,7 @@ class Codec(NamedTuple):
     name: str
     node: type[Any]  # what stands in the state
     sizes: bool  # for denominators: nothing below 0
-    blocks: bool  # entries share a scale
+    blocks: bool  # entries share a scale or a range
     encode: Callable[[jax.Array, int, Salt | None], Any]  # (array, block, salt) -> node
     decode: Callable[[Any], jax.Array]  # node -> float32 array
 
@@ -94,7 +108,7 @@ def _to_bfloat16(value: jax.Array, block: int, salt: Salt | None) -> Bfloat16:
     del block
     word = jax.lax.bitcast_convert_type(value, jnp.uint32)
     # The next number towards infinity is reached with the share that the rest has of a step.
-    added = jnp.uint32(0x8000) if salt is None else bits(value, salt) & 0xFFFF
+    added = jnp.uint32(0x8000) if salt is None else bits(value, salt) >> 16
     up = (word + added) & jnp.uint32(0xFFFF0000)
     sign, size = up & jnp.uint32(0x80000000), up & jnp.uint32(0x7FFFFFFF)
     finite = sign | jnp.minimum(size, jnp.uint32(_BFLOAT16_MAX))
@@ -133,17 +147,18 @@ def _to_float16_size(value: jax.Array, block: int, salt: Salt | None) -> Float16
     return Float16Size(jnp.where(value < 0, jnp.nan, kept).astype(jnp.float16))
 
 
-def _largest(size: jax.Array) -> jax.Array:
-    """The largest of each block; NaN, which XLA's maximum may drop on a CPU, is above all."""
-    word = jax.lax.bitcast_convert_type(size, jnp.int32)  # in the order of the numbers
-    # Halves against halves are entry by entry, which XLA makes vectors of on a CPU.
-    while word.shape[-1] > _HALVED and word.shape[-1] % 2 == 0:
-        half = word.shape[-1] // 2
-        word = jnp.maximum(
-            jax.lax.slice_in_dim(word, 0, half, axis=-1),
-            jax.lax.slice_in_dim(word, half, 2 * half, axis=-1),
-        )
-    return jax.lax.bitcast_convert_type(jnp.max(word, axis=-1, keepdims=True), jnp.float32)
+def _float_codec(name: str, node: type[Any], form: floats.Form) -> Codec:
+    """Floating-point numbers between each block's least and largest."""
+
+    def encode(value: jax.Array, block: int, salt: Salt | None) -> Any:
+        codes, ranges = floats.encode(form, split(value, block), salt)
+        return node(joined(codes), ranges[..., 0])
+
+    def decode(node: Any) -> jax.Array:
+        parts = split(node.codes, length(*node))
+        return joined(floats.decode(form, parts, node.ranges[..., None]))
+
+    return Codec(name, node, form.sizes, True, encode, decode)
 
 
 def _block_codec(name: str, node: type[Any], codes: maps.Map, *, sizes: bool) -> Codec:
@@ -154,8 +169,11 @@ def _block_codec(name: str, node: type[Any], codes: maps.Map, *, sizes: bool) ->
         parts = split(value, block)
         # What is below 0 has no code: its block becomes NaN.
         size = jnp.abs(jnp.where(parts < 0, jnp.nan, parts) if sizes else parts)
-        scale = _largest(size)
-        share = jnp.where(size == scale, 1.0, size / scale)
+        # As integers, in the same order: XLA's maximum may drop a NaN on a CPU.
+        word = halved(jnp.maximum, jax.lax.bitcast_convert_type(size, jnp.int32))
+        word = jnp.max(word, axis=-1, keepdims=True)
+        scale = jax.lax.bitcast_convert_type(word, jnp.float32)
+        share = jnp.where(size == scale, 1.0, size / jnp.where(scale == 0, 1.0, scale))
         low = jnp.clip(jnp.floor(codes.code(share)), 0, codes.last - 1)
         below, above = codes.share(low), codes.share(low + 1)
         part = 0.5 if salt is None else uniform(parts, salt)
@@ -178,6 +196,8 @@ _ALL = (
     Codec("bfloat16", Bfloat16, False, False, _to_bfloat16, _values),
     Codec("float16", Float16, False, False, _to_float16, _values),
     Codec("float16_size", Float16Size, True, False, _to_float16_size, _values),
+    _float_codec("int8", Int8, floats.MEANS),
+    _float_codec("uint8", UInt8, floats.SIZES),
     _block_codec("int8_linear", Int8Linear, maps.power(1, zero=True, last=127), sizes=False),
     _block_codec("int8_square", Int8Square, maps.power(2, zero=True, last=127), sizes=False),
     _block_codec("int8_float", Int8Float, maps.floating(zero=True, last=127), sizes=False),
@@ -187,7 +207,6 @@ _ALL = (
     _block_codec("uint8_float", UInt8Float, maps.floating(zero=False, last=255), sizes=True),
 )
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
-ALIASES: Mapping[str, str] = {"int8": "int8_square", "uint8": "uint8_fourth"}  # measured
 BY_NODE: Mapping[type[Any], Codec] = {codec.node: codec for codec in _ALL}
 
 

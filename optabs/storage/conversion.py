@@ -1,6 +1,5 @@
 """Narrow states in full precision, and back; the way to change codecs."""
 
-import itertools
 from typing import Any
 
 import jax
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from optabs.storage.codecs import BY_NODE, decode, encode, is_node
-from optabs.storage.rounding import salted
 from optabs.storage.state import NarrowState, is_right
 
 
@@ -53,7 +51,7 @@ def encode_state(state: optax.OptState, like: optax.OptState) -> optax.OptState:
       like: a state with the wanted codecs, such as that of a new `init`.
 
     Returns:
-      The numbers of `state`, rounded once, in the form of `like`.
+      The numbers of `state`, rounded once to the nearest code, in the form of `like`.
 
     Examples:
       >>> import jax.numpy as jnp, optax, optabs
@@ -69,35 +67,19 @@ def encode_state(state: optax.OptState, like: optax.OptState) -> optax.OptState:
     def of_node(node: Any, own: Any) -> Any:
         if not isinstance(node, NarrowState):
             return own
-        return node._replace(inner=encoded_like(own, node.inner, node.draws))
+        return node._replace(inner=_encoded_like(own, node.inner))
 
     return jax.tree.map(of_node, like, state, is_leaf=_is_narrow)
 
 
-def updated(
-    inner: optax.GradientTransformationExtraArgs,
-    updates: optax.Updates,
-    state: NarrowState,
-    params: optax.Params | None,
-    **extra_args: Any,
-) -> tuple[optax.Updates, NarrowState]:
-    """The update of a transformation whose state is kept narrow."""
-    wide = decode_state(state)
-    new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
-    encoded = encoded_like(new_inner, state.inner, state.draws)
-    return new_updates, NarrowState(state.format, state.draws + jnp.uint32(1), encoded)
-
-
-def encoded_like(state: optax.OptState, like: optax.OptState, draws: jax.Array) -> Any:
-    """Encodes a state as an encoded one is, rounding by the counter."""
-    indices = itertools.count()
+def _encoded_like(state: optax.OptState, like: optax.OptState) -> Any:
+    """Encodes a state as another one is, to the nearest codes."""
 
     def encoded(node: Any, value: Any) -> Any:
-        index = next(indices)
         if not is_node(node):
             return value
         codec = BY_NODE[type(node)]
-        return encode(codec, value, codec.block(node), salted(draws, index))
+        return encode(codec, value, codec.block(node), None)
 
     return jax.tree.map(encoded, like, state, is_leaf=is_node)
 

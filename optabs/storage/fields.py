@@ -3,9 +3,11 @@
 from typing import Any, NamedTuple
 
 import jax
-from jax.tree_util import GetAttrKey, KeyEntry, keystr
+import optax
+from jax.tree_util import DictKey, GetAttrKey, KeyEntry, SequenceKey, keystr
 
-from optabs.storage.boxes import is_box, unboxed
+from optabs.storage.blocks import shards_of
+from optabs.storage.boxes import is_box
 
 Path = tuple[KeyEntry, ...]
 
@@ -14,9 +16,11 @@ class Place(NamedTuple):
     """Where a leaf of a state stands."""
 
     path: str  # as jax.tree_util.keystr writes it
-    field: str | None  # the innermost field of a state, such as mu
+    holder: str | None  # the class of the innermost state around it, such as ScaleByAdamState
+    field: str | None  # of that class, such as mu
     parameter: tuple[str, ...]  # the names on the way to the leaf's parameter
-    sharding: Any  # of the parameter, where the leaf has its shape; else None
+    number: int | None  # of the parameter
+    shards: int  # of the last axis
 
 
 class Parameters:
@@ -24,14 +28,24 @@ class Parameters:
 
     def __init__(self, params: Any) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
-        self._leaves: dict[Path, Any] = {path: unboxed(leaf) for path, leaf in leaves}
+        self._leaves: dict[Path, tuple[int, Any]] = {
+            path: (number, leaf) for number, (path, leaf) in enumerate(leaves)
+        }
+
+    def __len__(self) -> int:
+        return len(self._leaves)
 
     def owner(self, path: Path) -> Path | None:
         """The parameter that a leaf belongs to: the longest end of its path that is one's."""
         ends = (path[start:] for start in range(len(path) + 1))
         return next((end for end in ends if end in self._leaves), None)
 
-    def place(self, path: Path, shape: tuple[int, ...]) -> Place:
+    def number(self, path: Path) -> int | None:
+        """The number of the parameter that a leaf belongs to."""
+        owner = self.owner(path)
+        return None if owner is None else self._leaves[owner][0]
+
+    def place(self, path: Path, shape: tuple[int, ...], state: optax.OptState) -> Place:
         """Tells a leaf's field from the names inside of the parameters.
 
         A moment's path is its field's, and then its parameter's, which is cut off, so that
@@ -39,22 +53,58 @@ class Parameters:
         """
         owner = self.owner(path)
         start = len(path) - len(owner or ())
-        fields = [key.name for key in path[:start] if isinstance(key, GetAttrKey)]
-        parameter = None if owner is None else self._leaves[owner]
-        follows = parameter is not None and parameter.shape == shape
+        fields = [at for at, key in enumerate(path[:start]) if isinstance(key, GetAttrKey)]
+        holder = _at(state, path[: fields[-1]]) if fields else None
+        number, parameter = (None, None) if owner is None else self._leaves[owner]
+        follows = owner is not None and _shape(parameter) == shape
         return Place(
             keystr(path),
-            fields[-1] if fields else None,
-            tuple(_name(key) for key in path[start:]),
-            sharding_of(parameter) if follows else None,
+            None if holder is None else type(holder).__name__,
+            path[fields[-1]].name if fields else None,
+            tuple(map(_name, path[start:])),
+            number,
+            shards_of(parameter) if follows else 1,
         )
 
 
-def sharding_of(leaf: Any) -> Any:
-    """The sharding of an array or of a description of one; None where there is none."""
-    if isinstance(leaf, jax.core.Tracer):
-        return jax.typeof(leaf).sharding
-    return getattr(leaf, "sharding", None)
+def names_in(params: Any) -> set[str]:
+    """All names on the way to parameters, also to those that a mask hides."""
+
+    def is_end(node: Any) -> bool:
+        return node is None or isinstance(node, optax.MaskedNode) or is_box(node)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_end)
+    return {_name(key) for path, _ in leaves for key in path}
+
+
+def fields_in(state: optax.OptState, params: Any) -> set[str]:
+    """The fields of all states that hold anything."""
+    parameters = Parameters(params)
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_box)
+    fields = set()
+    for path, _ in leaves:
+        start = len(path) - len(parameters.owner(path) or ())
+        fields |= {key.name for key in path[:start] if isinstance(key, GetAttrKey)}
+    return fields
+
+
+def _at(state: Any, path: Path) -> Any:
+    """The node of a state at the end of a path; None where a key is of no known kind."""
+    for key in path:
+        if isinstance(key, GetAttrKey):
+            state = getattr(state, key.name, None)
+        elif isinstance(key, SequenceKey):
+            state = state[key.idx]
+        elif isinstance(key, DictKey):
+            state = state[key.key]
+        else:
+            return None
+    return state
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    (array,) = jax.tree.leaves(parameter)
+    return tuple(getattr(array, "shape", ()))
 
 
 def _name(key: KeyEntry) -> str:

@@ -1,6 +1,7 @@
 """Any optimizer's state in 16 or 8 bits between its steps."""
 
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,9 +16,9 @@ from optabs.storage import choice
 from optabs.storage.boxes import is_box, unboxed
 from optabs.storage.choice import Choice
 from optabs.storage.codecs import BY_NODE, encode, is_node
-from optabs.storage.conversion import updated
+from optabs.storage.conversion import decode_state
 from optabs.storage.fields import Parameters
-from optabs.storage.rounding import mixed
+from optabs.storage.rounding import mixed, salted
 from optabs.storage.state import NarrowState, check_kind, format_of
 
 
@@ -102,7 +103,7 @@ def narrow_state(
       >>> updates, state = optimizer.update(grads, state, params)
       >>> moment = optax.tree.get(state, "nu")
       >>> [part.dtype.name for part in moment["w"]], moment["b"].dtype.name
-      (['uint8', 'float32'], 'float32')
+      (['uint8', 'uint16'], 'float32')
 
     Source: the blocks and codes of Dettmers et al., arXiv 2110.02861; companded groups of
     32 in FlashOptim, arXiv 2602.23349; stochastic rounding of averages, measured in
@@ -123,39 +124,63 @@ def narrow_state(
         **extra_args: Any,
     ) -> tuple[optax.Updates, NarrowState]:
         _check_state(state, updates, asked)
-        return updated(inner, updates, state, params, **extra_args)
+        wide = decode_state(state)
+        new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
+        encoded = _encoded_as_before(new_inner, state, Parameters(updates))
+        draws = state.draws + jnp.uint32(1)
+        return new_updates, NarrowState(state.format, draws, encoded)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _encoded_anew(state: optax.OptState, params: Any, asked: Choice) -> optax.OptState:
     """Encodes a new state as it is asked for."""
+    asked.check_names(state, params)
     parameters = Parameters(params)
     alone: list[str] = []
 
     def encoded(path: Any, value: Any) -> Any:
-        leaf = unboxed(value)
-        place = parameters.place(path, leaf.shape)
-        if asked.left_alone(place, leaf):
-            alone.append(f"{place.path} ({leaf.dtype})")
+        leaf = _described(unboxed(value))
+        place = parameters.place(path, leaf.shape, state)
+        if why := asked.left_alone(place, leaf):
+            alone.append(f"{place.path} ({why})")
         codec = asked.wanted(place, leaf)
         block = None if codec is None else asked.block(codec, place, leaf)
         if codec is None or block is None:
             return value
         made = functools.partial(encode, codec, block=block, salt=None)
-        if isinstance(leaf, jax.ShapeDtypeStruct):
+        if isinstance(unboxed(value), jax.ShapeDtypeStruct):
             return jax.eval_shape(made, value)
         # New moments are constants, which XLA would fold through the codec while compiling.
         return made(jax.tree.map(jax.lax.optimization_barrier, value))
 
     made = jax.tree_util.tree_map_with_path(encoded, state, is_leaf=is_box)
     if alone:
+        more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
         warnings.warn(
-            f"narrow_state leaves {', '.join(alone)} as it is: codecs are for real numbers of "
-            "32 bits or fewer; name the parameter in keep to have this said no more.",
+            f"narrow_state leaves {alone[0]}{more} as it is: codecs are for real numbers of "
+            "32 bits or fewer, in fields that are known or named in codecs; name the "
+            "parameter in keep, or the field in codecs, to have this said no more.",
             stacklevel=4,
         )
     return made
+
+
+def _encoded_as_before(
+    state: optax.OptState, before: NarrowState, parameters: Parameters
+) -> optax.OptState:
+    """Encodes a new state as the one before it, each parameter's moments rounded alike."""
+    others = itertools.count(len(parameters))
+
+    def encoded(path: Any, node: Any, value: Any) -> Any:
+        if not is_node(node):
+            return value
+        number = parameters.number(path)
+        salt = salted(before.draws, next(others) if number is None else number)
+        codec = BY_NODE[type(node)]
+        return encode(codec, value, codec.block(node), salt)
+
+    return jax.tree_util.tree_map_with_path(encoded, before.inner, state, is_leaf=is_node)
 
 
 def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
@@ -166,10 +191,10 @@ def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
         state.inner, is_leaf=lambda node: is_node(node) or is_box(node)
     )
     for path, node in leaves:
-        values = unboxed(node[0] if is_node(node) else node)
-        place = parameters.place(path, values.shape)
-        dtype = jnp.float32 if is_node(node) else values.dtype
-        wanted = asked.wanted(place, jax.ShapeDtypeStruct(values.shape, dtype))
+        leaf = _described(unboxed(node[0] if is_node(node) else node))
+        place = parameters.place(path, leaf.shape, state.inner)
+        dtype = jnp.float32 if is_node(node) else leaf.dtype
+        wanted = asked.wanted(place, jax.ShapeDtypeStruct(leaf.shape, dtype))
         kept = BY_NODE[type(node)] if is_node(node) else None
         narrower = kept is None and wanted is not None and wanted.blocks  # no block fits
         if kept != wanted and not narrower:
@@ -178,6 +203,11 @@ def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
                 f"{_name(wanted)}; convert it with optabs.encode_state("
                 "optabs.decode_state(state), like=optimizer.init(params))."
             )
+
+
+def _described(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array, of a description of one, or of a number."""
+    return jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), jnp.result_type(leaf))
 
 
 def _name(codec: Any) -> str:

@@ -4,41 +4,67 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from optabs._sharding import explicit_sharding
 
-_GOLDEN = 0x9E3779B9  # odd, so that every counter has a place of its own
+_GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
+_ROOT = 0x6A09E667  # 2**32 times the fraction of the root of 2: likewise
+_PERIOD = 10  # the logarithm of the steps after which the entries are hashed anew
 
 
 class Salt(NamedTuple):
-    """What the bits of a leaf depend on in one step."""
+    """What the bits of a parameter's moments depend on in one step."""
 
-    word: jax.Array  # uint32 []
+    place: jax.Array  # uint32 []: hashed with an entry's index
+    turn: jax.Array  # uint32 []: added to all entries' hashes
 
 
 def uniform(like: jax.Array, salt: Salt) -> jax.Array:
-    """Numbers from [0, 1), one for each entry of an array: float32, like it.
-
-    No generator is carried along: a number depends on its entry's index and the salt alone,
-    so it is the same under any sharding, and making it sends nothing.
-    """
-    return (bits(like, salt) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+    """Numbers from [0, 1), one for each entry of an array: float32, like it."""
+    # A signed number becomes a float in one operation.
+    upper = (bits(like, salt) >> 8).astype(jnp.int32)
+    return upper.astype(jnp.float32) * jnp.float32(2**-24)
 
 
 def bits(like: jax.Array, salt: Salt) -> jax.Array:
-    """32 bits for each entry of an array: uint32, like it."""
+    """32 bits for each entry of an array: uint32, like it. The upper ones are the best.
+
+    A hash for each row, and along the last axis a sequence of its own. No generator is
+    carried along: a word depends on its entry's index and the salt alone, so it is the same
+    under any sharding, and making it sends nothing.
+    """
+    if not like.ndim:
+        return mixed(salt.place) + salt.turn
     sharding = explicit_sharding(like)
+    rows, of_rows = (*like.shape[:-1], 1), sharding
+    if sharding is not None:
+        spec = PartitionSpec(*sharding.spec[: like.ndim - 1])
+        of_rows = NamedSharding(sharding.mesh, spec)
     index, stride = jnp.uint32(0), 1
-    for axis in reversed(range(like.ndim)):
-        along = jax.lax.broadcasted_iota(jnp.uint32, like.shape, axis, out_sharding=sharding)
+    for axis in reversed(range(like.ndim - 1)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, rows, axis, out_sharding=of_rows)
         index = index + along * jnp.uint32(stride)
         stride = stride * like.shape[axis] % 2**32
-    return mixed(index ^ salt.word)
+    first = mixed(index ^ salt.place) + salt.turn
+    last = like.ndim - 1
+    along = jax.lax.broadcasted_iota(jnp.uint32, like.shape, last, out_sharding=sharding)
+    return first + along * jnp.uint32(_ROOT)
 
 
-def salted(counter: jax.Array, index: int) -> Salt:
-    """The salt of a step and a leaf."""
-    return Salt(mixed(counter * jnp.uint32(_GOLDEN) + mixed(jnp.uint32(index))))
+def salted(counter: jax.Array, parameter: int) -> Salt:
+    """The salt of a step and a parameter, the same for all of the parameter's moments.
+
+    An entry's words of successive steps are a golden-ratio sequence, so that the rounding
+    errors of a slow average cancel, and an entry's moments are rounded up or down together,
+    so that their ratio keeps more digits than each of them.
+
+    Args:
+      counter: uint32 [], of the step.
+      parameter: which one it is.
+    """
+    period = (counter >> _PERIOD) * jnp.uint32(_GOLDEN)
+    return Salt(mixed(period + mixed(jnp.uint32(parameter))), counter * jnp.uint32(_GOLDEN))
 
 
 def mixed(word: jax.Array) -> jax.Array:
