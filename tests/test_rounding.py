@@ -62,13 +62,6 @@ def test_bits_are_the_same_under_any_sharding(kind: AxisType) -> None:
     np.testing.assert_array_equal(compiled, wanted)
 
 
-def test_bits_of_a_tile_are_those_of_its_place() -> None:
-    salt = Salt(jnp.uint32(9))
-    whole = bits(jnp.zeros((8, 6)), salt)
-    tile = bits(jnp.zeros((2, 6)), salt._replace(first=jnp.uint32(4 * 6)))
-    np.testing.assert_array_equal(tile, whole[4:6])
-
-
 @pytest.mark.parametrize(
     ("shape", "largest", "wanted"),
     [
