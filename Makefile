@@ -64,7 +64,7 @@ peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for ep
 	$(INSTALL) "torch==2.13.0"
 
 clean:
-	rm -rf .venv .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	rm -f docs/notebooks/*.ipynb
 
 $(VENV)/.%: pyproject.toml constraints.txt constraints-newest.txt
