@@ -1,8 +1,12 @@
 # Every target does its own set-up; PYTHON chooses the interpreter of a new environment.
 PYTHON ?= python3
 VENV ?= .venv
+TESTS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The newest jax and numpy need Python 3.12: an older interpreter gets older packages.
+CONSTRAINTS = constraints$(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) \
+  -c 'import sys; print("-newest" * (sys.version_info >= (3, 12)))').txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 DOCS_PORT ?= 8000
 
@@ -13,16 +17,16 @@ demo: $(VENV)/.benchmarks  ## the main job on embedded data: tables and a pictur
 	$(BIN)/python -m benchmarks optimabs
 
 test: $(VENV)/.development  ## every test but the slow ones, and all docstring examples
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-all: $(VENV)/.development  ## the slow ones too
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
-test-newest:  ## the tests with the newest release of every package
-	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
-	  --upgrade-strategy eager -e ".[development]"
-	.venv-newest/bin/python -m pytest -n 2
+test-newest:  ## the same with the newest packages, in a fresh environment of its own
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { \
+	  echo "$(PYTHON) is no Python 3.12 or newer; pass one, as in PYTHON=python3.12." >&2; exit 1; }
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .
@@ -60,10 +64,10 @@ peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for ep
 	$(INSTALL) "torch==2.13.0"
 
 clean:
-	rm -rf .venv .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	rm -f docs/notebooks/*.ipynb
 
-$(VENV)/.%: pyproject.toml constraints.txt
+$(VENV)/.%: pyproject.toml constraints.txt constraints-newest.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -c constraints.txt -e ".[$*]"
+	$(INSTALL) -c $(CONSTRAINTS) -e ".[$*]"
 	touch $@

@@ -30,10 +30,12 @@ def test_every_optimizer_of_optabs_has_a_row_in_its_family() -> None:
     }
     del makers["nag_eval_params"]
     assert makers.keys() <= ENTRIES.keys()
-    files = {"adam_absolute", "absolute", "adam", "adaptive", "momentum"}
-    assert FAMILIES.keys() == files
+    assert FAMILIES.keys() == {"adam_absolute", "absolute", "adam", "adaptive", "momentum"}
+    # No module may bear the name of one of its functions.
+    renamed = {"adam_family": "adam", "gradient_descent": "momentum"}
     for name, maker in makers.items():
-        assert maker.__module__ == f"optabs.optimizers.{ENTRIES[name].family}"
+        file = maker.__module__.removeprefix("optabs.optimizers.")
+        assert renamed.get(file, file) == ENTRIES[name].family
 
 
 def test_a_decaying_rate_ends_at_0() -> None:

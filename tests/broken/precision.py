@@ -17,7 +17,7 @@ def emits_float32(inner):
 def multiplies_by_a_numpy_number(inner):
     def wider(state):
         return jax.tree.map(
-            lambda x: x * np.float64(1) if jnp.issubdtype(x, jnp.floating) else x, state
+            lambda x: x * np.float64(1) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
         )
 
     return keeping(inner, wider)
