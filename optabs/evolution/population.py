@@ -15,7 +15,14 @@ from optabs._checks import check
 from optabs.evolution import checks, programs, running
 from optabs.evolution.layout import Layout
 from optabs.evolution.running import GadamResult, Inputs, Limits
-from optabs.evolution.state import Evolution, GadamState, Genetics, Inheritance, Plan
+from optabs.evolution.state import (
+    NOT_JUDGED,
+    Evolution,
+    GadamState,
+    Genetics,
+    Inheritance,
+    Plan,
+)
 from optabs.genetics import uniform_like
 from optabs.optimizers.adam_family import adam
 from optabs.training import batches
@@ -52,7 +59,7 @@ class Gadam:
         key, unit_key = jax.random.split(key)
         keys = layout.stacked(jax.random.split(unit_key, self.plan.population_size))
         units = programs.start(self.plan, init_fn)(keys)
-        losses = jnp.full(self.plan.population_size, jnp.nan, jnp.float32)
+        losses = jnp.full(self.plan.population_size, NOT_JUDGED, jnp.float32)
         state = GadamState(jnp.zeros([], jnp.int32), key, *units, losses)
         return programs.placed(self.plan, state)
 
