@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import new_count, real_zeros_like, saturate, square, toward
+from optabs._arithmetic import (
+    new_count,
+    real_zeros_like,
+    rounded,
+    saturate,
+    square,
+    toward,
+)
 from optabs._checks import check
 from optabs.precision import transformation
 from optabs.sizes import SizeState
@@ -79,7 +86,7 @@ def scale_by_ratio(
         size, denominator_state = denominator.update(
             updates, state.denominator, params, **extra_args
         )
-        ratio = jax.tree.map(lambda n, s: n / (s + eps), direction, size)
+        ratio = jax.tree.map(lambda n, s: n / (s + rounded(eps, s)), direction, size)
         return ratio, ScaleByRatioState(numerator_state, denominator_state)
 
     return transformation(init_fn, update_fn)
@@ -125,7 +132,8 @@ def unit_correction(
     check(decay=decay, eps=eps, eps_root=eps_root)
 
     def size(past: jax.Array) -> jax.Array:
-        return (jnp.sqrt(past + eps_root) if squares else past) + eps
+        root = jnp.sqrt(past + rounded(eps_root, past)) if squares else past
+        return root + rounded(eps, past)
 
     def init_fn(params: optax.Params) -> SizeState:
         return SizeState(count=new_count(), nu=jax.tree.map(real_zeros_like, params))

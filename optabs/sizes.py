@@ -17,6 +17,7 @@ from optabs._arithmetic import (
     new_count,
     real_zeros_like,
     rise,
+    rounded,
     saturate,
     square,
     toward,
@@ -71,7 +72,8 @@ def rms(
     check(decay=decay, eps_root=eps_root)
 
     def read(nu: jax.Array, count: jax.Array) -> jax.Array:
-        return jnp.sqrt((debias(nu, decay, count) if bias_correction else nu) + eps_root)
+        mean = debias(nu, decay, count) if bias_correction else nu
+        return _root(mean, eps_root)
 
     return _size(square, lambda nu, x, count: toward(nu, x, decay), read)
 
@@ -135,9 +137,7 @@ def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformati
     Source: survey eq. 22; Duchi et al., JMLR 12 (2011).
     """
     check(eps_root=eps_root)
-    return _size(
-        square, lambda nu, x, count: nu + x, lambda nu, count: jnp.sqrt(nu + eps_root)
-    )
+    return _size(square, lambda nu, x, count: nu + x, lambda nu, count: _root(nu, eps_root))
 
 
 def sum_abs() -> optax.GradientTransformationExtraArgs:
@@ -193,7 +193,7 @@ def rising_rms(
     return _size(
         square,
         lambda nu, x, count: rise(nu, x, decay, count),
-        lambda nu, count: jnp.sqrt(nu + eps_root),
+        lambda nu, count: _root(nu, eps_root),
     )
 
 
@@ -273,6 +273,10 @@ def running_max() -> optax.GradientTransformationExtraArgs:
         return nu_max, RunningMaxState(nu_max=nu_max)
 
     return transformation(init_fn, update_fn)
+
+
+def _root(square: jax.Array, eps_root: ArrayLike) -> jax.Array:
+    return jnp.sqrt(square + rounded(eps_root, square))
 
 
 def _size(

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._alike import check_alike
+from optabs._arithmetic import arrays
 from optabs._checks import check
 
 Sample = Callable[[jax.Array, Any], Any]
@@ -33,6 +34,8 @@ def uniform_like(key: jax.Array, params: Any) -> Any:
 
     Source: survey equation 48.
     """
+
+    params = arrays(params)
 
     def draw(key: jax.Array, leaf: jax.Array) -> jax.Array:
         if not is_floating(leaf):
@@ -66,6 +69,8 @@ def normal_around(stddev: ArrayLike) -> Sample:
     check(stddev=stddev)
 
     def sample(key: jax.Array, params: Any) -> Any:
+        params = arrays(params)
+
         def draw(key: jax.Array, leaf: jax.Array) -> jax.Array:
             if not is_floating(leaf):
                 return leaf
@@ -109,6 +114,7 @@ def either(*samples: Sample) -> Sample:
         )
 
     def sample(key: jax.Array, params: Any) -> Any:
+        params = arrays(params)
         which_key, *keys = jax.random.split(key, 1 + len(samples))
         which = jax.tree.map(
             lambda key, leaf: jax.random.randint(key, leaf.shape, 0, len(samples)),

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from optabs._checks import check
 from optabs.moments import ema, nesterov
-from optabs.optimizers._descent import bounded_ratio, descend
+from optabs.optimizers._descent import bounded_ratio, decayed_weights, descend
 from optabs.sizes import rising_rms, rms
 
 
@@ -118,7 +118,7 @@ def adamw(
     ratio = _ratio(ema(b1, bias_correction=True), b2, eps, eps_root, steady, max_ratio)
     return descend(
         ratio,
-        optax.add_decayed_weights(weight_decay, mask),
+        decayed_weights(weight_decay, mask),
         learning_rate=learning_rate,
     )
 
