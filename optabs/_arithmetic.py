@@ -4,31 +4,42 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 
 def toward(average: jax.Array, value: jax.Array, decay: ArrayLike) -> jax.Array:
     """decay * average + (1 - decay) * value, in the average's dtype."""
-    decay = rounded(decay, average)
+    decay = _decay(decay, average)
     return decay * average + (1 - decay) * value.astype(average.dtype)
 
 
 def rise(size: jax.Array, value: jax.Array, decay: ArrayLike, count: jax.Array) -> jax.Array:
     """The bias-corrected average of values, but for the values below it."""
-    decay = rounded(decay, size)
+    decay = _decay(decay, size)
     weight = (1 - decay) / _one_minus_power(decay, count)
     return size + weight * jnp.maximum(value - size, 0)
 
 
 def debias(average: jax.Array, decay: ArrayLike, count: jax.Array) -> jax.Array:
     """average / (1 - decay**count), for count >= 1."""
-    return average / _one_minus_power(rounded(decay, average), count)
+    return average / _one_minus_power(_decay(decay, average), count)
 
 
 def _one_minus_power(decay: jax.Array, count: jax.Array) -> jax.Array:
     # 1 - decay**count cancels in float32 (decay near 1, small count); this form of the
     # same number keeps all digits.
     return -jnp.expm1(count * jnp.log1p(decay - 1))
+
+
+def _decay(decay: ArrayLike, like: jax.Array) -> jax.Array:
+    """The decay in the leaf's real dtype; raises where that makes it 1, if it can be read."""
+    dtype = jnp.finfo(like.dtype).dtype
+    if isinstance(decay, float | np.floating) and np.asarray(decay, dtype) >= 1:
+        raise ValueError(
+            f"decay is {float(decay)!r}, which is 1 in {dtype}; pass a smaller one."
+        )
+    return rounded(decay, like)
 
 
 def rounded(number: ArrayLike, like: jax.Array) -> jax.Array:

@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import check
+from optabs._checks import POSITIVE, check
 from optabs._instances import (
     floating,
     in_range,
@@ -138,7 +138,7 @@ def huber(predictions: ArrayLike, targets: ArrayLike, delta: ArrayLike = 1.0) ->
 
     Source: named in survey section 1; the errors are optax.huber_loss.
     """
-    check(delta=delta)
+    check(POSITIVE, delta=delta)
     if jnp.ndim(delta):
         raise ValueError(f"delta has shape {jnp.shape(delta)}; pass one number above 0.")
     predictions, targets = vectors(predictions, targets)

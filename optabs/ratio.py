@@ -15,7 +15,7 @@ from optabs._arithmetic import (
     square,
     toward,
 )
-from optabs._checks import check
+from optabs._checks import DECAY, EPS, as_transformation, check
 from optabs.precision import transformation
 from optabs.sizes import SizeState
 
@@ -53,7 +53,7 @@ def scale_by_ratio(
       A transformation that emits the quotient, without unit, in the gradient's dtype.
 
     Raises:
-      ValueError: for a negative eps.
+      ValueError: for a negative eps, or what is no transformation.
 
     Examples:
       An optimizer that no paper has: a sign-like step from a short mean of sizes.
@@ -65,9 +65,9 @@ def scale_by_ratio(
       >>> round(float(updates[0]), 4)
       0.1
     """
-    check(eps=eps)
-    numerator = optax.with_extra_args_support(numerator)
-    denominator = optax.with_extra_args_support(denominator)
+    check(EPS, eps=eps)
+    numerator = optax.with_extra_args_support(as_transformation("numerator", numerator))
+    denominator = optax.with_extra_args_support(as_transformation("denominator", denominator))
 
     def init_fn(params: optax.Params) -> ScaleByRatioState:
         return ScaleByRatioState(
@@ -89,7 +89,7 @@ def scale_by_ratio(
         ratio = jax.tree.map(lambda n, s: n / (s + rounded(eps, s)), direction, size)
         return ratio, ScaleByRatioState(numerator_state, denominator_state)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, ScaleByRatioState)
 
 
 def unit_correction(
@@ -129,7 +129,8 @@ def unit_correction(
 
     Source: survey eqs. 26 to 32; Zeiler, arXiv 1212.5701.
     """
-    check(decay=decay, eps=eps, eps_root=eps_root)
+    check(DECAY, decay=decay)
+    check(EPS, eps=eps, eps_root=eps_root)
 
     def size(past: jax.Array) -> jax.Array:
         root = jnp.sqrt(past + rounded(eps_root, past)) if squares else past
@@ -152,4 +153,4 @@ def unit_correction(
         )
         return steps, SizeState(count=optax.safe_increment(state.count), nu=nu)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, SizeState, "nu")

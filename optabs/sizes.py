@@ -22,7 +22,7 @@ from optabs._arithmetic import (
     square,
     toward,
 )
-from optabs._checks import check
+from optabs._checks import DECAY, EPS, check
 from optabs.precision import transformation
 
 
@@ -69,7 +69,8 @@ def rms(
 
     Source: survey eqs. 23 to 25 and 33 to 35; OptimABS eq. 1.
     """
-    check(decay=decay, eps_root=eps_root)
+    check(DECAY, decay=decay)
+    check(EPS, eps_root=eps_root)
 
     def read(nu: jax.Array, count: jax.Array) -> jax.Array:
         mean = debias(nu, decay, count) if bias_correction else nu
@@ -104,7 +105,7 @@ def mean_abs(
 
     Source: Lee et al., "OptimABS", eq. 2.
     """
-    check(decay=decay)
+    check(DECAY, decay=decay)
 
     def read(nu: jax.Array, count: jax.Array) -> jax.Array:
         return debias(nu, decay, count) if bias_correction else nu
@@ -136,7 +137,7 @@ def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformati
 
     Source: survey eq. 22; Duchi et al., JMLR 12 (2011).
     """
-    check(eps_root=eps_root)
+    check(EPS, eps_root=eps_root)
     return _size(square, lambda nu, x, count: nu + x, lambda nu, count: _root(nu, eps_root))
 
 
@@ -189,7 +190,8 @@ def rising_rms(
 
     Source: this package; the same cure for squares as `rising_abs` for sizes.
     """
-    check(decay=decay, eps_root=eps_root)
+    check(DECAY, decay=decay)
+    check(EPS, eps_root=eps_root)
     return _size(
         square,
         lambda nu, x, count: rise(nu, x, decay, count),
@@ -227,7 +229,7 @@ def rising_abs(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
 
     Source: this package, from OptimABS eq. 2 and AMSGrad's maximum (Reddi et al., 2018).
     """
-    check(decay=decay)
+    check(DECAY, decay=decay)
     return _size(
         jnp.abs,
         lambda nu, x, count: rise(nu, x, decay, count),
@@ -272,7 +274,7 @@ def running_max() -> optax.GradientTransformationExtraArgs:
         )
         return nu_max, RunningMaxState(nu_max=nu_max)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, RunningMaxState, "nu_max")
 
 
 def _root(square: jax.Array, eps_root: ArrayLike) -> jax.Array:
@@ -301,4 +303,4 @@ def _size(
         size = jax.tree.map(lambda v: read(v, count), nu)
         return size, SizeState(count=count, nu=nu)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, SizeState, "nu")

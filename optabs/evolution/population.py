@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from optabs._checks import check
+from optabs._checks import NONNEGATIVE, SHARE, WHOLE, as_transformation, check, concrete
 from optabs.evolution import checks, programs, running
 from optabs.evolution.layout import Layout
 from optabs.evolution.running import GadamResult, Inputs, Limits
@@ -26,7 +26,7 @@ from optabs.evolution.state import (
 from optabs.genetics import uniform_like
 from optabs.optimizers.adam_family import adam
 from optabs.training import batches
-from optabs.training.checks import check_key, check_optimizer
+from optabs.training.checks import check_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,8 @@ class Gadam:
           ValueError: before any training, for an argument that cannot be used.
           ImportError: an optional package is asked for and not installed.
         """
-        check(generations=generations, tolerance=tolerance)
+        check(WHOLE, generations=generations)
+        check(concrete(NONNEGATIVE), tolerance=tolerance)
         layout = self.plan.layout
         state = self.init(key, init_fn)
         named = {"train_data": train_data, "validation_data": validation_data}
@@ -290,9 +291,10 @@ def gadam(
 
     Source: survey section 6, equations 43 to 50; Gadam, Zhang and Gouza, arXiv 1805.07500.
     """
-    check(mutation_rate=mutation_rate, pressure=pressure)
+    check(SHARE, mutation_rate=mutation_rate)
+    check(NONNEGATIVE, pressure=pressure)
     plan = Plan(
-        optimizer=check_optimizer(_ADAM if unit is None else unit, "unit"),
+        optimizer=as_transformation("unit", _ADAM if unit is None else unit),
         population_size=population_size,
         epochs=epochs,
         batch_size=batch_size,

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from optabs._alike import check_alike
 from optabs._arithmetic import arrays
-from optabs._checks import check
+from optabs._checks import NONNEGATIVE, check, short
 
 Sample = Callable[[jax.Array, Any], Any]
 
@@ -66,7 +66,7 @@ def normal_around(stddev: ArrayLike) -> Sample:
       >>> 0.09 < float(jnp.std(near)) < 0.11
       True
     """
-    check(stddev=stddev)
+    check(NONNEGATIVE, stddev=stddev)
 
     def sample(key: jax.Array, params: Any) -> Any:
         params = arrays(params)
@@ -110,7 +110,7 @@ def either(*samples: Sample) -> Sample:
     """
     if not samples or not all(callable(sample) for sample in samples):
         raise ValueError(
-            f"samples is {samples!r}; pass functions (key, params) -> a tree like params."
+            f"samples is {short(samples)}; pass functions (key, params) -> a tree like params."
         )
 
     def sample(key: jax.Array, params: Any) -> Any:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from optabs._alike import check_kind, check_shapes
 from optabs._arithmetic import rounded
-from optabs.precision import full_precision
+from optabs.precision import transformation
 from optabs.ratio import scale_by_ratio
 
 
@@ -17,7 +18,37 @@ def descend(
     learning_rate: optax.ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
     """The chain of the directions times -learning_rate, rounded once at the end."""
-    return full_precision(optax.chain(*directions, _downhill(learning_rate)))
+    links = len(directions) + 1
+    chain = optax.chain(*directions, _downhill(learning_rate))
+    last = optax.ScaleByScheduleState if callable(learning_rate) else optax.EmptyState
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        check_kind(state, tuple)
+        if len(state) != links:
+            raise ValueError(
+                f"state has {len(state)} parts, but this optimizer's has {links}; pass what "
+                "init, or the last update, of this optimizer returned."
+            )
+        check_kind(state[-1], last)
+        return chain.update(updates, state, params, **extra_args)
+
+    return transformation(chain.init, update_fn)
+
+
+def gradient() -> optax.GradientTransformationExtraArgs:
+    """optax.identity, which also refuses the state of another numerator."""
+
+    def update_fn(
+        updates: optax.Updates, state: optax.OptState, params: Any = None, **_: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return updates, state
+
+    return transformation(lambda params: optax.EmptyState(), update_fn, optax.EmptyState)
 
 
 def bounded_ratio(
@@ -47,6 +78,7 @@ def decayed_weights(weight_decay: ArrayLike, mask: Any) -> optax.GradientTransfo
             raise ValueError(
                 "params is None; pass update the parameters as its third argument."
             )
+        check_shapes("updates", updates, "params", params)
         return jax.tree.map(lambda u, p: u + rounded(weight_decay, u) * p, updates, params)
 
     added = optax.stateless(add)

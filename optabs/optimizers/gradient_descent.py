@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._arithmetic import new_count, rounded, toward
-from optabs._checks import check
+from optabs._checks import DECAY, RATE, check
 from optabs._states import find_state
 from optabs.moments import ema
 from optabs.optimizers._descent import descend
@@ -51,7 +51,7 @@ def sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationEx
 
     Source: survey eqs. 13 to 15, algorithms 1 to 3.
     """
-    check(learning_rate=learning_rate)
+    check(RATE, learning_rate=learning_rate)
     return descend(learning_rate=learning_rate)
 
 
@@ -87,7 +87,8 @@ def momentum(
 
     Source: survey eq. 16, algorithm 4.
     """
-    check(learning_rate=learning_rate, decay=decay)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, decay=decay)
     return descend(ema(decay), learning_rate=learning_rate)
 
 
@@ -132,7 +133,8 @@ def nag(
 
     Source: survey eq. 21, algorithm 5.
     """
-    check(learning_rate=learning_rate, decay=decay)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, decay=decay)
     rate_at = learning_rate if callable(learning_rate) else lambda count: learning_rate
 
     def init_fn(params: optax.Params) -> NagState:
@@ -165,7 +167,7 @@ def nag(
         updates = jax.tree.map(move, updates, mu)
         return updates, NagState(count=count, mu=mu, offset=offset)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, NagState, "mu")
 
 
 def nag_eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:

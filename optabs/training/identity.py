@@ -62,7 +62,7 @@ def digest(tree: Any) -> str:
     hashed = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         # A memoryview cannot be cast where an extent is 0.
-        hashed.update(np.ascontiguousarray(numbers(leaf)).reshape(-1).view(np.uint8))
+        hashed.update(np.ascontiguousarray(numbers(leaf)).reshape(-1).view(np.uint8).data)
     return hashed.hexdigest()
 
 
