@@ -111,7 +111,7 @@ ALIKE = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), itertools.permutations(ROWS, 2))
+@pytest.mark.parametrize(("ours", "theirs"), list(itertools.permutations(ROWS, 2)))
 def test_the_state_of_another_optimizer(ours: str, theirs: str) -> None:
     optimizer, state = ROWS[ours].make(), ROWS[theirs].make().init(params())
     if any({ours, theirs} <= kind for kind in ALIKE) and len(state) == len(
