@@ -1,17 +1,156 @@
-"""The range of every hyperparameter, checked where a transformation is built.
+"""What an argument may be, checked where a transformation is built.
 
-Only Python and NumPy numbers are read: a JAX array may be traced, and reading it
-would force a transfer or a second compilation.
+Values are read of Python and NumPy numbers only: a JAX array may be traced, and reading it
+would force a transfer or a second compilation. Its dtype may always be read.
 """
 
+import functools
+import inspect
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-_Problem = str | None
+Rule = Callable[[Any], str | None]  # a value -> what is wrong with it
+
+
+def check(rule: Rule, **arguments: Any) -> None:
+    """Raises ValueError for the first argument that a rule refuses.
+
+    The message is one sentence: the argument, what was given, and what to pass.
+    """
+    for name, value in arguments.items():
+        problem = rule(value)
+        if problem is not None:
+            raise ValueError(f"{name} {problem}.")
+
+
+def within(low: float, high: float, wanted: str) -> Rule:
+    """Accepts low <= value < high."""
+
+    def rule(value: Any) -> str | None:
+        try:
+            number = _number(value)
+        except (TypeError, ValueError):
+            return f"is {short(value)}, a {type(value).__name__}; pass {wanted}"
+        if number is None or low <= number < high:
+            return None
+        return f"is {short(value)}; pass {wanted}"
+
+    return rule
+
+
+def precise(rule: Rule) -> Rule:
+    """A rule for numbers that are worthless once they were rounded to 16 bits.
+
+    0.999 is 1 in bfloat16, and 1e-8 is 0 in float16; what is lost cannot be told any more.
+    """
+
+    def checked(value: Any) -> str | None:
+        dtype = getattr(value, "dtype", None)
+        if dtype is None or jnp.promote_types(dtype, jnp.float32) == dtype:
+            return rule(value)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return rule(value)
+        return (
+            f"came as {dtype}, too coarse for it; pass a Python number, and under "
+            "optax.inject_hyperparams hyperparam_dtype=jnp.float32 (or wrap that in "
+            "optabs.full_precision)"
+        )
+
+    return checked
+
+
+def optional(rule: Rule) -> Rule:
+    """Accepts None, too."""
+    return lambda value: None if value is None else rule(value)
+
+
+def concrete(rule: Rule) -> Rule:
+    """A rule that reads JAX arrays too, for what is only used where nothing is traced."""
+    return lambda value: rule(value.item() if isinstance(value, jax.Array) else value)
+
+
+def _rate(value: Any) -> str | None:
+    wanted = "a finite number that is 0 or more, or a schedule (step -> rate)"
+    return None if callable(value) else within(0.0, math.inf, wanted)(value)
+
+
+def _whole(value: Any) -> str | None:
+    wanted = "a whole number from 1 to 2**31 - 1"
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return None if 1 <= value < 2**31 else f"is {short(value)}; pass {wanted}"
+    return f"is {short(value)}, a {type(value).__name__}; pass {wanted}"
+
+
+def _mask(value: Any) -> str | None:
+    # inject_hyperparams replaces a callable mask by what it returns for a step
+    # number, and optax.masked would then silently broadcast that bool.
+    if isinstance(value, bool | np.bool_ | int | float | str | jax.Array | np.ndarray):
+        return (
+            f"is {short(value)}; pass None, a pytree of bools shaped like the parameters, or "
+            "a function (params -> such a pytree), named in static_args under "
+            "inject_hyperparams"
+        )
+    return None
+
+
+SHARE = within(0.0, math.nextafter(1.0, 2.0), "a number in [0, 1]")
+BELOW_ONE = within(0.0, 1.0, "a number in [0, 1)")
+NONNEGATIVE = within(0.0, math.inf, "a finite number that is 0 or more")
+POSITIVE = within(math.ulp(0.0), math.inf, "a finite number above 0")
+
+DECAY = precise(BELOW_ONE)
+EPS = precise(NONNEGATIVE)
+
+RATE: Rule = _rate
+WHOLE: Rule = _whole
+MASK: Rule = _mask
+
+
+def as_transformation(name: str, value: Any) -> optax.GradientTransformation:
+    """The gradient transformation that was given; raises ValueError for anything else."""
+    if isinstance(value, optax.GradientTransformation):
+        return value
+    if isinstance(value, optax.MultiSteps):
+        return value.gradient_transformation()
+    wanted = "a gradient transformation, such as optabs.adam(1e-3)"
+    what = short(value)
+    if isinstance(value, type):
+        what = f"the class {cut(value.__name__)}"
+    elif inspect.isfunction(value):
+        what, wanted = f"the function {cut(value.__name__)}", "what it returns"
+        if "learning_rate" in inspect.signature(value).parameters:
+            wanted += f", such as {cut(value.__name__)}(1e-3)"
+    raise ValueError(f"{name} is {what}; pass {wanted}.")
+
+
+def short(value: Any) -> str:
+    """A value as a message shows it: on one line, and never long."""
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim:
+        return f"an array {value.dtype}{list(value.shape)}"
+    return cut(_repr().repr(value))
+
+
+def cut(text: str) -> str:
+    """A text as a message shows it: on one line, and never long."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+_LONGEST = 80
+
+
+@functools.cache
+def _repr() -> reprlib.Repr:
+    made = reprlib.Repr()
+    made.maxstring = made.maxother = _LONGEST
+    return made
 
 
 def _number(value: Any) -> float | None:
@@ -21,102 +160,3 @@ def _number(value: Any) -> float | None:
     if isinstance(value, jax.Array) or hasattr(value, "aval"):
         return None
     return float(value)
-
-
-def _within(low: float, high: float, wanted: str) -> Callable[[Any], _Problem]:
-    """A rule that accepts low <= value < high."""
-
-    def rule(value: Any) -> _Problem:
-        try:
-            number = _number(value)
-        except (TypeError, ValueError):
-            return f"is {value!r}, a {type(value).__name__}; pass {wanted}"
-        if number is None or low <= number < high:
-            return None
-        return f"is {value!r}; pass {wanted}"
-
-    return rule
-
-
-def _rate(value: Any) -> _Problem:
-    wanted = "a finite number that is 0 or more, or a schedule (step -> rate)"
-    return None if callable(value) else _within(0.0, math.inf, wanted)(value)
-
-
-def _mask(value: Any) -> _Problem:
-    # inject_hyperparams replaces a callable mask by what it returns for a step
-    # number, and optax.masked would then silently broadcast that bool.
-    if isinstance(value, bool | np.bool_ | int | float | str | jax.Array | np.ndarray):
-        return (
-            f"is {value!r}; pass None, a pytree of bools shaped like the parameters, or a "
-            "function (params -> such a pytree), named in static_args under inject_hyperparams"
-        )
-    return None
-
-
-_decay = _within(0.0, 1.0, "a number in [0, 1)")
-_share = _within(0.0, math.nextafter(1.0, 2.0), "a number in [0, 1]")
-_nonnegative = _within(0.0, math.inf, "a finite number that is 0 or more")
-_positive = _within(math.ulp(0.0), math.inf, "a finite number above 0")
-
-
-def _whole(value: Any) -> _Problem:
-    wanted = "a whole number from 1 to 2**31 - 1"
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return None if 1 <= value < 2**31 else f"is {value!r}; pass {wanted}"
-    return f"is {value!r}, a {type(value).__name__}; pass {wanted}"
-
-
-def _optional(rule: Callable[[Any], _Problem]) -> Callable[[Any], _Problem]:
-    return lambda value: None if value is None else rule(value)
-
-
-def _concrete(rule: Callable[[Any], _Problem]) -> Callable[[Any], _Problem]:
-    """A rule that reads JAX arrays too, for what is only used where nothing is traced."""
-    return lambda value: rule(value.item() if isinstance(value, jax.Array) else value)
-
-
-_RULES: dict[str, Callable[[Any], _Problem]] = {
-    "learning_rate": _rate,
-    "decay": _decay,
-    "b1": _decay,
-    "b2": _decay,
-    "eps": _nonnegative,
-    "eps_root": _nonnegative,
-    "weight_decay": _nonnegative,
-    "max_ratio": _optional(_positive),
-    "mask": _mask,
-    "epochs": _whole,
-    "generations": _whole,
-    "population_size": _whole,
-    "chunk_size": _optional(_whole),
-    "batch_size": _optional(_whole),
-    "validation_batch_size": _optional(_whole),
-    "mutation_rate": _share,
-    "pressure": _nonnegative,
-    "max_steps": _optional(_whole),
-    "tolerance": _concrete(_nonnegative),
-    "params_tolerance": _concrete(_nonnegative),
-    "checkpoint_seconds": _concrete(_nonnegative),
-    "stddev": _nonnegative,
-    "delta": _positive,
-    "cap": _optional(_positive),
-    "floor": _decay,
-    "rate": _optional(_nonnegative),
-    "rate_floor": _share,
-    "feature_rate": _nonnegative,
-    "multiplier_rate": _optional(_nonnegative),
-    "shrink": _share,
-    "shorten": _share,
-}
-
-
-def check(**hyperparameters: Any) -> None:
-    """Raises ValueError for the first hyperparameter that is out of its range.
-
-    The message is one sentence: the argument, what was given, and what to pass.
-    """
-    for name, value in hyperparameters.items():
-        problem = _RULES[name](value)
-        if problem is not None:
-            raise ValueError(f"{name} {problem}.")

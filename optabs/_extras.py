@@ -5,6 +5,8 @@ import importlib.util
 import sys
 from typing import Any
 
+from optabs._checks import cut
+
 
 def require(module: str, extra: str, needed_for: str) -> Any:
     """The package; raises ImportError with how to install it."""
@@ -12,7 +14,7 @@ def require(module: str, extra: str, needed_for: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{needed_for} needs the package {module!r} ({error}); call "
+            f"{needed_for} needs the package {module!r} ({cut(str(error))}); call "
             f'`pip install "optabs[{extra}]"`.'
         ) from error
 

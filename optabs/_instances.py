@@ -72,6 +72,11 @@ def one_hot(classes: jax.Array, scores: jax.Array) -> jax.Array:
     return jax.nn.one_hot(classes, scores.shape[-1], dtype=bool)
 
 
+def share_of(costs: jax.Array, shares: jax.Array, ruled_out: jax.Array) -> jax.Array:
+    """shares * costs; what is ruled out may cost infinity, and nothing at a share of 0."""
+    return shares * jnp.where((shares == 0) & ruled_out, 0.0, costs)
+
+
 def vectors(predictions: ArrayLike, targets: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Both as arrays [..., d_y] of the dtype that the predictions decide."""
     values = floating("predictions", predictions)

@@ -6,7 +6,8 @@ import jax
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import check
+from optabs._arithmetic import arrays
+from optabs._checks import NONNEGATIVE, check
 
 
 def normal_like(key: jax.Array, params: Any, stddev: ArrayLike = 0.01) -> Any:
@@ -35,6 +36,6 @@ def normal_like(key: jax.Array, params: Any, stddev: ArrayLike = 0.01) -> Any:
 
     Source: survey section 2, algorithms 1 to 3.
     """
-    check(stddev=stddev)
-    draws = optax.tree.random_like(key, params, jax.random.normal)
+    check(NONNEGATIVE, stddev=stddev)
+    draws = optax.tree.random_like(key, arrays(params), jax.random.normal)
     return jax.tree.map(lambda draw: (stddev * draw).astype(draw.dtype), draws)

@@ -44,8 +44,17 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import check
-from optabs._instances import floating, in_range, like, one_hot, over_classes, poison, vectors
+from optabs._checks import POSITIVE, check
+from optabs._instances import (
+    floating,
+    in_range,
+    like,
+    one_hot,
+    over_classes,
+    poison,
+    share_of,
+    vectors,
+)
 
 
 def mse(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
@@ -129,7 +138,7 @@ def huber(predictions: ArrayLike, targets: ArrayLike, delta: ArrayLike = 1.0) ->
 
     Source: named in survey section 1; the errors are optax.huber_loss.
     """
-    check(delta=delta)
+    check(POSITIVE, delta=delta)
     if jnp.ndim(delta):
         raise ValueError(f"delta has shape {jnp.shape(delta)}; pass one number above 0.")
     predictions, targets = vectors(predictions, targets)
@@ -209,7 +218,7 @@ def hinge(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
             return of_classes(scores, jnp.broadcast_to(number, scores.shape[:-1]))
 
         each = jax.vmap(of_class, out_axes=-1)(jnp.arange(scores.shape[-1]))
-        return jnp.sum(rows * each, axis=-1)
+        return jnp.sum(share_of(each, rows, scores == -jnp.inf), axis=-1)
 
     return over_classes("scores", scores, "labels", labels, of_classes, of_rows)
 
@@ -219,8 +228,9 @@ def cross_entropy(probabilities: ArrayLike, targets: ArrayLike) -> jax.Array:
 
     .. math:: \ell = -\sum_j y_j \log \hat y_j
 
-    :math:`0 \log 0 = 0`, with a gradient of 0. A true class of probability 0 costs infinity;
-    from finite logits, :func:`softmax_cross_entropy` never does.
+    :math:`0 \log 0 = 0`, with a gradient of 0. A true class of probability 0 costs infinity,
+    with the slope of the smallest normal number; from finite logits,
+    :func:`softmax_cross_entropy` never does.
 
     Args:
       probabilities: :math:`\hat y`, floating point [..., K], K at least 2.
@@ -246,12 +256,11 @@ def cross_entropy(probabilities: ArrayLike, targets: ArrayLike) -> jax.Array:
 
     def of_classes(probabilities: jax.Array, classes: jax.Array) -> jax.Array:
         true = one_hot(classes, probabilities)
-        return -jnp.log(jnp.sum(jnp.where(true, probabilities, 0.0), axis=-1))
+        return -_log(jnp.sum(jnp.where(true, probabilities, 0.0), axis=-1))
 
     def of_rows(probabilities: jax.Array, rows: jax.Array) -> jax.Array:
-        # A log taken where y and p are 0 has the gradient 0 / 0, even if its value is unused.
         taken = (rows != 0) | (probabilities > 0)
-        return -jnp.sum(rows * jnp.log(jnp.where(taken, probabilities, 1.0)), axis=-1)
+        return -jnp.sum(rows * _log(jnp.where(taken, probabilities, 1.0)), axis=-1)
 
     return over_classes(
         "probabilities", probabilities, "targets", targets, of_classes, of_rows
@@ -263,8 +272,10 @@ def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
     .. math:: \ell = -y \log \sigma(x) - (1-y) \log (1 - \sigma(x))
 
+    An infinite logit costs nothing where it is right, else infinity, with a slope of 1.
+
     Args:
-      logits: :math:`x`, floating point [...], finite, one per instance.
+      logits: :math:`x`, floating point [...], one per instance.
       labels: :math:`y`, of the same shape: 0 or 1, or the probability of class 1.
 
     Returns:
@@ -279,14 +290,16 @@ def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
       >>> optabs.losses.sigmoid_cross_entropy(jnp.array([1e4, -1e4]), jnp.ones(2)).tolist()
       [0.0, 10000.0]
 
-    Source: survey eq. 4 in its sigmoid form; optax.sigmoid_binary_cross_entropy.
+    Source: survey eq. 4 in its sigmoid form; the numbers of
+    optax.sigmoid_binary_cross_entropy.
     """
     logits = floating("logits", logits)
     labels = like("logits", logits, "labels", labels)
     valid = in_range("labels", labels, 1, "0, 1 or the probability of class 1")
-    return optax.sigmoid_binary_cross_entropy(
-        poison(logits, valid), jnp.asarray(labels, logits.dtype)
-    )
+    logits, shares = poison(logits, valid), jnp.asarray(labels, logits.dtype)
+    one = share_of(jax.nn.log_sigmoid(logits), shares, logits == -jnp.inf)
+    other = share_of(jax.nn.log_sigmoid(-logits), 1.0 - shares, logits == jnp.inf)
+    return -one - other
 
 
 def softmax_cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
@@ -311,8 +324,8 @@ def softmax_cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
       >>> float(optabs.losses.softmax_cross_entropy(jnp.array([1e4, 0.0, -1e4]), 1))
       10000.0
 
-    Source: survey eq. 4 in its softmax form; optax.safe_softmax_cross_entropy for rows, and
-    for class indices the numbers of optax.softmax_cross_entropy_with_integer_labels.
+    Source: survey eq. 4 in its softmax form; the numbers of optax.softmax_cross_entropy, and
+    for class indices of optax.softmax_cross_entropy_with_integer_labels.
     """
 
     def of_classes(logits: jax.Array, classes: jax.Array) -> jax.Array:
@@ -321,9 +334,30 @@ def softmax_cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
         own = jnp.sum(jnp.where(true, logits, 0.0), axis=-1)
         return jax.nn.logsumexp(logits, axis=-1) - own
 
-    return over_classes(
-        "logits", logits, "targets", targets, of_classes, optax.safe_softmax_cross_entropy
-    )
+    def of_rows(logits: jax.Array, rows: jax.Array) -> jax.Array:
+        logs = jax.nn.log_softmax(logits, axis=-1)
+        return -jnp.sum(share_of(logs, rows, logits == -jnp.inf), axis=-1)
+
+    return over_classes("logits", logits, "targets", targets, of_classes, of_rows)
+
+
+@jax.custom_jvp
+def _log(x: jax.Array) -> jax.Array:
+    """The logarithm, with a finite slope at 0.
+
+    An infinite one times the tangent 0 of another entry would be NaN in forward mode.
+    """
+    return jnp.log(x)
+
+
+@_log.defjvp
+def _log_tangent(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    least = jnp.finfo(x.dtype).tiny
+    tiny = jnp.abs(x) < least
+    return _log(x), tangent * jnp.where(tiny, 1 / least, 1 / jnp.where(tiny, 1.0, x))
 
 
 def _unit_peak(vectors: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._arithmetic import debias, new_count, toward
-from optabs._checks import check
+from optabs._checks import DECAY, check
 from optabs.precision import transformation
 
 
@@ -47,7 +47,7 @@ def ema(
 
     Source: survey eqs. 16 and 33 to 35; Kingma & Ba, arXiv 1412.6980.
     """
-    check(decay=decay)
+    check(DECAY, decay=decay)
 
     def init_fn(params: optax.Params) -> EmaState:
         return EmaState(count=new_count(), mu=jax.tree.map(jnp.zeros_like, params))
@@ -66,7 +66,7 @@ def ema(
             emitted = jax.tree.map(lambda m: debias(m, decay, count), mu)
         return emitted, EmaState(count=count, mu=mu)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, EmaState, "mu")
 
 
 def nesterov(

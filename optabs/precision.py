@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optabs._alike import check_kind, check_shapes
+from optabs._checks import as_transformation
+
 
 def full_precision(
     transformation: optax.GradientTransformation,
@@ -25,6 +28,9 @@ def full_precision(
     Returns:
       The same transformation, its state unchanged in structure.
 
+    Raises:
+      ValueError: for what is no transformation, such as a function that makes one.
+
     Examples:
       >>> import jax.numpy as jnp, optax, optabs
       >>> precise = optabs.full_precision(optax.trace(0.9))
@@ -33,7 +39,7 @@ def full_precision(
       >>> updates.dtype.name, state.trace.dtype.name
       ('bfloat16', 'float32')
     """
-    inner = optax.with_extra_args_support(transformation)
+    inner = optax.with_extra_args_support(as_transformation("transformation", transformation))
 
     def init_fn(params: optax.Params) -> optax.OptState:
         return inner.init(jax.tree.map(widen, params))
@@ -52,10 +58,34 @@ def full_precision(
 
 
 def transformation(
-    init_fn: Callable[..., Any], update_fn: Callable[..., Any]
+    init_fn: Callable[..., Any],
+    update_fn: Callable[..., Any],
+    kind: type | None = None,
+    moment: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation of two functions, in full precision."""
-    return full_precision(optax.GradientTransformationExtraArgs(init_fn, update_fn))
+    """A transformation of two functions, in full precision.
+
+    Args:
+      init_fn: parameters -> state.
+      update_fn: (updates, state, params, **extra_args) -> (updates, state).
+      kind: the class of the state; any other one is refused in a sentence.
+      moment: the field of it that is a tree like the parameters; updates of another one are
+        refused likewise.
+    """
+
+    def checked_update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if kind is not None:
+            check_kind(state, kind)
+        if moment is not None:
+            check_shapes("updates", updates, f"the state's {moment}", getattr(state, moment))
+        return update_fn(updates, state, params, **extra_args)
+
+    return full_precision(optax.GradientTransformationExtraArgs(init_fn, checked_update))
 
 
 def widen(leaf: Any) -> Any:

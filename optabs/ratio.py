@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import new_count, real_zeros_like, saturate, square, toward
-from optabs._checks import check
+from optabs._arithmetic import (
+    new_count,
+    real_zeros_like,
+    rounded,
+    saturate,
+    square,
+    toward,
+)
+from optabs._checks import DECAY, EPS, as_transformation, check
 from optabs.precision import transformation
 from optabs.sizes import SizeState
 
@@ -46,7 +53,7 @@ def scale_by_ratio(
       A transformation that emits the quotient, without unit, in the gradient's dtype.
 
     Raises:
-      ValueError: for a negative eps.
+      ValueError: for a negative eps, or what is no transformation.
 
     Examples:
       An optimizer that no paper has: a sign-like step from a short mean of sizes.
@@ -58,9 +65,9 @@ def scale_by_ratio(
       >>> round(float(updates[0]), 4)
       0.1
     """
-    check(eps=eps)
-    numerator = optax.with_extra_args_support(numerator)
-    denominator = optax.with_extra_args_support(denominator)
+    check(EPS, eps=eps)
+    numerator = optax.with_extra_args_support(as_transformation("numerator", numerator))
+    denominator = optax.with_extra_args_support(as_transformation("denominator", denominator))
 
     def init_fn(params: optax.Params) -> ScaleByRatioState:
         return ScaleByRatioState(
@@ -79,10 +86,10 @@ def scale_by_ratio(
         size, denominator_state = denominator.update(
             updates, state.denominator, params, **extra_args
         )
-        ratio = jax.tree.map(lambda n, s: n / (s + eps), direction, size)
+        ratio = jax.tree.map(lambda n, s: n / (s + rounded(eps, s)), direction, size)
         return ratio, ScaleByRatioState(numerator_state, denominator_state)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, ScaleByRatioState)
 
 
 def unit_correction(
@@ -122,10 +129,12 @@ def unit_correction(
 
     Source: survey eqs. 26 to 32; Zeiler, arXiv 1212.5701.
     """
-    check(decay=decay, eps=eps, eps_root=eps_root)
+    check(DECAY, decay=decay)
+    check(EPS, eps=eps, eps_root=eps_root)
 
     def size(past: jax.Array) -> jax.Array:
-        return (jnp.sqrt(past + eps_root) if squares else past) + eps
+        root = jnp.sqrt(past + rounded(eps_root, past)) if squares else past
+        return root + rounded(eps, past)
 
     def init_fn(params: optax.Params) -> SizeState:
         return SizeState(count=new_count(), nu=jax.tree.map(real_zeros_like, params))
@@ -144,4 +153,4 @@ def unit_correction(
         )
         return steps, SizeState(count=optax.safe_increment(state.count), nu=nu)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, SizeState, "nu")

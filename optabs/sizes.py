@@ -17,11 +17,12 @@ from optabs._arithmetic import (
     new_count,
     real_zeros_like,
     rise,
+    rounded,
     saturate,
     square,
     toward,
 )
-from optabs._checks import check
+from optabs._checks import DECAY, EPS, check
 from optabs.precision import transformation
 
 
@@ -68,10 +69,12 @@ def rms(
 
     Source: survey eqs. 23 to 25 and 33 to 35; OptimABS eq. 1.
     """
-    check(decay=decay, eps_root=eps_root)
+    check(DECAY, decay=decay)
+    check(EPS, eps_root=eps_root)
 
     def read(nu: jax.Array, count: jax.Array) -> jax.Array:
-        return jnp.sqrt((debias(nu, decay, count) if bias_correction else nu) + eps_root)
+        mean = debias(nu, decay, count) if bias_correction else nu
+        return _root(mean, eps_root)
 
     return _size(square, lambda nu, x, count: toward(nu, x, decay), read)
 
@@ -102,7 +105,7 @@ def mean_abs(
 
     Source: Lee et al., "OptimABS", eq. 2.
     """
-    check(decay=decay)
+    check(DECAY, decay=decay)
 
     def read(nu: jax.Array, count: jax.Array) -> jax.Array:
         return debias(nu, decay, count) if bias_correction else nu
@@ -134,10 +137,8 @@ def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformati
 
     Source: survey eq. 22; Duchi et al., JMLR 12 (2011).
     """
-    check(eps_root=eps_root)
-    return _size(
-        square, lambda nu, x, count: nu + x, lambda nu, count: jnp.sqrt(nu + eps_root)
-    )
+    check(EPS, eps_root=eps_root)
+    return _size(square, lambda nu, x, count: nu + x, lambda nu, count: _root(nu, eps_root))
 
 
 def sum_abs() -> optax.GradientTransformationExtraArgs:
@@ -189,11 +190,12 @@ def rising_rms(
 
     Source: this package; the same cure for squares as `rising_abs` for sizes.
     """
-    check(decay=decay, eps_root=eps_root)
+    check(DECAY, decay=decay)
+    check(EPS, eps_root=eps_root)
     return _size(
         square,
         lambda nu, x, count: rise(nu, x, decay, count),
-        lambda nu, count: jnp.sqrt(nu + eps_root),
+        lambda nu, count: _root(nu, eps_root),
     )
 
 
@@ -227,7 +229,7 @@ def rising_abs(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
 
     Source: this package, from OptimABS eq. 2 and AMSGrad's maximum (Reddi et al., 2018).
     """
-    check(decay=decay)
+    check(DECAY, decay=decay)
     return _size(
         jnp.abs,
         lambda nu, x, count: rise(nu, x, decay, count),
@@ -272,7 +274,11 @@ def running_max() -> optax.GradientTransformationExtraArgs:
         )
         return nu_max, RunningMaxState(nu_max=nu_max)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, RunningMaxState, "nu_max")
+
+
+def _root(square: jax.Array, eps_root: ArrayLike) -> jax.Array:
+    return jnp.sqrt(square + rounded(eps_root, square))
 
 
 def _size(
@@ -297,4 +303,4 @@ def _size(
         size = jax.tree.map(lambda v: read(v, count), nu)
         return size, SizeState(count=count, nu=nu)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, SizeState, "nu")

@@ -67,7 +67,7 @@ def scores(params: Any, batch: Any) -> jax.Array:
         ),
         (
             {"optimizer": optabs.adam},
-            "pass a gradient transformation, such as optabs.adam(1e-3)",
+            "optimizer is the function adam; pass what it returns, such as adam(1e-3).",
         ),
         (
             {"metrics": {"loss2": loss_fn}},

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._alike import check_alike
-from optabs._checks import check
+from optabs._checks import RATE, check
 from optabs.optimizers.adam_family import adam
 from optabs.optimizers.adaptive import rmsprop
 from optabs.optimizers.gradient_descent import sgd
@@ -22,7 +22,7 @@ DEFAULT_RATE = 1e-3
 
 def lion(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """optax's Lion without its weight decay, which the mixture has no share in."""
-    check(learning_rate=learning_rate)
+    check(RATE, learning_rate=learning_rate)
     return optax.lion(learning_rate, weight_decay=0.0)
 
 
@@ -49,7 +49,7 @@ def resolve(
     )
     if not isinstance(given, Mapping) or not given:
         raise ValueError(f"experts is {given!r}; {wanted}, with at least one entry.")
-    check(learning_rate=DEFAULT_RATE if learning_rate is None else learning_rate)
+    check(RATE, learning_rate=DEFAULT_RATE if learning_rate is None else learning_rate)
     resolved = {}
     for name in sorted(given, key=str):
         expert = given[name]

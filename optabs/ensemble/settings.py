@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 from jax.typing import ArrayLike
 
-from optabs._checks import check
+from optabs._checks import BELOW_ONE, NONNEGATIVE, POSITIVE, SHARE, check, optional
 
 Rule = Literal["relative", "adam"]
 
@@ -120,17 +120,18 @@ def check_controller(controller: Controller, experts: int) -> None:
         flag = getattr(controller, name)
         if not isinstance(flag, bool):
             raise ValueError(f"{name} is {flag!r}; pass True or False.")
+    check(optional(POSITIVE), cap=controller.cap)
+    check(BELOW_ONE, floor=controller.floor, decay=controller.decay)
     check(
-        cap=controller.cap,
-        floor=controller.floor,
-        rate=controller.rate,
+        optional(NONNEGATIVE), rate=controller.rate, multiplier_rate=controller.multiplier_rate
+    )
+    check(
+        SHARE,
         rate_floor=controller.rate_floor,
-        decay=controller.decay,
-        feature_rate=controller.feature_rate,
-        multiplier_rate=controller.multiplier_rate,
         shrink=controller.shrink,
         shorten=controller.shorten,
     )
+    check(NONNEGATIVE, feature_rate=controller.feature_rate)
     floor: Any = controller.floor
     if not isinstance(floor, jax.Array) and floor * experts >= 1:
         raise ValueError(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from optabs._checks import check
+from optabs._checks import WHOLE, check, cut, optional, short
 from optabs.evolution.layout import Layout
 from optabs.evolution.learning import complete, judged_by
 from optabs.evolution.state import GadamState, Inheritance, Losses, Plan
@@ -30,18 +30,18 @@ _LOOKS = (
 
 def check_plan(plan: Plan) -> None:
     """Raises unless the population can be laid out and bred."""
+    check(WHOLE, population_size=plan.population_size, epochs=plan.epochs)
     check(
-        population_size=plan.population_size,
-        epochs=plan.epochs,
+        optional(WHOLE),
         chunk_size=plan.chunk_size,
         batch_size=plan.batch_size,
         validation_batch_size=plan.validation_batch_size,
     )
     if plan.inheritance not in get_args(Inheritance):
         known = " or ".join(map(repr, get_args(Inheritance)))
-        raise ValueError(f"inheritance is {plan.inheritance!r}; pass {known}.")
+        raise ValueError(f"inheritance is {short(plan.inheritance)}; pass {known}.")
     if not isinstance(plan.stateful, bool):
-        raise ValueError(f"stateful is {plan.stateful!r}; pass True or False.")
+        raise ValueError(f"stateful is {short(plan.stateful)}; pass True or False.")
     check_function("sample", plan.sample, "a function (key, params) -> a tree like params")
     _check_layout(plan.layout, plan.population_size)
 
@@ -52,12 +52,13 @@ def _check_layout(layout: Layout, size: int) -> None:
         return
     if not isinstance(mesh, Mesh):
         raise ValueError(
-            f"mesh is {mesh!r}; pass a jax.sharding.Mesh, such as jax.make_mesh((8,), "
-            f"({layout.axis!r},)), or None for one device."
+            f"mesh is {short(mesh)}; pass a jax.sharding.Mesh, such as jax.make_mesh((8,), "
+            f"({short(layout.axis)},)), or None for one device."
         )
     if layout.axis not in mesh.shape:
         raise ValueError(
-            f"axis is {layout.axis!r}, but the mesh has {list(mesh.shape)}; pass one of these."
+            f"axis is {short(layout.axis)}, but the mesh has {short(list(mesh.shape))}; "
+            "pass one of these."
         )
     if size % layout.devices:
         raise ValueError(
@@ -69,7 +70,7 @@ def _check_layout(layout: Layout, size: int) -> None:
 def check_function(name: str, function: Any, wanted: str) -> None:
     """Raises unless it can be called, and found again among the compiled programs."""
     if not callable(function):
-        raise ValueError(f"{name} is {function!r}; pass {wanted}.")
+        raise ValueError(f"{name} is {short(function)}; pass {wanted}.")
     try:
         hash(function)
     except TypeError:
@@ -106,9 +107,9 @@ def _check_learnable(name: str, params: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} is {leaf.dtype}, which has no gradient; "
-                "pass floating-point arrays only, and let loss_fn close over the rest or "
-                "keep it in the model_state of stateful=True."
+                f"{name}{cut(jax.tree_util.keystr(path))} is {leaf.dtype}, which has no "
+                "gradient; pass floating-point arrays only, and let loss_fn close over the "
+                "rest or keep it in the model_state of stateful=True."
             )
 
 
@@ -166,12 +167,19 @@ def check_values(
     check_data(
         validation, plan.validation_batch_size, "validation_data", "validation_batch_size"
     )
-    for name, function, given, size in (
-        ("loss_fn", losses.loss_fn, data, plan.batch_size),
-        (judged_by(losses), losses.fitness_fn, validation, plan.validation_batch_size),
+    judge = judged_by(losses)
+    for name, function, source, given, size in (
+        ("loss_fn", losses.loss_fn, "train_data", data, plan.batch_size),
+        (
+            judge,
+            losses.fitness_fn,
+            "validation_data",
+            validation,
+            plan.validation_batch_size,
+        ),
     ):
         batch = batches.example(given, size)
-        jax.eval_shape(complete(plan, name, function), *unit, batch)
+        jax.eval_shape(complete(plan, name, function, source), *unit, batch)
         if given is not None:
             alone = _alone(plan.stateful, function)
             as_fit = program.Plan(alone, plan.optimizer, size, "shuffle", (), False)

@@ -6,6 +6,8 @@ import time
 
 import jax
 
+from optabs._checks import short
+
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -46,7 +48,7 @@ def connect(
         cannot listen there.
     """
     if isinstance(timeout, bool) or not 0 < timeout < 2**31:
-        raise ValueError(f"timeout is {timeout!r}; pass a number of seconds above 0.")
+        raise ValueError(f"timeout is {short(timeout)}; pass a number of seconds above 0.")
     address = os.environ.get(ADDRESS) if coordinator_address is None else coordinator_address
     count = _from_environment(COUNT) if num_processes is None else num_processes
     number = _from_environment(NUMBER) if process_id is None else process_id
@@ -73,7 +75,7 @@ def _from_environment(name: str) -> int | None:
     if value is None:
         return None
     if not value.isdecimal():
-        raise ValueError(f"{name} is {value!r}; set it to a whole number.")
+        raise ValueError(f"{name} is {short(value)}; set it to a whole number.")
     return int(value)
 
 
@@ -92,8 +94,8 @@ def _split(address: str | None) -> tuple[str, int]:
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(
-            f"coordinator_address is {address!r}; pass the host and port of process 0, such "
-            "as '10.0.0.1:1234'."
+            f"coordinator_address is {short(address)}; pass the host and port of process 0, "
+            "such as '10.0.0.1:1234'."
         )
     return host.strip("[]"), int(port)
 
@@ -102,8 +104,8 @@ def _check_numbers(count: int | None, number: int | None) -> None:
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (count, number))
     if not whole or not 0 <= number < count:  # type: ignore[operator]
         raise ValueError(
-            f"num_processes is {count!r} and process_id is {number!r}; pass whole numbers, "
-            "process_id from 0 to num_processes - 1."
+            f"num_processes is {short(count)} and process_id is {short(number)}; pass whole "
+            "numbers, process_id from 0 to num_processes - 1."
         )
 
 
@@ -116,7 +118,7 @@ def _check_free(address: str | None, host: str, port: int) -> None:
             pass
     except OSError as error:
         raise ConnectionError(
-            f"coordinator_address is {address!r}, where process 0 cannot listen "
+            f"coordinator_address is {short(address)}, where process 0 cannot listen "
             f"({error.strerror or error}); pass its own host and a free port."
         ) from None
 
@@ -131,7 +133,7 @@ def _wait_for(address: str | None, host: str, port: int, timeout: float) -> None
         except OSError as error:
             if isinstance(error, socket.gaierror) or left <= 0:
                 raise ConnectionError(
-                    f"coordinator_address is {address!r}, where nobody answers "
+                    f"coordinator_address is {short(address)}, where nobody answers "
                     f"({error.strerror or error}; timeout is {timeout:g} seconds); start "
                     "process 0 there, or pass the address where it listens."
                 ) from None

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optabs._checks import cut
 from optabs.evolution.state import Losses, Plan, Unit
 from optabs.evolution.units import map_units
 from optabs.training import batches
@@ -20,7 +21,7 @@ def learn(
 
     A loss is the mean over the steps of the last epoch, as the parameters moved.
     """
-    function = complete(plan, "loss_fn", losses.loss_fn)
+    function = complete(plan, "loss_fn", losses.loss_fn, "data")
 
     def train(unit: Unit, key: jax.Array) -> tuple[Unit, jax.Array]:
         return _train(plan, function, unit, key, data)
@@ -30,7 +31,7 @@ def learn(
 
 def fitness(plan: Plan, losses: Losses, units: Unit, batch: Any) -> jax.Array:
     """The loss of every unit on one batch: float32 [g]."""
-    function = complete(plan, judged_by(losses), losses.fitness_fn)
+    function = complete(plan, judged_by(losses), losses.fitness_fn, "validation_data")
 
     def of(unit: Unit) -> jax.Array:
         return function(unit.params, unit.model_state, batch)[0].astype(jnp.float32)
@@ -52,13 +53,31 @@ def judged_by(losses: Losses) -> str:
 
 
 def complete(
-    plan: Plan, name: str, function: Callable[..., Any]
+    plan: Plan, name: str, function: Callable[..., Any], data: str
 ) -> Callable[[Any, Any, Any], tuple[jax.Array, Any]]:
-    """(params, model_state, batch) -> (loss, model_state), whatever the user's takes."""
+    """(params, model_state, batch) -> (loss, model_state), whatever the user's takes.
+
+    Args:
+      plan: how the units learn.
+      name: of the function, for messages.
+      function: the user's.
+      data: what its batches are taken from, for messages.
+    """
+
+    def called(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except (AttributeError, TypeError) as error:
+            if args[-1] is not None:
+                raise
+            raise ValueError(
+                f"{data} is None, and {name} fails on it ({cut(str(error))}); pass {data}, or "
+                f"a {name} that needs no batch."
+            ) from error
 
     def complete(params: Any, model_state: Any, batch: Any) -> tuple[jax.Array, Any]:
         if plan.stateful:
-            made = function(params, model_state, batch)
+            made = called(params, model_state, batch)
             if not isinstance(made, tuple) or len(made) != 2:
                 what = "an array" if isinstance(made, jax.Array) else type(made).__name__
                 raise ValueError(
@@ -67,7 +86,7 @@ def complete(
                 )
             loss, model_state = made
         else:
-            loss = function(params, batch)
+            loss = called(params, batch)
         if isinstance(loss, tuple):
             raise ValueError(
                 f"{name} returns a tuple; return one number, or with stateful=True the pair "

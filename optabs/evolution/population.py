@@ -11,15 +11,22 @@ import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from optabs._checks import check
+from optabs._checks import NONNEGATIVE, SHARE, WHOLE, as_transformation, check, concrete
 from optabs.evolution import checks, programs, running
 from optabs.evolution.layout import Layout
 from optabs.evolution.running import GadamResult, Inputs, Limits
-from optabs.evolution.state import Evolution, GadamState, Genetics, Inheritance, Plan
+from optabs.evolution.state import (
+    NOT_JUDGED,
+    Evolution,
+    GadamState,
+    Genetics,
+    Inheritance,
+    Plan,
+)
 from optabs.genetics import uniform_like
 from optabs.optimizers.adam_family import adam
 from optabs.training import batches
-from optabs.training.checks import check_key, check_optimizer
+from optabs.training.checks import check_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Gadam:
         key, unit_key = jax.random.split(key)
         keys = layout.stacked(jax.random.split(unit_key, self.plan.population_size))
         units = programs.start(self.plan, init_fn)(keys)
-        losses = jnp.full(self.plan.population_size, jnp.nan, jnp.float32)
+        losses = jnp.full(self.plan.population_size, NOT_JUDGED, jnp.float32)
         state = GadamState(jnp.zeros([], jnp.int32), key, *units, losses)
         return programs.placed(self.plan, state)
 
@@ -156,7 +163,8 @@ class Gadam:
           ValueError: before any training, for an argument that cannot be used.
           ImportError: an optional package is asked for and not installed.
         """
-        check(generations=generations, tolerance=tolerance)
+        check(WHOLE, generations=generations)
+        check(concrete(NONNEGATIVE), tolerance=tolerance)
         layout = self.plan.layout
         state = self.init(key, init_fn)
         named = {"train_data": train_data, "validation_data": validation_data}
@@ -283,9 +291,10 @@ def gadam(
 
     Source: survey section 6, equations 43 to 50; Gadam, Zhang and Gouza, arXiv 1805.07500.
     """
-    check(mutation_rate=mutation_rate, pressure=pressure)
+    check(SHARE, mutation_rate=mutation_rate)
+    check(NONNEGATIVE, pressure=pressure)
     plan = Plan(
-        optimizer=check_optimizer(_ADAM if unit is None else unit, "unit"),
+        optimizer=as_transformation("unit", _ADAM if unit is None else unit),
         population_size=population_size,
         epochs=epochs,
         batch_size=batch_size,

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -90,7 +91,7 @@ def run(
                 history[name].append(value.tolist())
             made += 1
             converged = _stands_still(history, limits.tolerance)
-            bar(made, min(history["trial_losses"][-1]))
+            bar(made, history["trial_losses"][-1])
             if checkpoints:
                 checkpoints.save(made, state, history)
     best, model_state = best_of(plan.layout, state)
@@ -125,18 +126,20 @@ def _best(layout: Layout) -> Callable[[GadamState], tuple[Any, Any]]:
 @contextlib.contextmanager
 def _bar(
     wanted: bool | None, made: int, generations: int
-) -> Iterator[Callable[[int, float], None]]:
+) -> Iterator[Callable[[int, list[float]], None]]:
     """Generations made and the best loss, where there is someone to see them."""
     if wanted is None:
         wanted = can_show_progress() and jax.process_index() == 0
     if not wanted:
-        yield lambda made, best: None
+        yield lambda made, losses: None
         return
     tqdm = require("tqdm", "training", "progress").tqdm
     with tqdm(total=generations, initial=made, unit="generation", dynamic_ncols=True) as bar:
 
-        def show(made: int, best: float) -> None:
-            bar.set_postfix_str(f"best loss {best:.4g}", refresh=False)
+        def show(made: int, losses: list[float]) -> None:
+            finite = [loss for loss in losses if math.isfinite(loss)]
+            best = f"best loss {min(finite):.4g}" if finite else "no finite loss"
+            bar.set_postfix_str(best, refresh=False)
             bar.update(made - bar.n)
 
         yield show

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from optabs.evolution.layout import Layout
 
 Inheritance = Literal["crossover", "fresh"]
+
+NOT_JUDGED = float(np.finfo(np.float32).max)  # finite, so that jax_debug_nans has no complaint
 
 
 class Unit(NamedTuple):
@@ -30,7 +33,7 @@ class GadamState(NamedTuple):
     params: Any  # [g, ...]
     opt_state: Any  # [g, ...]
     model_state: Any  # [g, ...], or ()
-    losses: jax.Array  # float32 [g]: in the last survival; NaN before the first
+    losses: jax.Array  # float32 [g]: in the last survival; NOT_JUDGED before the first
 
     @property
     def units(self) -> Unit:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optabs._checks import as_transformation, cut
+
 
 def vmapped(
     transformation: optax.GradientTransformation,
@@ -26,7 +28,8 @@ def vmapped(
       of `transformation` with one more axis in front of every array.
 
     Raises:
-      ValueError: where the arrays' leading axes have not one length.
+      ValueError: for what is no transformation; where the arrays' leading axes have not one
+        length.
 
     Examples:
       >>> import jax.numpy as jnp, optabs
@@ -36,7 +39,9 @@ def vmapped(
       >>> updates.shape, state[0][1].count.shape
       ((8, 3), (8,))
     """
-    transformation = optax.with_extra_args_support(transformation)
+    transformation = optax.with_extra_args_support(
+        as_transformation("transformation", transformation)
+    )
 
     def init_fn(params: optax.Params) -> optax.OptState:
         population_size(params, "params")
@@ -70,8 +75,8 @@ def population_size(tree: Any, name: str) -> int:
             for path, leaf in leaves
         )
         raise ValueError(
-            f"{name} has {shapes}; pass arrays whose leading axes have one length, that of "
-            "the population."
+            f"{name} has {cut(shapes)}; pass arrays whose leading axes have one length, that "
+            "of the population."
         )
     return int(sizes.pop())
 

@@ -9,7 +9,8 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._alike import check_alike
-from optabs._checks import check
+from optabs._arithmetic import arrays
+from optabs._checks import NONNEGATIVE, check, short
 
 Sample = Callable[[jax.Array, Any], Any]
 
@@ -33,6 +34,8 @@ def uniform_like(key: jax.Array, params: Any) -> Any:
 
     Source: survey equation 48.
     """
+
+    params = arrays(params)
 
     def draw(key: jax.Array, leaf: jax.Array) -> jax.Array:
         if not is_floating(leaf):
@@ -63,9 +66,11 @@ def normal_around(stddev: ArrayLike) -> Sample:
       >>> 0.09 < float(jnp.std(near)) < 0.11
       True
     """
-    check(stddev=stddev)
+    check(NONNEGATIVE, stddev=stddev)
 
     def sample(key: jax.Array, params: Any) -> Any:
+        params = arrays(params)
+
         def draw(key: jax.Array, leaf: jax.Array) -> jax.Array:
             if not is_floating(leaf):
                 return leaf
@@ -105,10 +110,11 @@ def either(*samples: Sample) -> Sample:
     """
     if not samples or not all(callable(sample) for sample in samples):
         raise ValueError(
-            f"samples is {samples!r}; pass functions (key, params) -> a tree like params."
+            f"samples is {short(samples)}; pass functions (key, params) -> a tree like params."
         )
 
     def sample(key: jax.Array, params: Any) -> Any:
+        params = arrays(params)
         which_key, *keys = jax.random.split(key, 1 + len(samples))
         which = jax.tree.map(
             lambda key, leaf: jax.random.randint(key, leaf.shape, 0, len(samples)),

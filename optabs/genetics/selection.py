@@ -90,7 +90,13 @@ def select_parents(key: jax.Array, probabilities: ArrayLike, pairs: int) -> jax.
 
     Source: survey section 6, after equation 45.
     """
-    return jax.random.categorical(key, jnp.log(jnp.asarray(probabilities)), shape=(pairs, 2))
+    chances = widen(probabilities)
+    never = chances == 0
+    # The draw adds at most some hundreds, so the least number is as good as minus infinity.
+    logits = jnp.where(
+        never, jnp.finfo(chances.dtype).min, jnp.log(jnp.where(never, 1, chances))
+    )
+    return jax.random.categorical(key, logits, shape=(pairs, 2))
 
 
 def survivors(losses: ArrayLike, size: int) -> jax.Array:

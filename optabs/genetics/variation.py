@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._alike import check_alike
+from optabs._arithmetic import arrays
 from optabs.genetics.draws import is_floating, uniform_like
 
 
@@ -71,6 +72,7 @@ def crossover(key: jax.Array, a: Any, b: Any, loss_a: ArrayLike, loss_b: ArrayLi
 
     Source: survey equations 46 and 47.
     """
+    a, b = arrays((a, b))
     mask = crossover_mask(key, a, loss_a, loss_b)
     return jax.tree.map(jnp.where, mask, a, b)
 
@@ -135,6 +137,7 @@ def mutate(
 
     Source: survey equation 48.
     """
+    params = arrays(params)
     where_key, draw_key = jax.random.split(key)
     draws = sample(draw_key, params)
     check_alike(
@@ -155,6 +158,7 @@ def _infinite_if_nan(loss: ArrayLike) -> jax.Array:
 
 def _chosen(key: jax.Array, tree: Any, probability: ArrayLike) -> Any:
     """A tree like the given one, of bool: each entry true with that probability."""
+    tree = arrays(tree)
     return jax.tree.map(
         lambda key, leaf: jax.random.uniform(key, leaf.shape) < probability,
         optax.tree.split_key_like(key, tree),

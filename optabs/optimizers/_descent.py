@@ -1,9 +1,15 @@
-"""What the named optimizers share: a bound on the ratio and the step downhill."""
+"""What the named optimizers share: a bound on the ratio, the decay of weights, the step."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs.precision import full_precision
+from optabs._alike import check_kind, check_shapes
+from optabs._arithmetic import rounded
+from optabs.precision import transformation
 from optabs.ratio import scale_by_ratio
 
 
@@ -12,9 +18,37 @@ def descend(
     learning_rate: optax.ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
     """The chain of the directions times -learning_rate, rounded once at the end."""
-    return full_precision(
-        optax.chain(*directions, optax.scale_by_learning_rate(learning_rate))
-    )
+    links = len(directions) + 1
+    chain = optax.chain(*directions, _downhill(learning_rate))
+    last = optax.ScaleByScheduleState if callable(learning_rate) else optax.EmptyState
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        check_kind(state, tuple)
+        if len(state) != links:
+            raise ValueError(
+                f"state has {len(state)} parts, but this optimizer's has {links}; pass what "
+                "init, or the last update, of this optimizer returned."
+            )
+        check_kind(state[-1], last)
+        return chain.update(updates, state, params, **extra_args)
+
+    return transformation(chain.init, update_fn)
+
+
+def gradient() -> optax.GradientTransformationExtraArgs:
+    """optax.identity, which also refuses the state of another numerator."""
+
+    def update_fn(
+        updates: optax.Updates, state: optax.OptState, params: Any = None, **_: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return updates, state
+
+    return transformation(lambda params: optax.EmptyState(), update_fn, optax.EmptyState)
 
 
 def bounded_ratio(
@@ -26,4 +60,33 @@ def bounded_ratio(
 ) -> optax.GradientTransformationExtraArgs:
     """scale_by_ratio, clipped to [-max_ratio, max_ratio] where that is a number."""
     ratio = scale_by_ratio(numerator, denominator, eps=eps)
-    return ratio if max_ratio is None else optax.chain(ratio, optax.clip(max_ratio))
+    if max_ratio is None:
+        return ratio
+
+    def clip(u: jax.Array, _: Any) -> jax.Array:
+        bound = rounded(max_ratio, u)
+        return jnp.clip(u, -bound, bound)
+
+    return optax.chain(ratio, optax.stateless_with_tree_map(clip))
+
+
+def decayed_weights(weight_decay: ArrayLike, mask: Any) -> optax.GradientTransformation:
+    """Adds weight_decay times the parameters, where the mask says so."""
+
+    def add(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        if params is None:
+            raise ValueError(
+                "params is None; pass update the parameters as its third argument."
+            )
+        check_shapes("updates", updates, "params", params)
+        return jax.tree.map(lambda u, p: u + rounded(weight_decay, u) * p, updates, params)
+
+    added = optax.stateless(add)
+    return added if mask is None else optax.masked(added, mask)
+
+
+def _downhill(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    if callable(learning_rate):
+        return optax.scale_by_learning_rate(learning_rate)
+    # optax.scale_by_learning_rate lets a float64 number widen the leaves.
+    return optax.stateless_with_tree_map(lambda u, _: -rounded(learning_rate, u) * u)

@@ -3,8 +3,8 @@
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import check
-from optabs.optimizers._descent import bounded_ratio, descend
+from optabs._checks import DECAY, EPS, POSITIVE, RATE, check, optional
+from optabs.optimizers._descent import bounded_ratio, descend, gradient
 from optabs.ratio import scale_by_ratio, unit_correction
 from optabs.sizes import mean_abs, rising_abs, sum_abs
 
@@ -41,10 +41,9 @@ def adagrad_abs(
 
     Source: OptimABS eqs. 2 and 4, on Adagrad's sum.
     """
-    check(learning_rate=learning_rate, eps=eps)
-    return descend(
-        scale_by_ratio(optax.identity(), sum_abs(), eps=eps), learning_rate=learning_rate
-    )
+    check(RATE, learning_rate=learning_rate)
+    check(EPS, eps=eps)
+    return descend(scale_by_ratio(gradient(), sum_abs(), eps=eps), learning_rate=learning_rate)
 
 
 def rmsprop_abs(
@@ -91,9 +90,12 @@ def rmsprop_abs(
 
     Source: OptimABS eqs. 2 and 4.
     """
-    check(learning_rate=learning_rate, decay=decay, eps=eps, max_ratio=max_ratio)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, decay=decay)
+    check(EPS, eps=eps)
+    check(optional(POSITIVE), max_ratio=max_ratio)
     ratio = bounded_ratio(
-        optax.identity(),
+        gradient(),
         rising_abs(decay) if steady else mean_abs(decay, bias_correction=bias_correction),
         eps=eps,
         max_ratio=max_ratio,
@@ -138,9 +140,11 @@ def adadelta_abs(
 
     Source: OptimABS eqs. 2 and 4, on survey eqs. 26 to 32.
     """
-    check(learning_rate=learning_rate, decay=decay, eps=eps)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, decay=decay)
+    check(EPS, eps=eps)
     return descend(
-        scale_by_ratio(optax.identity(), mean_abs(decay), eps=eps),
+        scale_by_ratio(gradient(), mean_abs(decay), eps=eps),
         unit_correction(decay, squares=False, eps=eps),
         learning_rate=learning_rate,
     )

@@ -5,9 +5,9 @@ from typing import Any
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import check
+from optabs._checks import DECAY, EPS, MASK, NONNEGATIVE, POSITIVE, RATE, check, optional
 from optabs.moments import ema, nesterov
-from optabs.optimizers._descent import bounded_ratio, descend
+from optabs.optimizers._descent import bounded_ratio, decayed_weights, descend
 from optabs.sizes import mean_abs, rising_abs
 
 
@@ -58,7 +58,10 @@ def adam_abs(
 
     Source: OptimABS eqs. 2 and 4 with Adam's first moment and corrections.
     """
-    check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, max_ratio=max_ratio)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, b1=b1, b2=b2)
+    check(EPS, eps=eps)
+    check(optional(POSITIVE), max_ratio=max_ratio)
     ratio = _ratio(ema(b1, bias_correction=True), b2, eps, steady, max_ratio)
     return descend(ratio, learning_rate=learning_rate)
 
@@ -108,12 +111,16 @@ def adamw_abs(
 
     Source: OptimABS eqs. 2 and 4; Loshchilov & Hutter, arXiv 1711.05101.
     """
-    check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, max_ratio=max_ratio)
-    check(weight_decay=weight_decay, mask=mask)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, b1=b1, b2=b2)
+    check(EPS, eps=eps)
+    check(optional(POSITIVE), max_ratio=max_ratio)
+    check(NONNEGATIVE, weight_decay=weight_decay)
+    check(MASK, mask=mask)
     ratio = _ratio(ema(b1, bias_correction=True), b2, eps, steady, max_ratio)
     return descend(
         ratio,
-        optax.add_decayed_weights(weight_decay, mask),
+        decayed_weights(weight_decay, mask),
         learning_rate=learning_rate,
     )
 
@@ -158,7 +165,10 @@ def nadam_abs(
 
     Source: OptimABS eqs. 2 and 4, on survey eqs. 36 to 42.
     """
-    check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, max_ratio=max_ratio)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, b1=b1, b2=b2)
+    check(EPS, eps=eps)
+    check(optional(POSITIVE), max_ratio=max_ratio)
     ratio = _ratio(nesterov(b1, bias_correction=True), b2, eps, steady, max_ratio)
     return descend(ratio, learning_rate=learning_rate)
 

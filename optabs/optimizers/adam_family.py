@@ -5,9 +5,9 @@ from typing import Any
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import check
+from optabs._checks import DECAY, EPS, MASK, NONNEGATIVE, POSITIVE, RATE, check, optional
 from optabs.moments import ema, nesterov
-from optabs.optimizers._descent import bounded_ratio, descend
+from optabs.optimizers._descent import bounded_ratio, decayed_weights, descend
 from optabs.sizes import rising_rms, rms
 
 
@@ -60,8 +60,10 @@ def adam(
 
     Source: survey eqs. 33 to 35, algorithm 9; Kingma & Ba, arXiv 1412.6980.
     """
-    check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    check(max_ratio=max_ratio)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, b1=b1, b2=b2)
+    check(EPS, eps=eps, eps_root=eps_root)
+    check(optional(POSITIVE), max_ratio=max_ratio)
     ratio = _ratio(ema(b1, bias_correction=True), b2, eps, eps_root, steady, max_ratio)
     return descend(ratio, learning_rate=learning_rate)
 
@@ -113,12 +115,16 @@ def adamw(
 
     Source: Loshchilov & Hutter, arXiv 1711.05101.
     """
-    check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    check(weight_decay=weight_decay, mask=mask, max_ratio=max_ratio)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, b1=b1, b2=b2)
+    check(EPS, eps=eps, eps_root=eps_root)
+    check(NONNEGATIVE, weight_decay=weight_decay)
+    check(MASK, mask=mask)
+    check(optional(POSITIVE), max_ratio=max_ratio)
     ratio = _ratio(ema(b1, bias_correction=True), b2, eps, eps_root, steady, max_ratio)
     return descend(
         ratio,
-        optax.add_decayed_weights(weight_decay, mask),
+        decayed_weights(weight_decay, mask),
         learning_rate=learning_rate,
     )
 
@@ -166,8 +172,10 @@ def nadam(
 
     Source: survey eqs. 36 to 42, algorithm 10; Dozat (2016).
     """
-    check(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    check(max_ratio=max_ratio)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, b1=b1, b2=b2)
+    check(EPS, eps=eps, eps_root=eps_root)
+    check(optional(POSITIVE), max_ratio=max_ratio)
     ratio = _ratio(nesterov(b1, bias_correction=True), b2, eps, eps_root, steady, max_ratio)
     return descend(ratio, learning_rate=learning_rate)
 

@@ -3,8 +3,8 @@
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import check
-from optabs.optimizers._descent import bounded_ratio, descend
+from optabs._checks import DECAY, EPS, POSITIVE, RATE, check, optional
+from optabs.optimizers._descent import bounded_ratio, descend, gradient
 from optabs.ratio import scale_by_ratio, unit_correction
 from optabs.sizes import rising_rms, rms, root_sum_squares
 
@@ -42,11 +42,10 @@ def adagrad(
 
     Source: survey eq. 22, algorithm 6; Duchi et al., JMLR 12 (2011).
     """
-    check(learning_rate=learning_rate, eps=eps, eps_root=eps_root)
+    check(RATE, learning_rate=learning_rate)
+    check(EPS, eps=eps, eps_root=eps_root)
     size = root_sum_squares(eps_root=eps_root)
-    return descend(
-        scale_by_ratio(optax.identity(), size, eps=eps), learning_rate=learning_rate
-    )
+    return descend(scale_by_ratio(gradient(), size, eps=eps), learning_rate=learning_rate)
 
 
 def rmsprop(
@@ -95,14 +94,16 @@ def rmsprop(
 
     Source: survey eqs. 23 to 25, algorithm 7; Tieleman & Hinton, lecture 6.5 (2012).
     """
-    check(learning_rate=learning_rate, decay=decay, eps=eps, eps_root=eps_root)
-    check(max_ratio=max_ratio)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, decay=decay)
+    check(EPS, eps=eps, eps_root=eps_root)
+    check(optional(POSITIVE), max_ratio=max_ratio)
     size = (
         rising_rms(decay, eps_root=eps_root)
         if steady
         else rms(decay, eps_root=eps_root, bias_correction=bias_correction)
     )
-    ratio = bounded_ratio(optax.identity(), size, eps=eps, max_ratio=max_ratio)
+    ratio = bounded_ratio(gradient(), size, eps=eps, max_ratio=max_ratio)
     return descend(ratio, learning_rate=learning_rate)
 
 
@@ -142,9 +143,11 @@ def adadelta(
 
     Source: survey eqs. 26 to 32, algorithm 8; Zeiler, arXiv 1212.5701.
     """
-    check(learning_rate=learning_rate, decay=decay, eps=eps)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, decay=decay)
+    check(EPS, eps=eps)
     return descend(
-        scale_by_ratio(optax.identity(), rms(decay, eps_root=eps), eps=0.0),
+        scale_by_ratio(gradient(), rms(decay, eps_root=eps), eps=0.0),
         unit_correction(decay, eps_root=eps),
         learning_rate=learning_rate,
     )

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import new_count, toward
-from optabs._checks import check
+from optabs._arithmetic import new_count, rounded, toward
+from optabs._checks import DECAY, RATE, check
 from optabs._states import find_state
 from optabs.moments import ema
 from optabs.optimizers._descent import descend
@@ -51,7 +51,7 @@ def sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationEx
 
     Source: survey eqs. 13 to 15, algorithms 1 to 3.
     """
-    check(learning_rate=learning_rate)
+    check(RATE, learning_rate=learning_rate)
     return descend(learning_rate=learning_rate)
 
 
@@ -87,7 +87,8 @@ def momentum(
 
     Source: survey eq. 16, algorithm 4.
     """
-    check(learning_rate=learning_rate, decay=decay)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, decay=decay)
     return descend(ema(decay), learning_rate=learning_rate)
 
 
@@ -132,14 +133,15 @@ def nag(
 
     Source: survey eq. 21, algorithm 5.
     """
-    check(learning_rate=learning_rate, decay=decay)
+    check(RATE, learning_rate=learning_rate)
+    check(DECAY, decay=decay)
     rate_at = learning_rate if callable(learning_rate) else lambda count: learning_rate
 
     def init_fn(params: optax.Params) -> NagState:
         return NagState(
             count=new_count(),
             mu=jax.tree.map(jnp.zeros_like, params),
-            offset=jnp.zeros([], float),
+            offset=jnp.zeros([], _widest(params)),
         )
 
     def update_fn(
@@ -151,17 +153,21 @@ def nag(
         del params, extra_args
         count = optax.safe_increment(state.count)
         rate = rate_at(state.count)
-        offset = jnp.asarray(rate_at(count) * decay, state.offset.dtype)
+        offset = rounded(rate_at(count) * decay, state.offset)
         mu = jax.tree.map(lambda g, v: toward(v, g, decay), updates, state.mu)
         # The old velocity is spelled from the new one and g: reading it once more after it
         # was overwritten would cost a copy. A decay of 0 has no look-ahead to take back.
-        back = state.offset / jnp.where(decay == 0, 1, decay)
-        updates = jax.tree.map(
-            lambda g, v: (back - rate - offset) * v - back * (1 - decay) * g, updates, mu
-        )
+        back = state.offset / jnp.where(decay == 0, 1, rounded(decay, state.offset))
+        ahead = back - rate - offset
+
+        def move(g: jax.Array, v: jax.Array) -> jax.Array:
+            old = rounded(back, v) * (1 - rounded(decay, v))
+            return rounded(ahead, v) * v - old * g
+
+        updates = jax.tree.map(move, updates, mu)
         return updates, NagState(count=count, mu=mu, offset=offset)
 
-    return transformation(init_fn, update_fn)
+    return transformation(init_fn, update_fn, NagState, "mu")
 
 
 def nag_eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -194,8 +200,16 @@ def nag_eval_params(state: optax.OptState, params: optax.Params) -> optax.Params
     def back(velocity: Any, param: Any) -> Any:
         if isinstance(velocity, optax.MaskedNode):
             return param
-        return (param + nag_state.offset * velocity).astype(jnp.result_type(param))
+        return (param + rounded(nag_state.offset, velocity) * velocity).astype(
+            jnp.result_type(param)
+        )
 
     return jax.tree.map(
         back, nag_state.mu, params, is_leaf=lambda v: isinstance(v, optax.MaskedNode)
     )
+
+
+def _widest(params: optax.Params) -> jnp.dtype:
+    """The real dtype of the widest leaf, at least float32."""
+    dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(params)]
+    return jnp.result_type(jnp.float32, *dtypes)

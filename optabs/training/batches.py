@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from optabs._checks import cut, short
 from optabs._sharding import explicit_sharding
 
 Sampling = Literal["shuffle", "random"]
@@ -31,8 +32,8 @@ def check_rows(arrays: Any, name: str) -> None:
     if None in lengths or len(set(lengths)) > 1:
         shapes = ", ".join(str(leaf.shape) for leaf in leaves)
         raise ValueError(
-            f"{name} has arrays of shapes {shapes}; pass arrays whose first axes have one "
-            "length, that of the instances (a list is a tree of its entries)."
+            f"{name} has arrays of shapes {cut(shapes)}; pass arrays whose first axes have "
+            "one length, that of the instances (a list is a tree of its entries)."
         )
     if lengths[0] == 0:
         raise ValueError(f"{name} has 0 instances; pass at least one.")
@@ -78,7 +79,7 @@ def check_batch_size(batch_size: int | None, count: int, name: str = "batch_size
     whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
     if batch_size is not None and not (whole and 1 <= batch_size <= count):
         raise ValueError(
-            f"{name} is {batch_size!r}; pass None for the whole set, or a whole number "
+            f"{name} is {short(batch_size)}; pass None for the whole set, or a whole number "
             f"from 1 to its {count} instances."
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from optabs._checks import cut, short
 from optabs._extras import require
 
 KEPT = 2  # one before the newest, should that be damaged
@@ -32,7 +33,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self._orbax = require("orbax.checkpoint", "training", "checkpoint_dir")
         if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
-            raise ValueError(f"checkpoint_dir is {folder!r}; pass the path of a folder.")
+            raise ValueError(f"checkpoint_dir is {short(folder)}; pass the path of a folder.")
         self._folder = pathlib.Path(folder).expanduser().absolute()
         self._identity = json.loads(json.dumps(identity))
         nearest = next(path for path in (self._folder, *self._folder.parents) if path.exists())
@@ -73,7 +74,7 @@ class Checkpoints:
                     raise ValueError(str(difference)) from None
                 except Exception as error:  # damaged files raise all kinds
                     damaged.append(step)
-                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                    reason = cut(f"{type(error).__name__}: {error}")
                     continue
                 if damaged:
                     warnings.warn(
@@ -107,7 +108,7 @@ class Checkpoints:
         except OSError as error:
             warnings.warn(
                 f"checkpoint {step} could not be written into {str(self._folder)!r} "
-                f"({error}); training goes on without it.",
+                f"({cut(str(error))}); training goes on without it.",
                 stacklevel=3,
             )
 

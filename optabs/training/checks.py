@@ -10,6 +10,7 @@ import optax
 from jax.experimental import checkify
 from jax.extend.core import jaxprs_in_params
 
+from optabs._checks import cut, short
 from optabs.training import batches
 from optabs.training.batches import refuse_tracer
 from optabs.training.program import PLANS_KEPT, Limits, LossFn, Plan
@@ -22,7 +23,7 @@ def check_params(params: Any) -> None:
         raise ValueError("params has no arrays; pass a pytree of floating-point arrays.")
     for path, leaf in leaves:
         refuse_tracer(leaf)
-        name = f"params{jax.tree_util.keystr(path)}"
+        name = f"params{cut(jax.tree_util.keystr(path))}"
         try:
             dtype = jnp.result_type(leaf)
         except TypeError:
@@ -36,23 +37,11 @@ def check_params(params: Any) -> None:
             )
 
 
-def check_optimizer(optimizer: Any, name: str = "optimizer") -> optax.GradientTransformation:
-    """The optimizer; raises unless it is a transformation."""
-    if isinstance(optimizer, optax.MultiSteps):
-        return optimizer.gradient_transformation()
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(
-            f"{name} is {optimizer!r}; pass a gradient transformation, such as "
-            "optabs.adam(1e-3)."
-        )
-    return optimizer
-
-
 def check_key(key: Any) -> jax.Array:
     """A key: the one given, or 0's."""
     if key is None:
         return jax.random.key(0)
-    what = repr(key)
+    what = short(key)
     if isinstance(key, jax.Array):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         if key.ndim == (0 if typed else 1) and (typed or key.dtype == jnp.uint32):
@@ -72,16 +61,17 @@ def check_metrics(
     if not metrics:
         return ()
     if not all(isinstance(name, str) for name in metrics):
-        raise ValueError(f"metrics has names {list(metrics)}; pass strings for names.")
+        raise ValueError(f"metrics has names {short(list(metrics))}; pass strings for names.")
     if validation is None:
         raise ValueError(
-            f"metrics has {', '.join(metrics)} but validation_data is None; pass the data "
-            "to take them on."
+            f"metrics has {cut(', '.join(metrics))} but validation_data is None; pass the "
+            "data to take them on."
         )
     taken = {"loss", "validation_loss"} & set(metrics)
     if taken:
         raise ValueError(
-            f"metrics has {taken.pop()!r}, which the history keeps for loss_fn; rename it."
+            f"metrics has {short(taken.pop())}, which the history keeps for loss_fn; rename "
+            "it."
         )
     return tuple(metrics.items())
 
@@ -90,7 +80,7 @@ def check_sampling(sampling: Any, batch_size: int | None) -> None:
     """Raises unless the sampling is known and has batches to draw."""
     if sampling not in batches.SAMPLINGS:
         known = " or ".join(map(repr, batches.SAMPLINGS))
-        raise ValueError(f"sampling is {sampling!r}; pass {known}.")
+        raise ValueError(f"sampling is {short(sampling)}; pass {known}.")
     if sampling == "random" and batch_size is None:
         raise ValueError("sampling is 'random' but batch_size is None; pass a batch_size.")
 

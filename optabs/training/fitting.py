@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from optabs._checks import check
+from optabs._checks import NONNEGATIVE, WHOLE, as_transformation, check, concrete, optional
 from optabs.training import batches, checks, program
 from optabs.training.checkpoints import Checkpoints
 from optabs.training.identity import identity
@@ -148,8 +148,14 @@ def fit(
 
     Source: survey section 2, eqs. 13 to 15, algorithms 1 to 3.
     """
-    check(epochs=epochs, tolerance=tolerance, params_tolerance=params_tolerance)
-    check(max_steps=max_steps, checkpoint_seconds=checkpoint_seconds)
+    check(WHOLE, epochs=epochs)
+    check(
+        concrete(NONNEGATIVE),
+        tolerance=tolerance,
+        params_tolerance=params_tolerance,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    check(optional(WHOLE), max_steps=max_steps)
     checks.check_params(params)
     data = batches.put(data, "data")
     batches.check_batch_size(batch_size, batches.instances(data))
@@ -158,7 +164,7 @@ def fit(
         validation_data = batches.put(validation_data, "validation_data")
     plan = Plan(
         loss_fn=loss_fn,
-        optimizer=checks.check_optimizer(optimizer),
+        optimizer=as_transformation("optimizer", optimizer),
         batch_size=batch_size,
         sampling=sampling,
         metrics=checks.check_metrics(metrics, validation_data),

@@ -43,7 +43,7 @@ class Run(NamedTuple):
     position: jax.Array  # int32 []: steps made in this epoch
     step: jax.Array  # int32 []: steps made in all
     loss_sum: jax.Array  # [], at least float32: over the steps of this epoch
-    previous_loss: jax.Array  # likewise: mean of the last finished epoch
+    previous_loss: jax.Array  # likewise: mean of the last finished epoch, if there is one
     status: jax.Array  # int32 []: RUNNING or why not
 
 
@@ -79,7 +79,7 @@ def start(plan: Plan, params: Any, opt_state: Any, loss: jax.ShapeDtypeStruct) -
         position=nothing,
         step=nothing,
         loss_sum=no_loss,
-        previous_loss=no_loss + np.inf,
+        previous_loss=no_loss,
         status=nothing + RUNNING,
     )
     return copy(first)
@@ -248,7 +248,8 @@ def _next_epoch(run: Run, limits: Limits) -> Run:
         )
         status = jnp.where(change < limits.params_tolerance, PARAMS_CONVERGED, status)
     change = jnp.abs(loss - run.previous_loss)
-    status = jnp.where(change < limits.tolerance, LOSS_CONVERGED, status)
+    stands_still = (run.epoch > 0) & (change < limits.tolerance)
+    status = jnp.where(stands_still, LOSS_CONVERGED, status)
     return run._replace(
         epoch_params=None if run.epoch_params is None else run.params,
         epoch=run.epoch + 1,
