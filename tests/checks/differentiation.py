@@ -10,11 +10,11 @@ from trees import assert_finite, params, tree
 from checks.registry import check
 
 
-def _after_three_updates(case: Case, start, rate, centre, **numbers):
-    """A sum of the parameters after three steps of descent from start toward centre."""
+def _after_updates(case: Case, start, rate, centre, steps=3, **numbers):
+    """A sum of the parameters after steps of descent from start toward centre."""
     optimizer = case.make(rate, **numbers)
     position, state = start, optimizer.init(start)
-    for _ in range(3):
+    for _ in range(steps):
         grads = jax.tree.map(lambda p, c: p - c, position, centre)
         updates, state = optimizer.update(grads, state, position, **case.extra)
         position = optax.apply_updates(position, updates)
@@ -27,7 +27,7 @@ def check_gradient_through_updates(case: Case) -> None:
     rate = 0.1 * case.rate
 
     def loss(start, rate):
-        return _after_three_updates(case, start, rate, centre)
+        return _after_updates(case, start, rate, centre)
 
     by_start, by_rate = jax.grad(loss, (0, 1))(start, rate)
     assert_finite(by_start, by_rate)
@@ -48,6 +48,24 @@ def check_gradient_at_rest(case: Case) -> None:
 
     def loss(start, rate):
         centre = jax.lax.stop_gradient(start)
-        return _after_three_updates(case, start, rate, centre, **numbers)
+        return _after_updates(case, start, rate, centre, **numbers)
 
     assert_finite(jax.grad(loss, (0, 1))(start, case.rate))
+
+
+@check()
+def check_forward_mode_equals_reverse(case: Case) -> None:
+    start, centre, direction = params(), tree(9), tree(10)
+    rate = 0.1 * case.rate
+
+    def loss(start, rate):
+        return _after_updates(case, start, rate, centre, steps=2)
+
+    by_start, by_rate = jax.grad(loss, (0, 1))(start, rate)
+    _, along = jax.jvp(lambda start: loss(start, rate), (start,), (direction,))
+    assert_finite(by_start, by_rate, along)
+    np.testing.assert_allclose(jax.jacfwd(loss, 1)(start, rate), by_rate, rtol=1e-4)
+    products = jax.tree.leaves(jax.tree.map(jnp.multiply, by_start, direction))
+    wanted = sum(jnp.sum(leaf) for leaf in products)
+    terms = sum(jnp.sum(jnp.abs(leaf)) for leaf in products)
+    np.testing.assert_allclose(along, wanted, atol=1e-5 * terms)
