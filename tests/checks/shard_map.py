@@ -34,9 +34,7 @@ def _trained(case: Case, params: Any) -> Any:
 def _mapped(function: Any, spec: PartitionSpec, check_vma: bool) -> Any:
     mesh = jax.make_mesh((_DEVICES,), ("x",), axis_types=(AxisType.Auto,))
     return jax.jit(
-        jax.shard_map(
-            function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check_vma
-        )
+        jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check_vma)
     )
 
 
