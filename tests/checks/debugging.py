@@ -21,6 +21,11 @@ def _gradients() -> Iterator[list[Any]]:
     yield [filled(each, 0.0) for each in ordinary]
 
 
+def _decays_of_zero(case: Case) -> dict[str, float]:
+    """The end of a decay's range, where its logarithm is infinite."""
+    return {name: 0.0 for name in ("decay", "b1", "b2") if name in case.numbers}
+
+
 @check()
 def check_debug_flags_stay_silent(case: Case) -> None:
     """Op by op, where every intermediate result is looked at."""
@@ -28,6 +33,7 @@ def check_debug_flags_stay_silent(case: Case) -> None:
     with jax.debug_nans(True), jax.debug_infs(True):
         for grads in _gradients():
             run(case, case.make(), position, grads)
+        run(case, case.make(**_decays_of_zero(case)), position, grads[:1])
 
 
 @check()
