@@ -27,9 +27,10 @@ def debias(average: jax.Array, decay: ArrayLike, count: jax.Array) -> jax.Array:
 
 
 def _one_minus_power(decay: jax.Array, count: jax.Array) -> jax.Array:
-    # 1 - decay**count cancels in float32 (decay near 1, small count); this form of the
-    # same number keeps all digits.
-    return -jnp.expm1(count * jnp.log1p(decay - 1))
+    # 1 - decay**count cancels in float32 (decay near 1, small count); the other form of the
+    # same number keeps all digits, and has an infinite logarithm at a decay of 0.
+    near_one = -jnp.expm1(count * jnp.log1p(jnp.maximum(decay, 0.25) - 1))
+    return jnp.where(decay < 0.5, 1 - decay**count, near_one)
 
 
 def _decay(decay: ArrayLike, like: jax.Array) -> jax.Array:

@@ -17,6 +17,8 @@ LONG_OF_LARGE = {
     "check_state_follows_auto_mesh",
     "check_state_follows_explicit_mesh",
     "check_gradient_through_updates",
+    "check_forward_mode_equals_reverse",
+    "check_shard_map_of_whole_params",
     "check_vmap_over_params_equals_loop",
     "check_checkpoint_continues_bit_for_bit",
 }

@@ -230,3 +230,17 @@ class TestWhereOptaxDiffers:
             ours = walk(optabs.nag(lambda t: LR / (1 + t)))
             theirs = walk(optax.sgd(lambda t: 0.1 * LR / (1 + t), momentum=0.9, nesterov=True))
             assert not np.allclose(ours, theirs, rtol=1e-3)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.25, 0.5, 0.999])
+def test_bias_correction_has_its_slope_by_the_decay(decay: float) -> None:
+    """Of gradients 1 and 0 the corrected mean size is b (1 - b) / (1 - b**2)."""
+
+    def size(decay: jax.Array) -> jax.Array:
+        mean = optabs.mean_abs(decay, bias_correction=True)
+        _, state = mean.update(jnp.ones([]), mean.init(jnp.zeros([])))
+        return mean.update(jnp.zeros([]), state)[0]
+
+    slope = 1 / (1 + decay) ** 2
+    for derivative in (jax.grad, jax.jacfwd):
+        np.testing.assert_allclose(derivative(size)(jnp.float32(decay)), slope, rtol=1e-3)

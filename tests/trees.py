@@ -12,6 +12,7 @@ from cases import Case
 
 import optabs
 
+NARROW = (jnp.float16, jnp.bfloat16)
 SHAPES = {"layer": {"w": (3, 2), "b": (2,)}, "scale": ()}
 
 

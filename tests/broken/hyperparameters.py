@@ -1,6 +1,7 @@
 """Faults of the factory."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import optabs
@@ -31,11 +32,23 @@ def annotates_a_float(learning_rate: float, decay: float = 0.9):
     return optabs.momentum(learning_rate, decay)
 
 
-@factory_for("check_injected_equals_plain", "check_traced_numbers_compile_once")
+@factory_for(
+    "check_injected_equals_plain",
+    "check_injected_in_float32_equals_plain_on_narrow_params",
+    "check_traced_numbers_compile_once",
+)
 def distrusts_arrays(
     learning_rate: optax.ScalarOrSchedule, decay: float = 0.9
 ) -> optax.GradientTransformationExtraArgs:
     return optabs.momentum(learning_rate, 0.8 if isinstance(decay, jax.Array) else decay)
+
+
+@factory_for("check_injected_in_narrow_dtype_equals_plain_or_is_refused")
+def takes_a_rounded_decay(
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.999
+) -> optax.GradientTransformationExtraArgs:
+    debiased = optax.ema(jnp.float32(decay), debias=True)
+    return optabs.full_precision(optax.chain(debiased, optabs.sgd(learning_rate)))
 
 
 @factory_for("check_constant_schedule_equals_constant")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from broken.registry import emitting, fault_for
+from broken.registry import beside, emitting, fault_for
 
 
 @fault_for("check_unknown_arguments_are_ignored", raises=TypeError)
@@ -50,6 +50,23 @@ def needs_a_leaf(inner):
         return jax.tree.map(lambda u: u / largest, updates)
 
     return emitting(inner, bounded)
+
+
+@fault_for("check_empty_arrays_change_nothing")
+def averages_over_leaves(inner):
+    def bounded(updates):
+        means = [jnp.mean(jnp.abs(u)) for u in jax.tree.leaves(updates)]
+        return jax.tree.map(lambda u: u / sum(means), updates)
+
+    return emitting(inner, bounded)
+
+
+@fault_for("check_python_numbers_are_scalars", raises=AttributeError)
+def asks_a_leaf_for_its_dtype(inner):
+    def held(params):
+        return jax.tree.map(lambda p: jnp.zeros([], p.dtype), params)
+
+    return beside(inner, held, lambda x: x)
 
 
 @fault_for("check_none_leaves")

@@ -43,6 +43,16 @@ def computes_in_the_leafs_dtype(
     return optax.chain(optax.ema(decay), optax.scale_by_learning_rate(learning_rate))
 
 
+@fault_for("check_debug_flags_stay_silent", raises=FloatingPointError)
+def divides_under_a_where(inner):
+    return each(inner, lambda u: jnp.where(u == 0, 0.0, u * (u / u)))
+
+
+@fault_for("check_debug_flags_stay_silent_under_jit", raises=FloatingPointError)
+def starts_at_infinity(inner):
+    return beside(inner, lambda params: jnp.full([], jnp.inf), lambda least: least)
+
+
 @fault_for("check_complex")
 def forgets_the_phase(inner):
     return each(inner, lambda u: -jnp.abs(u))

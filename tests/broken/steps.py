@@ -90,6 +90,19 @@ def takes_a_root(inner):
     return each(inner, lambda u: jnp.sign(u) * jnp.sqrt(jnp.square(u)))
 
 
+@jax.custom_vjp
+def _clipped_in_reverse(x):
+    return x
+
+
+_clipped_in_reverse.defvjp(lambda x: (x, None), lambda _, slope: (jnp.clip(slope, -1, 1),))
+
+
+@fault_for("check_forward_mode_equals_reverse", raises=TypeError)
+def has_only_a_reverse_rule(inner):
+    return each(inner, _clipped_in_reverse)
+
+
 @fault_for("check_nnx_optimizer")
 def knows_only_dicts(inner):
     return emitting(
@@ -100,3 +113,19 @@ def knows_only_dicts(inner):
 @fault_for("check_sharded_equals_single_device")
 def sees_the_sharding(inner):
     return each(inner, lambda u: 2 * u if any(jax.typeof(u).sharding.spec) else u)
+
+
+@fault_for("check_shard_map_of_whole_params")
+def sees_manual_axes(inner):
+    def twice(u):
+        return 2 * u if jax.sharding.get_abstract_mesh().manual_axes else u
+
+    return each(inner, twice)
+
+
+@fault_for("check_shard_map_of_shards", raises=TypeError)
+def branches_to_a_constant(inner):
+    def bounded(u):
+        return jax.lax.cond(jnp.all(u == 0), lambda: jnp.zeros(u.shape, u.dtype), lambda: u)
+
+    return each(inner, bounded)

@@ -10,11 +10,11 @@ from trees import assert_finite, params, tree
 from checks.registry import check
 
 
-def _after_three_updates(case: Case, start, rate, centre, **numbers):
-    """A sum of the parameters after three steps of descent from start toward centre."""
+def _after_updates(case: Case, start, rate, centre, steps=3, **numbers):
+    """A sum of the parameters after steps of descent from start toward centre."""
     optimizer = case.make(rate, **numbers)
     position, state = start, optimizer.init(start)
-    for _ in range(3):
+    for _ in range(steps):
         grads = jax.tree.map(lambda p, c: p - c, position, centre)
         updates, state = optimizer.update(grads, state, position, **case.extra)
         position = optax.apply_updates(position, updates)
@@ -27,7 +27,7 @@ def check_gradient_through_updates(case: Case) -> None:
     rate = 0.1 * case.rate
 
     def loss(start, rate):
-        return _after_three_updates(case, start, rate, centre)
+        return _after_updates(case, start, rate, centre)
 
     by_start, by_rate = jax.grad(loss, (0, 1))(start, rate)
     assert_finite(by_start, by_rate)
@@ -48,6 +48,23 @@ def check_gradient_at_rest(case: Case) -> None:
 
     def loss(start, rate):
         centre = jax.lax.stop_gradient(start)
-        return _after_three_updates(case, start, rate, centre, **numbers)
+        return _after_updates(case, start, rate, centre, **numbers)
 
     assert_finite(jax.grad(loss, (0, 1))(start, case.rate))
+
+
+@check()
+def check_forward_mode_equals_reverse(case: Case) -> None:
+    start, direction, centre = params(), tree(10), tree(9)
+
+    def loss(move):
+        moved = jax.tree.map(lambda p, d: p + move[0] * d, start, direction)
+        rate = 0.1 * case.rate * (1 + move[1])
+        return _after_updates(case, moved, rate, centre, steps=2)
+
+    forward, reverse = jax.jit(lambda move: (jax.jacfwd(loss)(move), jax.grad(loss)(move)))(
+        jnp.zeros(2)
+    )
+    assert_finite(forward, reverse)
+    assert jnp.all(forward != 0)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-3)

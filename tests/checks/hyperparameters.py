@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from cases import Case
-from trees import assert_close, gradients, params, run, step
+from trees import NARROW, assert_close, filled, gradients, params, run, step
 
 from checks.registry import check
 
@@ -81,10 +81,11 @@ def check_rate_is_annotated(case: Case) -> None:
     )
 
 
-def _injected(case: Case) -> typing.Any:
+def _injected(case: Case, dtype: typing.Any = None) -> typing.Any:
     factory = functools.partial(case.factory, **case.options)
     static = [name for name in ("mask", "experts") if name in case.parameters]
-    return optax.inject_hyperparams(factory, static_args=static)(learning_rate=case.rate)
+    inject = optax.inject_hyperparams(factory, static_args=static, hyperparam_dtype=dtype)
+    return inject(learning_rate=case.rate)
 
 
 @check()
@@ -93,6 +94,38 @@ def check_injected_equals_plain(case: Case) -> None:
     plain_updates, plain_state = run(case, case.make())
     assert_close(updates, plain_updates, rtol=1e-5)
     assert_close(state.inner_state, plain_state, rtol=1e-5)
+
+
+def _emitted(case: Case, optimizer: typing.Any, dtype: typing.Any) -> typing.Any:
+    """Updates of narrow parameters; a zero gradient tells an eps from none."""
+    position = params(dtype)
+    updates, _ = run(case, optimizer, position, [filled(position, 0.0), *gradients(1, dtype)])
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), updates)
+
+
+@check()
+def check_injected_in_float32_equals_plain_on_narrow_params(case: Case) -> None:
+    for dtype in NARROW:
+        updates = _emitted(case, _injected(case, jnp.float32), dtype)
+        assert_close(updates, _emitted(case, case.make(), dtype), rtol=jnp.finfo(dtype).eps)
+
+
+@check()
+def check_injected_in_narrow_dtype_equals_plain_or_is_refused(case: Case) -> None:
+    """Parameters' dtype is the default of inject_hyperparams; 0.999 is 1 in bfloat16."""
+    for dtype in NARROW:
+        try:
+            updates = _emitted(case, _injected(case), dtype)
+        except ValueError as error:
+            message = str(error)
+            assert "hyperparam_dtype" in message, message
+            assert message.endswith("."), message
+            assert "\n" not in message, message
+            assert len(message) <= 300, message
+        else:
+            # The rate's rounding, and the update's on either side: half a last place each.
+            wanted = _emitted(case, case.make(), dtype)
+            assert_close(updates, wanted, rtol=jnp.finfo(dtype).eps)
 
 
 def _nudged(numbers: dict[str, float]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from cases import Case
 from trees import (
+    NARROW,
     assert_close,
     assert_equal,
     assert_finite,
@@ -20,7 +21,6 @@ from trees import (
 
 from checks.registry import check
 
-NARROW = (jnp.float16, jnp.bfloat16)
 REAL = (*NARROW, jnp.float32)
 
 

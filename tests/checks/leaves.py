@@ -1,0 +1,55 @@
+"""Leaves out of the ordinary: Python numbers, and arrays without entries."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from cases import Case
+from trees import assert_close, assert_equal, avals, gradients, params, run, step
+
+from checks.registry import check
+
+
+def _as_number(tree: Any) -> Any:
+    return {**tree, "scale": float(tree["scale"])}
+
+
+@check()
+def check_python_numbers_are_scalars(case: Case) -> None:
+    """A Python float among the parameters is an array of shape () and float32."""
+    optimizer = case.make()
+    position, grads = params(), gradients()
+    wanted = run(case, optimizer, position, grads)
+    numbers, number_grads = _as_number(position), list(map(_as_number, grads))
+    for given in (grads, number_grads):
+        found = run(case, optimizer, numbers, given)
+        assert_equal(found, wanted)
+        assert avals(found) == avals(wanted)
+    traced = jax.eval_shape(optimizer.init, numbers)
+    assert avals(traced) == avals(wanted[1])
+    updates = jax.eval_shape(
+        lambda *trees: step(case, optimizer, *trees), number_grads[0], traced, numbers
+    )
+    assert avals(updates) == avals((wanted[0][0], wanted[1]))
+
+
+def _with_empty(tree: Any) -> Any:
+    return {"tree": tree, "matrix": jnp.zeros((4, 0)), "vector": jnp.zeros(0)}
+
+
+@check()
+def check_empty_arrays_change_nothing(case: Case) -> None:
+    """An array without entries has an update like itself; the others step as without it."""
+    optimizer = case.make()
+    grads = gradients(2)
+    wanted, _ = run(case, optimizer, params(), grads)
+    position, grads = _with_empty(params()), list(map(_with_empty, grads))
+    updates, state = run(case, optimizer, position, grads)
+    # Coupled leaves are summed in another order where there are more of them.
+    rtol = 0.0 if case.apart else 1e-5
+    assert_close(updates, list(map(_with_empty, wanted)), rtol)
+    compiled = optax.GradientTransformationExtraArgs(
+        jax.jit(optimizer.init), jax.jit(optimizer.update)
+    )
+    assert_close(run(case, compiled, position, grads), (updates, state), rtol=1e-5)
