@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optabs._arithmetic import debias, toward
+from optabs.ensemble.scalars import divided
 from optabs.ensemble.settings import Controller
 
 SLOW, FAST = 0.98, 0.8
@@ -99,7 +100,8 @@ def weigh(
     total = jnp.sum(mixing, axis=1, keepdims=True)
     # Those that are left may have been rounded to 0 beside the one that was shut out.
     others = jax.nn.softmax(jnp.where(sound, scores, -LARGEST), axis=1) * sound
-    mixing = jnp.where(total > _TINY, mixing / jnp.maximum(total, _TINY), others)
+    some = total > _TINY
+    mixing = divided(jnp.where(some, mixing, others), jnp.where(some, total, 1))
     known = jnp.concatenate([jnp.ones(1, bool), known])
     return state._replace(mixing=mixing, inputs=inputs, known=known)
 
