@@ -119,6 +119,7 @@ def dao_e(
     chosen = observing.check_features(features)
     chosen = () if controller.rate is None else chosen
     number = observing.length_of(chosen)
+    multiplied = controller.multiplier_rate is not None
 
     def kept(update: Any) -> Any:
         return jax.tree.map(lambda u: keep(u, previous), update)
@@ -158,7 +159,10 @@ def dao_e(
         loss, told = _checked(value, batch, extra_args)
         leaves: list[jax.Array]
         leaves, structure = jax.tree.flatten(updates)
-        norm, finite = norms.norm_and_finite(leaves)
+        if multiplied or chosen:
+            norm, finite = norms.norm_and_finite(leaves)
+        else:
+            norm, finite = jnp.zeros([]), norms.finite(leaves)
         judge = state.controller
         if controller.needs_feedback:
             feedback = Feedback(_products(leaves, state), norm, state.count)
@@ -190,7 +194,6 @@ def dao_e(
         usable = barrier(jnp.all(sound[:, None] & accepted[None, :], axis=1))
         taken = barrier(jnp.any(usable))
         weights = judge.mixing
-        multiplied = controller.multiplier_rate is not None
         if multiplied:
             multiplier = jnp.exp(judge.log_multiplier)
             weights = multiplier * weights
