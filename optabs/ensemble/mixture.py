@@ -283,7 +283,8 @@ def _lengths(controller: Controller, proposals: list[ensemble.Proposal]) -> jax.
     lengths = jnp.stack([each.lengths for each in proposals], axis=1)
     if controller.per_leaf and lengths.size:
         return lengths
-    return norms.root(jnp.sum(jnp.square(lengths), axis=0, keepdims=True))
+    square = jnp.sum(jnp.square(lengths), axis=0, keepdims=True)
+    return jnp.where(square > 0, norms.root(square), 0)
 
 
 def _times(factor: jax.Array, update: Any) -> Any:
