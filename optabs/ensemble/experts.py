@@ -1,5 +1,7 @@
 """The experts: optax transformations by name, their proposals, and who is shut out."""
 
+import inspect
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,6 +21,8 @@ Factory: TypeAlias = Callable[[optax.ScalarOrSchedule], optax.GradientTransforma
 Expert: TypeAlias = optax.GradientTransformation | Factory
 
 DEFAULT_RATE = 1e-3
+_SHORT = reprlib.Repr()
+_SHORT.maxother = 80
 
 
 def lion(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -50,14 +54,14 @@ def resolve(
         "transformation)"
     )
     if not isinstance(given, Mapping) or not given:
-        raise ValueError(f"experts is {given!r}; {wanted}, with at least one entry.")
+        raise ValueError(f"experts is {shown(given)}; {wanted}, with at least one entry.")
     check(learning_rate=DEFAULT_RATE if learning_rate is None else learning_rate)
     resolved = {}
     for name in sorted(given, key=str):
         expert = given[name]
         built = isinstance(expert, optax.GradientTransformation)
         if not isinstance(name, str) or not (built or callable(expert)):
-            raise ValueError(f"experts holds {name!r}: {expert!r}; {wanted}.")
+            raise ValueError(f"experts holds {name!r}: {shown(expert)}; {wanted}.")
         if built and learning_rate is not None:
             raise ValueError(
                 f"learning_rate is {learning_rate!r}, but expert {name!r} is a transformation "
@@ -65,11 +69,32 @@ def resolve(
                 "transformation), or no learning_rate."
             )
         if not built:
+            if not _takes_a_rate(expert):
+                raise ValueError(
+                    f"experts holds {name!r}: {shown(expert)}, which does not take a "
+                    f"learning_rate alone; {wanted}."
+                )
             expert = expert(DEFAULT_RATE if learning_rate is None else learning_rate)
             if not isinstance(expert, optax.GradientTransformation):
-                raise ValueError(f"experts: {name!r} made {expert!r}; {wanted}.")
+                raise ValueError(f"experts: {name!r} made {shown(expert)}; {wanted}.")
         resolved[name] = optax.with_extra_args_support(expert)
     return resolved
+
+
+def shown(given: Any) -> str:
+    """As it is shown in a message: short, on one line."""
+    text = " ".join(_SHORT.repr(given).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _takes_a_rate(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind(DEFAULT_RATE)
+    except TypeError:
+        return False
+    except ValueError:  # not known of everything written in C
+        return True
+    return True
 
 
 def propose(

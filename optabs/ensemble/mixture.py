@@ -1,7 +1,6 @@
 """DAO-E: the experts' updates, mixed by the controller's weights."""
 
 import functools
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from optabs._alike import where_they_differ
 from optabs._arithmetic import new_count, saturate
 from optabs.ensemble import controller as control
 from optabs.ensemble import experts as ensemble
@@ -92,7 +92,8 @@ def dao_e(
       ValueError: for no experts, experts with rates of their own beside a learning_rate, a
         setting out of its range; at the first trace for missing params, a value that is not
         one real number, a batch without arrays, a feature of another length than declared,
-        or an expert that changes the tree's structure, shapes or dtypes.
+        gradients unlike the parameters, a state of another optimizer or of other
+        parameters, or an expert that changes the tree's structure, shapes or dtypes.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optabs
@@ -156,6 +157,11 @@ def dao_e(
             raise ValueError(
                 "params is None; pass update the parameters as its third argument."
             )
+        _check_trees(updates, params)
+        memory = params if controller.needs_feedback else ()
+        rows = max(len(jax.tree.leaves(params)), 1) if controller.per_leaf else 1
+        shape = (rows, len(members), 1 + number)
+        _check_state(state, list(members), jax.tree.structure(memory), shape)
         loss, told = _checked(value, batch, extra_args)
         leaves: list[jax.Array]
         leaves, structure = jax.tree.flatten(updates)
@@ -237,7 +243,7 @@ def _checked(
     if batch is not None:
         if not arrays_of(batch):
             raise ValueError(
-                f"batch is {_short(batch)}, without any array of numbers; pass the "
+                f"batch is {ensemble.shown(batch)}, without any array of numbers; pass the "
                 "mini-batch as a pytree of arrays, or no batch."
             )
         told["batch"] = batch
@@ -248,15 +254,46 @@ def _checked(
     try:
         loss: Any = jnp.asarray(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"value is {_short(value)}; {wanted}") from error
+        raise ValueError(f"value is {ensemble.shown(value)}; {wanted}") from error
     if loss.shape or jnp.iscomplexobj(loss):
         raise ValueError(f"value is {loss.dtype.name}{list(loss.shape)}; {wanted}")
     return loss.astype(jnp.float32), told
 
 
-def _short(given: Any) -> str:
-    """As it is shown in a message: on one line."""
-    return " ".join(reprlib.repr(given).split())
+def _check_trees(updates: Any, params: Any) -> None:
+    wanted = "pass update gradients like the parameters"
+    structures: Any = jax.tree.structure(params), jax.tree.structure(updates)
+    if structures[0] != structures[1]:
+        ours, theirs = where_they_differ(*structures)
+        raise ValueError(f"grads are {theirs} where params are {ours}; {wanted}.")
+    for g, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+        if g.shape != p.shape:
+            raise ValueError(
+                f"grads hold {g.dtype.name}{list(g.shape)} where params hold "
+                f"{p.dtype.name}{list(p.shape)}; {wanted}."
+            )
+
+
+def _check_state(
+    state: Any, names: Sequence[str], structure: Any, weights: tuple[int, ...]
+) -> None:
+    """Refuses a state of another optimizer, or of other parameters.
+
+    Args:
+      state: what was given.
+      names: the experts'.
+      structure: that of what is kept of the step before.
+      weights: the shape of the controller's matrix.
+    """
+    wanted = "pass update the state that this optimizer's init made of these parameters"
+    if not isinstance(state, DaoEState):
+        raise ValueError(f"state is a {type(state).__name__}; {wanted}.")
+    if sorted(state.experts) != list(names):
+        found, ours = map(ensemble.shown, (sorted(state.experts), list(names)))
+        raise ValueError(f"state is of the experts {found}, not {ours}; {wanted}.")
+    kept = [jax.tree.structure(x.previous, is_leaf=is_kept) for x in state.experts.values()]
+    if set(kept) != {structure} or state.controller.matrix.shape != weights:
+        raise ValueError(f"state is of other parameters or settings; {wanted}.")
 
 
 def _reach(controller: Controller, params: Any) -> jax.Array | None:
