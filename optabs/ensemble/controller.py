@@ -18,6 +18,8 @@ LOWEST, HIGHEST = -7.0, 3.0
 LARGEST = 1e15
 _TINY = 1e-30
 _SHORTEST = 1e-15
+# Smaller numbers are flushed to 0 where they divide.
+_LEAST = 1e-37
 
 
 class Pace(NamedTuple):
@@ -153,7 +155,7 @@ def _relative(
 
 def _unit(size: jax.Array) -> jax.Array:
     """What to divide by before squaring: the loss may have any scale that float32 has."""
-    return jax.lax.stop_gradient(jnp.where(size > 0, size, 1))
+    return jax.lax.stop_gradient(jnp.where(size > _LEAST, size, 1))
 
 
 def _root(square: jax.Array) -> jax.Array:
@@ -202,7 +204,7 @@ def _adam(
     second = jnp.where(known, unit * _root(square), second)
     steps = jnp.maximum(steps, 1)
     size = second * jnp.sqrt(debias(jnp.ones([]), B2, steps))
-    some = known & (size > 0)
+    some = known & (size > _LEAST)
     step = jnp.where(some, debias(first, B1, steps) / jnp.where(some, size, 1), 0)
     return state._replace(
         matrix=_moved(controller, state, step, steps), moments=(first, second)
@@ -251,7 +253,7 @@ def _with_multiplier(
     falling: jax.Array | None,
 ) -> ControllerState:
     norms = jnp.stack([feedback.gradient_norm, state.step_norm])
-    measurable = jnp.all((norms > 0) & jnp.isfinite(norms))
+    measurable = jnp.all((norms > _LEAST) & jnp.isfinite(norms))
     gradient_norm, step_norm = jnp.where(measurable, norms, 1.0)
     unit = _unit(jnp.max(jnp.abs(products), initial=0.0))
     cosine = jnp.sum(state.mixing * (products / unit)) * (unit / gradient_norm / step_norm)
