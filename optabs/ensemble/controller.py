@@ -255,8 +255,9 @@ def _with_multiplier(
     norms = jnp.stack([feedback.gradient_norm, state.step_norm])
     measurable = jnp.all((norms > _LEAST) & jnp.isfinite(norms))
     gradient_norm, step_norm = jnp.where(measurable, norms, 1.0)
-    unit = _unit(jnp.max(jnp.abs(products), initial=0.0))
-    cosine = jnp.sum(state.mixing * (products / unit)) * (unit / gradient_norm / step_norm)
+    largest = jnp.max(jnp.abs(products), initial=0.0)
+    unit = _unit(jnp.where(largest > _LEAST, largest, gradient_norm))
+    cosine = jnp.sum(state.mixing * (products / unit)) / step_norm * (unit / gradient_norm)
     cosine = jnp.where(measurable, jnp.clip(cosine, -1, 1), 0.0)
     old = state.log_multiplier
     # The step that is best for the next loss alone is shorter than the one that trains best.
