@@ -6,6 +6,7 @@ import typer
 
 from benchmarks.arguments import ArgumentError
 from benchmarks.codecs import codecs
+from benchmarks.compile_time import compile_time
 from benchmarks.dao_e.command import dao_e
 from benchmarks.data import DataError
 from benchmarks.epoch_time import epoch_time
@@ -32,6 +33,7 @@ for command in (
     step_time,
     epoch_time,
     fit_time,
+    compile_time,
     population_time,
     codecs,
     narrow,

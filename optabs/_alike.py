@@ -1,11 +1,14 @@
 """Whether two trees of arrays have one structure, and the same shapes and dtypes."""
 
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from optabs._checks import cut, short
+
+WIDTH = 65
 
 
 def check_alike(maker: str, made: Any, like: Any, wanted: str) -> None:
@@ -18,9 +21,9 @@ def check_alike(maker: str, made: Any, like: Any, wanted: str) -> None:
       wanted: what to do, the end of the sentence.
     """
     structure: Any = jax.tree.structure(like)
-    given: Any = jax.tree.structure(made)
-    if given != structure:
-        raise ValueError(f"{maker} turned {short(structure)} into {short(given)}; {wanted}.")
+    if (given := jax.tree.structure(made)) != structure:
+        old_text, new_text = where_they_differ(structure, given)
+        raise ValueError(f"{maker} turned {old_text} into {new_text}; {wanted}.")
     for new, old in zip(jax.tree.leaves(made), jax.tree.leaves(like), strict=True):
         if (new.shape, new.dtype) != (old.shape, old.dtype):
             raise ValueError(
@@ -54,3 +57,21 @@ def check_kind(state: Any, kind: type) -> None:
             f"state is {type(state).__name__} in place of {kind.__name__}; pass what init, or "
             "the last update, of this transformation returned."
         )
+
+
+def where_they_differ(structure: Any, given: Any) -> list[str]:
+    """Two structures as text, of long ones no more than is needed to see the difference."""
+    texts = [" ".join(str(each).split()) for each in (structure, given)]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False))
+    at = len(list(same))
+    return [_cut(text, at) for text in texts]
+
+
+def _cut(text: str, at: int) -> str:
+    if len(text) <= WIDTH:
+        return text
+    head = "PyTreeDef("
+    start = at - WIDTH // 2
+    if start <= len(head):
+        return f"{text[:WIDTH]}..."
+    return f"{head}...{text[start : start + WIDTH - len(head)]}..."

@@ -1,5 +1,6 @@
 """DAO-E refuses what it cannot use in one sentence, when it is built or first traced."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +21,18 @@ def assert_sentence(message: str) -> None:
     assert re.search(r"\b(pass|return|must)\b", message), message
     assert message.endswith("."), message
     assert "\n" not in message, message
+    assert len(message) <= 300, message
 
 
 def first(observation: features.Observation) -> jax.Array:
     return jnp.zeros(1)
+
+
+@dataclasses.dataclass
+class Descent:
+    """An optimizer of another library."""
+
+    rate: float
 
 
 BUILT = {"sgd": optabs.sgd(0.1)}
@@ -32,6 +41,15 @@ CONSTRUCTION: list[tuple[dict[str, Any], str]] = [
     ({"experts": {}}, "experts is {}; pass a mapping of names to optax transformations"),
     ({"experts": [optabs.sgd(0.1)]}, "pass a mapping of names to optax transformations"),
     ({"experts": optabs.sgd(0.1)}, "pass a mapping of names to optax transformations"),
+    ({"experts": [optabs.sgd(0.1)] * 9}, "experts is [GradientTransformationExtraArgs("),
+    ({"experts": (optabs.sgd, optabs.adam)}, "experts is (<function sgd"),
+    ({"experts": optabs.adam}, "experts is <function adam"),
+    ({"experts": {"b": Descent}}, "experts: 'b' made Descent(rate=0.001); pass a mapping"),
+    ({"experts": {"b": Descent(0.1)}}, "experts holds 'b': Descent(rate=0.1); pass a map"),
+    (
+        {"experts": {"b": lambda rate, decay: optabs.momentum(rate, decay)}},
+        "which does not take a learning_rate alone; pass a mapping of names",
+    ),
     ({"experts": {"sgd": 0.1}}, "experts holds 'sgd': 0.1; pass a mapping of names"),
     ({"experts": {1: optabs.sgd(0.1)}}, "experts holds 1: "),
     (
@@ -220,6 +238,65 @@ def test_at_the_first_trace(name: str, compiled: bool) -> None:
         run(POSITION, state)
     assert_sentence(str(error.value))
     assert_equal(state, before)
+
+
+LARGE = {f"layer_number_{index}": jnp.ones(2) for index in range(60)}
+FEWER = dict(list(LARGE.items())[:-1])
+ALIKE: dict[str, tuple[Any, Any, Any, str]] = {
+    "fewer gradients": (FEWER, None, LARGE, "grads are PyTreeDef("),
+    "a list of gradients": (list(LARGE.values()), None, LARGE, "grads are PyTreeDef(["),
+    "fewer parameters": (LARGE, None, FEWER, "pass update gradients like the parameters."),
+    "another shape": (
+        LARGE | {"layer_number_7": jnp.ones((3, 2))},
+        None,
+        LARGE,
+        "grads hold float32[3, 2] where params hold float32[2]; pass update gradients like",
+    ),
+    "no state": (LARGE, (), LARGE, "state is a tuple; pass update the state that this"),
+    "adam's state": (
+        LARGE,
+        optax.adam(0.1).init(LARGE),
+        LARGE,
+        "state is a tuple; pass update the state that this optimizer's init made of these",
+    ),
+    "a state of other experts": (
+        LARGE,
+        optabs.dao_e(0.1).init(LARGE),
+        LARGE,
+        "state is of the experts ['adam', 'lion', 'rmsprop', 'sgd'], not ['sgd']; pass update",
+    ),
+    "a state of other parameters": (
+        LARGE,
+        optabs.dao_e(experts=BUILT).init(FEWER),
+        LARGE,
+        "state is of other parameters or settings; pass update the state that this",
+    ),
+    "a state of another controller": (
+        LARGE,
+        optabs.dao_e(experts=BUILT, controller=Controller.uniform()).init(LARGE),
+        LARGE,
+        "state is of other parameters or settings; pass update the state that this",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_gradients_parameters_and_state_belong_together(name: str) -> None:
+    grads, state, position, sentence = ALIKE[name]
+    optimizer = optabs.dao_e(experts=BUILT)
+    state = optimizer.init(LARGE) if state is None else state
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        optimizer.update(grads, state, position)
+    assert_sentence(str(error.value))
+
+
+def test_a_large_tree_is_shown_where_it_changed() -> None:
+    listing = stateless(lambda tree: {**tree, "layer_number_31": {"w": jnp.ones(2)}})
+    optimizer = optabs.dao_e(experts={"more": listing})
+    with pytest.raises(ValueError, match=r"experts: 'more' turned PyTreeDef\(\.\.\.") as error:
+        optimizer.update(LARGE, optimizer.init(LARGE), LARGE)
+    assert "'layer_number_31': {'w'" in str(error.value)
+    assert_sentence(str(error.value))
 
 
 def test_a_traced_loss_of_the_wrong_shape_is_named_by_its_shape() -> None:

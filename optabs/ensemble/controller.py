@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optabs._arithmetic import debias, toward
+from optabs.ensemble.scalars import divided
 from optabs.ensemble.settings import Controller
 
 SLOW, FAST = 0.98, 0.8
@@ -17,6 +18,8 @@ LOWEST, HIGHEST = -7.0, 3.0
 LARGEST = 1e15
 _TINY = 1e-30
 _SHORTEST = 1e-15
+# Smaller numbers are flushed to 0 where they divide.
+_LEAST = 1e-37
 
 
 class Pace(NamedTuple):
@@ -31,12 +34,12 @@ class ControllerState(NamedTuple):
     """What the controller knows, for R sets of weights, K experts and n features."""
 
     matrix: jax.Array  # float32 [R, K, 1 + n]: b, W
-    variance: Any  # float32 [R]: sigma squared; under "adam" ()
-    moments: Any  # under "adam" two arrays like matrix; else ()
+    deviation: Any  # float32 [R]: sigma; under "adam" ()
+    moments: Any  # under "adam" two arrays like matrix, the second a root; else ()
     mixing: jax.Array  # float32 [R, K]: the weights of the last step
     inputs: jax.Array  # float32 [1 + n]: 1 and the features that made them
     known: jax.Array  # bool [1 + n]: which of these were there
-    lengths: Any  # float32 [R, K]: of the last updates; under "adam" ()
+    lengths: Any  # float32 [R, K]: of the last updates, 0 if shut out; under "adam" ()
     step_norm: jax.Array  # float32 []: of the last step before the multiplier
     log_multiplier: jax.Array  # float32 []: c
     pace: Any  # a Pace, or () without a gate
@@ -63,7 +66,7 @@ def init(controller: Controller, leaves: int, experts: int, features: int) -> Co
 
     return ControllerState(
         matrix=matrix(),
-        variance=zeros(rows) if relative else (),
+        deviation=zeros(rows) if relative else (),
         moments=() if relative else (matrix(), matrix()),
         mixing=jnp.full((rows, experts), 1 / experts, jnp.float32),
         inputs=zeros(1 + features),
@@ -99,7 +102,8 @@ def weigh(
     total = jnp.sum(mixing, axis=1, keepdims=True)
     # Those that are left may have been rounded to 0 beside the one that was shut out.
     others = jax.nn.softmax(jnp.where(sound, scores, -LARGEST), axis=1) * sound
-    mixing = jnp.where(total > _TINY, mixing / jnp.maximum(total, _TINY), others)
+    some = total > _TINY
+    mixing = divided(jnp.where(some, mixing, others), jnp.where(some, total, 1))
     known = jnp.concatenate([jnp.ones(1, bool), known])
     return state._replace(mixing=mixing, inputs=inputs, known=known)
 
@@ -112,15 +116,15 @@ def learn(
     if controller.gated and value is not None:
         state = state._replace(pace=_moved_pace(state.pace, value))
         falling = state.pace.fast < state.pace.slow - 0.01 * jnp.abs(state.pace.slow)
-    sums = jnp.all(jnp.isfinite(feedback.products)) & (feedback.steps > 0)
-    # Their squares are finite, too.
-    products = jnp.clip(jnp.where(sums, feedback.products, 0.0), -LARGEST, LARGEST)
-    if controller.multiplier_rate is not None:
-        state = _with_multiplier(controller, state, feedback, products, falling)
-    if controller.rate is None or not products.size:
-        return state  # there is nothing to learn, or from
+    products = feedback.products
     if not controller.per_leaf:
         products = jnp.sum(products, axis=0, keepdims=True)
+    sums = jnp.all(jnp.isfinite(products)) & (feedback.steps > 0)
+    products = jnp.where(sums, products, 0.0)
+    if controller.multiplier_rate is not None:
+        state = _with_multiplier(controller, state, feedback, products, falling)
+    if controller.rate is None or not feedback.products.size:
+        return state  # there is nothing to learn, or from
     rule = _relative if controller.rule == "relative" else _adam
     learned = rule(controller, state, products, feedback.steps)
     return jax.tree.map(lambda new, old: jnp.where(sums, new, old), learned, state)
@@ -129,23 +133,44 @@ def learn(
 def _relative(
     controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
 ) -> ControllerState:
+    # The product of an expert that was shut out tells nothing.
+    present = state.lengths > 0
     advantage = jnp.sum(state.mixing * products, axis=1, keepdims=True) - products
+    largest = jnp.max(jnp.abs(products), axis=1)
+    unit = _unit(jnp.maximum(largest, state.deviation))
+    advantage = jnp.where(present, advantage / unit[:, None], 0)
     quickness = jnp.maximum(1 / jnp.maximum(steps, 1).astype(jnp.float32), QUIETEST)
-    moved = jnp.mean(jnp.square(advantage), axis=1) - state.variance
-    variance = state.variance + quickness * moved
+    variance = jnp.square(state.deviation / unit)
+    squares = _mean(jnp.square(advantage), present)[:, 0]
+    variance = variance + quickness * (squares - variance)
     # An advantage of a millionth of the products is their rounding.
-    rounding = 1e-6 * jnp.max(jnp.abs(products), axis=1)
-    scale = jnp.sqrt(variance + jnp.square(rounding) + _TINY)
-    signal = jnp.clip(advantage / scale[:, None], -LONGEST, LONGEST)
-    signal = _lengthwise(controller, state, signal)
+    scale = _root(variance + jnp.square(1e-6 * largest / unit))
+    signal = advantage / jnp.where(scale > 0, scale, 1)[:, None]
+    signal = _lengthwise(controller, state, jnp.clip(signal, -LONGEST, LONGEST), present)
     return state._replace(
         matrix=_moved(controller, state, signal[:, :, None] * _row(state.inputs), steps),
-        variance=variance,
+        deviation=unit * _root(variance),
     )
 
 
+def _unit(size: jax.Array) -> jax.Array:
+    """What to divide by before squaring: the loss may have any scale that float32 has."""
+    return jax.lax.stop_gradient(jnp.where(size > _LEAST, size, 1))
+
+
+def _root(square: jax.Array) -> jax.Array:
+    """Its square root, with a slope of 0 at 0."""
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def _mean(numbers: jax.Array, present: jax.Array) -> jax.Array:
+    """Over the experts that are present; the numbers of the others are 0."""
+    count = jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1)
+    return jnp.sum(numbers, axis=1, keepdims=True) / count
+
+
 def _lengthwise(
-    controller: Controller, state: ControllerState, signal: jax.Array
+    controller: Controller, state: ControllerState, signal: jax.Array, present: jax.Array
 ) -> jax.Array:
     """The signal with a mean of 0, and less of what shortens the step.
 
@@ -156,11 +181,12 @@ def _lengthwise(
         return jnp.sum(state.mixing * numbers, axis=1, keepdims=True)
 
     longer = state.lengths / jnp.maximum(mean(state.lengths), _SHORTEST) - 1
+    longer = jnp.where(present, longer, 0)
     # Lengths that differ by a thousandth are equal.
     slope = jnp.minimum(mean(signal * longer) / (mean(jnp.square(longer)) + 1e-6), 0)
     signal = signal - (1 - jnp.asarray(controller.shorten)) * slope * longer
     signal = jnp.clip(signal, -LONGEST, LONGEST)
-    return signal - jnp.mean(signal, axis=1, keepdims=True)
+    return jnp.where(present, signal - _mean(signal, present), 0)
 
 
 def _adam(
@@ -169,14 +195,19 @@ def _adam(
     mean = jnp.sum(state.mixing * products, axis=1, keepdims=True)
     slope = state.mixing * (mean - products)
     rise = slope[:, :, None] * _row(state.inputs)
-    known, (first, second) = _row(state.known), state.moments
+    # An expert that was shut out had no share, and its product tells nothing.
+    known = _row(state.known) & (state.mixing > 0)[:, :, None]
+    first, second = state.moments
+    unit = _unit(jnp.maximum(jnp.abs(rise), second))
+    square = toward(jnp.square(second / unit), jnp.square(rise / unit), B2)
     first = jnp.where(known, toward(first, rise, B1), first)
-    second = jnp.where(known, toward(second, jnp.square(rise), B2), second)
+    second = jnp.where(known, unit * _root(square), second)
     steps = jnp.maximum(steps, 1)
-    size = jnp.sqrt(debias(second, B2, steps) + _TINY) + 1e-8
+    size = second * jnp.sqrt(debias(jnp.ones([]), B2, steps))
+    some = known & (size > _LEAST)
+    step = jnp.where(some, debias(first, B1, steps) / jnp.where(some, size, 1), 0)
     return state._replace(
-        matrix=_moved(controller, state, debias(first, B1, steps) / size, steps),
-        moments=(first, second),
+        matrix=_moved(controller, state, step, steps), moments=(first, second)
     )
 
 
@@ -221,9 +252,12 @@ def _with_multiplier(
     products: jax.Array,
     falling: jax.Array | None,
 ) -> ControllerState:
-    length = feedback.gradient_norm * state.step_norm
-    measurable = (length > _TINY) & jnp.isfinite(length)
-    cosine = jnp.sum(state.mixing * products) / jnp.where(measurable, length, 1.0)
+    norms = jnp.stack([feedback.gradient_norm, state.step_norm])
+    measurable = jnp.all((norms > _LEAST) & jnp.isfinite(norms))
+    gradient_norm, step_norm = jnp.where(measurable, norms, 1.0)
+    largest = jnp.max(jnp.abs(products), initial=0.0)
+    unit = _unit(jnp.where(largest > _LEAST, largest, gradient_norm))
+    cosine = jnp.sum(state.mixing * (products / unit)) / step_norm * (unit / gradient_norm)
     cosine = jnp.where(measurable, jnp.clip(cosine, -1, 1), 0.0)
     old = state.log_multiplier
     # The step that is best for the next loss alone is shorter than the one that trains best.

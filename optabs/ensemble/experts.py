@@ -1,15 +1,17 @@
 """The experts: optax transformations by name, their proposals, and who is shut out."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from optabs._alike import check_alike
-from optabs._checks import RATE, check
+from optabs._checks import RATE, check, short
+from optabs.ensemble.norms import root, squared_norms
+from optabs.ensemble.scalars import barrier
 from optabs.optimizers.adam_family import adam
 from optabs.optimizers.adaptive import rmsprop
 from optabs.optimizers.gradient_descent import sgd
@@ -32,10 +34,11 @@ DEFAULT: Mapping[str, Factory] = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop, 
 class Proposal(NamedTuple):
     """What one expert would do."""
 
-    update: Any  # like the gradient; zero where it is not sound
+    update: Any  # like the gradient
     state: Any
-    sound: jax.Array  # bool []: its norm is finite
-    lengths: jax.Array  # float32 [L]: the norm of each leaf of the update
+    sound: jax.Array  # bool []: the update's norm is finite
+    excess: jax.Array  # float32 []: the update is to be divided by it, 1 or more
+    lengths: jax.Array  # float32 [L]: the norm of each leaf of the update after that, or 0
 
 
 def resolve(
@@ -48,14 +51,14 @@ def resolve(
         "transformation)"
     )
     if not isinstance(given, Mapping) or not given:
-        raise ValueError(f"experts is {given!r}; {wanted}, with at least one entry.")
+        raise ValueError(f"experts is {short(given)}; {wanted}, with at least one entry.")
     check(RATE, learning_rate=DEFAULT_RATE if learning_rate is None else learning_rate)
     resolved = {}
     for name in sorted(given, key=str):
         expert = given[name]
         built = isinstance(expert, optax.GradientTransformation)
         if not isinstance(name, str) or not (built or callable(expert)):
-            raise ValueError(f"experts holds {name!r}: {expert!r}; {wanted}.")
+            raise ValueError(f"experts holds {name!r}: {short(expert)}; {wanted}.")
         if built and learning_rate is not None:
             raise ValueError(
                 f"learning_rate is {learning_rate!r}, but expert {name!r} is a transformation "
@@ -63,11 +66,26 @@ def resolve(
                 "transformation), or no learning_rate."
             )
         if not built:
+            if not _takes_a_rate(expert):
+                raise ValueError(
+                    f"experts holds {name!r}: {short(expert)}, which does not take a "
+                    f"learning_rate alone; {wanted}."
+                )
             expert = expert(DEFAULT_RATE if learning_rate is None else learning_rate)
             if not isinstance(expert, optax.GradientTransformation):
-                raise ValueError(f"experts: {name!r} made {expert!r}; {wanted}.")
+                raise ValueError(f"experts: {name!r} made {short(expert)}; {wanted}.")
         resolved[name] = optax.with_extra_args_support(expert)
     return resolved
+
+
+def _takes_a_rate(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind(DEFAULT_RATE)
+    except TypeError:
+        return False
+    except ValueError:  # not known of everything written in C
+        return True
+    return True
 
 
 def propose(
@@ -79,7 +97,7 @@ def propose(
     reach: jax.Array | None,
     extra_args: Mapping[str, Any],
 ) -> Proposal:
-    """An expert's update, no longer than `reach`, and whether it may be used.
+    """An expert's update, whether it may be used, and how many times `reach` it is long.
 
     Args:
       name: the expert's, for messages.
@@ -97,43 +115,10 @@ def propose(
     square = jnp.sum(squares)
     # One that is too long to be measured is as useless as one that is not finite.
     sound = jnp.isfinite(square)
-    lengths = root(squares)
-    if reach is not None:
-        norm = root(square)
-        factor = jnp.where(norm > reach, reach / norm, 1.0)
-        update = jax.tree.map(lambda u: scaled(factor, u), update)
-        lengths = factor * lengths
-    update = jax.tree.map(lambda u: jnp.where(sound, u, 0), update)
-    return Proposal(update, state, sound, jnp.where(sound, lengths, 0))
-
-
-def finite(leaves: list[jax.Array], square: jax.Array) -> jax.Array:
-    """Whether all entries of all arrays are finite, given the sum of their squares."""
-
-    def entries() -> jax.Array:
-        flags = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
-        return jnp.all(jnp.stack(flags)) if flags else jnp.ones([], bool)
-
-    # The squares of finite numbers may overflow; only then is another pass needed.
-    return jax.lax.cond(jnp.isfinite(square), lambda: jnp.ones([], bool), entries)
-
-
-def squared_norms(leaves: list[jax.Array]) -> jax.Array:
-    """The sum of the squares of each array: float32 [L]."""
-    sums = [jnp.sum(jnp.real(x * jnp.conj(x))).astype(jnp.float32) for x in leaves]
-    return jnp.stack(sums) if sums else jnp.zeros([0], jnp.float32)
-
-
-def squared_norm(leaves: list[jax.Array]) -> jax.Array:
-    """The sum of all squares: float32 []."""
-    return jnp.sum(squared_norms(leaves))
-
-
-def root(square: jax.Array) -> jax.Array:
-    """The norm of that square, with a finite slope at 0: float32, like it."""
-    return jnp.sqrt(jnp.maximum(square, 1e-30))
-
-
-def scaled(factor: ArrayLike, leaf: jax.Array) -> jax.Array:
-    """A leaf times a real number, in the leaf's dtype."""
-    return leaf * jnp.asarray(factor).astype(leaf.real.dtype)
+    lengths = jnp.where(sound, root(squares), 0)
+    if reach is None:
+        excess = jnp.ones([], jnp.float32)
+    else:
+        excess = jnp.maximum(root(jnp.where(sound, square, 0)) / reach, 1.0)
+        lengths = lengths / excess
+    return Proposal(update, state, *barrier((sound, excess, lengths)))

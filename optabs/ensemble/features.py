@@ -27,11 +27,11 @@ class Observation(NamedTuple):
     value: jax.Array | None = None
     """The loss: float32 []."""
     last_value: jax.Array | None = None
-    """The loss of the step before: float32 [], NaN in the first step."""
+    """The loss of the step before, in the first step that of this one: float32 []."""
     gradient_norm: jax.Array | None = None
     """The gradient's norm over the whole tree: float32 []."""
     gradient_variance: jax.Array | None = None
-    """The averaged squared distance from its running mean: float32 []."""
+    """The averaged squared distance from its running mean, 0 in the first step: float32 []."""
     grads: Any = None
     """The gradient, a pytree like the parameters."""
     params: Any = None
@@ -157,7 +157,7 @@ def gradient_variance(observation: Observation) -> jax.Array | None:
     The distance is estimated without a copy of the gradient, from one number a leaf,
     :math:`s_l = \sum_j r_{lj}\, g_{lj}` with fixed irregular signs :math:`r = \pm 1`: over
     such signs :math:`(s_l - \bar s_l)^2` has the mean :math:`\|g_l - \bar g_l\|^2`. The
-    averages move by :math:`\max(1/t, 0.01)`.
+    averages move by :math:`\max(1/t, 0.01)`. In the first step it is absent.
 
     Args:
       observation: its gradient_variance is used.
@@ -210,7 +210,7 @@ def loss_decrease(observation: Observation) -> jax.Array | None:
       observation: its value and last_value are used.
 
     Returns:
-      float32 [], NaN (absent) in the first step, or None without `value=`.
+      float32 [], or None without `value=`. In the first step it is absent.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -1,7 +1,6 @@
 """DAO-E: the experts' updates, mixed by the controller's weights."""
 
 import functools
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,15 +9,18 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from optabs._alike import where_they_differ
 from optabs._arithmetic import new_count, saturate
+from optabs._checks import short
 from optabs.ensemble import controller as control
 from optabs.ensemble import experts as ensemble
-from optabs.ensemble import observing
+from optabs.ensemble import norms, observing, scalars
 from optabs.ensemble.controller import ControllerState, Feedback
 from optabs.ensemble.experts import Expert
 from optabs.ensemble.features import Feature
 from optabs.ensemble.pool import arrays_of
 from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, product
+from optabs.ensemble.scalars import barrier, stacked
 from optabs.ensemble.selecting import where
 from optabs.ensemble.settings import Controller, check_controller
 from optabs.precision import transformation
@@ -91,7 +93,8 @@ def dao_e(
       ValueError: for no experts, experts with rates of their own beside a learning_rate, a
         setting out of its range; at the first trace for missing params, a value that is not
         one real number, a batch without arrays, a feature of another length than declared,
-        or an expert that changes the tree's structure, shapes or dtypes.
+        gradients unlike the parameters, a state of another optimizer or of other
+        parameters, or an expert that changes the tree's structure, shapes or dtypes.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optabs
@@ -118,6 +121,7 @@ def dao_e(
     chosen = observing.check_features(features)
     chosen = () if controller.rate is None else chosen
     number = observing.length_of(chosen)
+    multiplied = controller.multiplier_rate is not None
 
     def kept(update: Any) -> Any:
         return jax.tree.map(lambda u: keep(u, previous), update)
@@ -154,15 +158,22 @@ def dao_e(
             raise ValueError(
                 "params is None; pass update the parameters as its third argument."
             )
+        _check_trees(updates, params)
+        memory = params if controller.needs_feedback else ()
+        rows = max(len(jax.tree.leaves(params)), 1) if controller.per_leaf else 1
+        shape = (rows, len(members), 1 + number)
+        _check_state(state, list(members), jax.tree.structure(memory), shape)
         loss, told = _checked(value, batch, extra_args)
         leaves: list[jax.Array]
         leaves, structure = jax.tree.flatten(updates)
-        square = ensemble.squared_norm(leaves)
-        norm = ensemble.root(square)
+        if multiplied or chosen:
+            norm, finite = norms.norm_and_finite(leaves)
+        else:
+            norm, finite = jnp.zeros([]), norms.finite(leaves)
         judge = state.controller
         if controller.needs_feedback:
             feedback = Feedback(_products(leaves, state), norm, state.count)
-            judge = control.learn(controller, judge, feedback, loss)
+            judge = barrier(control.learn(controller, judge, feedback, loss))
         signals, known, watch = observing.observe(
             chosen,
             state.observing,
@@ -180,36 +191,47 @@ def dao_e(
                 members.items(), state.experts.values(), strict=True
             )
         ]
-        sound = jnp.stack([each.sound for each in proposals]) & ensemble.finite(leaves, square)
-        judge = control.weigh(controller, judge, signals, known, sound)
+        sound = barrier(jnp.stack([each.sound for each in proposals]) & finite)
+        excess = jnp.stack([each.excess for each in proposals])
+        judge = barrier(control.weigh(controller, judge, signals, known, sound))
         if controller.rule == "relative":
             judge = judge._replace(lengths=_lengths(controller, proposals))
-        step = _mixed(judge.mixing, [jax.tree.leaves(each.update) for each in proposals])
-        if controller.multiplier_rate is not None:
-            step_norm = ensemble.root(ensemble.squared_norm(step))
-            judge = judge._replace(step_norm=saturate(step_norm))
-            step = [ensemble.scaled(jnp.exp(judge.log_multiplier), leaf) for leaf in step]
         # Without a sound expert all weights are 0.
         accepted = jnp.sum(judge.mixing, axis=1) > 0.5
-        usable = jnp.all(sound[:, None] & accepted[None, :], axis=1)
+        usable = barrier(jnp.all(sound[:, None] & accepted[None, :], axis=1))
+        taken = barrier(jnp.any(usable))
+        weights = judge.mixing
+        if multiplied:
+            multiplier = jnp.exp(judge.log_multiplier)
+            weights = multiplier * weights
+        if reach is not None:
+            weights = scalars.divided(weights, excess[None, :])
+        made = [jax.tree.leaves(each.update) for each in proposals]
+        step = _mixed(barrier(weights), made)
+        if multiplied:
+            step_norm = norms.root(norms.squared_norm(step)) / multiplier
+            judge = judge._replace(step_norm=saturate(step_norm))
+
+        # What the next gradient is to judge.
+        shares = barrier(usable / excess)
         experts_state = {
             name: ExpertState(
-                inner=where(use, each.state, old.inner),
-                previous=kept(each.update) if controller.needs_feedback else (),
+                inner=where(usable[k], each.state, old.inner),
+                previous=where(taken, kept(_times(shares[k], each.update)), old.previous)
+                if controller.needs_feedback
+                else (),
             )
-            for use, each, (name, old) in zip(
-                usable, proposals, state.experts.items(), strict=True
+            for k, (each, (name, old)) in enumerate(
+                zip(proposals, state.experts.items(), strict=True)
             )
         }
         new_state = DaoEState(
-            count=optax.safe_increment(state.count),
+            count=where(taken, optax.safe_increment(state.count), state.count),
             experts=experts_state,
-            controller=judge,
-            observing=watch,
+            controller=where(taken, judge, state.controller),
+            observing=where(taken, watch, state.observing),
         )
-        taken = jnp.any(usable)
-        step = [jnp.where(taken, leaf, 0) for leaf in step]
-        return jax.tree.unflatten(structure, step), where(taken, new_state, state)
+        return jax.tree.unflatten(structure, step), new_state
 
     return transformation(init_fn, update_fn)
 
@@ -222,7 +244,7 @@ def _checked(
     if batch is not None:
         if not arrays_of(batch):
             raise ValueError(
-                f"batch is {_short(batch)}, without any array of numbers; pass the "
+                f"batch is {short(batch)}, without any array of numbers; pass the "
                 "mini-batch as a pytree of arrays, or no batch."
             )
         told["batch"] = batch
@@ -233,31 +255,65 @@ def _checked(
     try:
         loss: Any = jnp.asarray(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"value is {_short(value)}; {wanted}") from error
+        raise ValueError(f"value is {short(value)}; {wanted}") from error
     if loss.shape or jnp.iscomplexobj(loss):
         raise ValueError(f"value is {loss.dtype.name}{list(loss.shape)}; {wanted}")
     return loss.astype(jnp.float32), told
 
 
-def _short(given: Any) -> str:
-    """As it is shown in a message: on one line."""
-    return " ".join(reprlib.repr(given).split())
+def _check_trees(updates: Any, params: Any) -> None:
+    wanted = "pass update gradients like the parameters"
+    structures: Any = jax.tree.structure(params), jax.tree.structure(updates)
+    if structures[0] != structures[1]:
+        ours, theirs = where_they_differ(*structures)
+        raise ValueError(f"grads are {theirs} where params are {ours}; {wanted}.")
+    for g, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+        if g.shape != p.shape:
+            raise ValueError(
+                f"grads hold {g.dtype.name}{list(g.shape)} where params hold "
+                f"{p.dtype.name}{list(p.shape)}; {wanted}."
+            )
+
+
+def _check_state(
+    state: Any, names: Sequence[str], structure: Any, weights: tuple[int, ...]
+) -> None:
+    """Refuses a state of another optimizer, or of other parameters.
+
+    Args:
+      state: what was given.
+      names: the experts'.
+      structure: that of what is kept of the step before.
+      weights: the shape of the controller's matrix.
+    """
+    wanted = "pass update the state that this optimizer's init made of these parameters"
+    if not isinstance(state, DaoEState):
+        raise ValueError(f"state is a {type(state).__name__}; {wanted}.")
+    if sorted(state.experts) != list(names):
+        found, ours = map(short, (sorted(state.experts), list(names)))
+        raise ValueError(f"state is of the experts {found}, not {ours}; {wanted}.")
+    kept = [jax.tree.structure(x.previous, is_leaf=is_kept) for x in state.experts.values()]
+    if set(kept) != {structure} or state.controller.matrix.shape != weights:
+        raise ValueError(f"state is of other parameters or settings; {wanted}.")
 
 
 def _reach(controller: Controller, params: Any) -> jax.Array | None:
     if controller.cap is None:
         return None
-    square = ensemble.squared_norm(jax.tree.leaves(params))
-    return jnp.asarray(controller.cap) * jnp.sqrt(jnp.maximum(square, 1.0))
+    square = norms.squared_norm(jax.tree.leaves(params))
+    reach = jnp.asarray(controller.cap) * jnp.sqrt(jnp.maximum(square, 1.0))
+    # No update is longer that can be measured.
+    return barrier(jnp.minimum(reach, 1e20))
 
 
 def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
     """The gradient's inner products with the updates before: float32 [L, K]."""
-    rows = [
-        jnp.stack([product(g, k) for k in kept])
+    products = [
+        product(g, k)
         for g, kept in zip(leaves, _kept_by_leaf(state), strict=True)
+        for k in kept
     ]
-    return jnp.stack(rows) if rows else jnp.zeros((0, len(state.experts)), jnp.float32)
+    return stacked(products, jnp.float32).reshape(len(leaves), len(state.experts))
 
 
 def _lengths(controller: Controller, proposals: list[ensemble.Proposal]) -> jax.Array:
@@ -265,15 +321,21 @@ def _lengths(controller: Controller, proposals: list[ensemble.Proposal]) -> jax.
     lengths = jnp.stack([each.lengths for each in proposals], axis=1)
     if controller.per_leaf and lengths.size:
         return lengths
-    return ensemble.root(jnp.sum(jnp.square(lengths), axis=0, keepdims=True))
+    square = jnp.sum(jnp.square(lengths), axis=0, keepdims=True)
+    return jnp.where(square > 0, norms.root(square), 0)
 
 
-def _mixed(mixing: jax.Array, updates: list[list[jax.Array]]) -> list[jax.Array]:
+def _times(factor: jax.Array, update: Any) -> Any:
+    """An update times a number; 0 where that is 0, whatever the update is."""
+    return jax.tree.map(lambda u: jnp.where(factor > 0, norms.scaled(factor, u), 0), update)
+
+
+def _mixed(weights: jax.Array, updates: list[list[jax.Array]]) -> list[jax.Array]:
     """The experts' updates, weighted, leaf by leaf."""
     step = []
-    for index, shares in enumerate(zip(*updates, strict=True)):
-        row = mixing[index if len(mixing) > 1 else 0]
-        parts = [ensemble.scaled(row[k], share) for k, share in enumerate(shares)]
+    for index, leaves in enumerate(zip(*updates, strict=True)):
+        row = index if len(weights) > 1 else 0
+        parts = [_times(weights[row, k], leaf) for k, leaf in enumerate(leaves)]
         step.append(functools.reduce(jnp.add, parts))
     return step
 

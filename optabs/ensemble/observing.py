@@ -1,12 +1,14 @@
 """From one step to the controller's standardised features, with their running statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from optabs.ensemble.features import Feature, Observation
+from optabs.ensemble.features import Feature, Observation, gradient_variance, loss_decrease
+from optabs.ensemble.scalars import barrier, stacked
 
 WARM_UP = 3
 SLOWEST = 0.01
@@ -90,31 +92,40 @@ def observe(
     """
     if not features:
         return jnp.zeros(0, jnp.float32), jnp.zeros(0, bool), state
-    state = _with_gradient(state, count, grads)
-    observation = Observation(
-        batch=batch,
-        value=value,
-        last_value=jnp.where(state.value_seen, state.last_value, jnp.nan),
-        gradient_norm=norm,
-        # In the first step there is no distance yet.
-        gradient_variance=jnp.where(count > 0, state.distance, jnp.nan),
-        grads=grads,
-        params=params,
-    )
-    raw = jnp.concatenate([_numbers(feature, observation) for feature in features])
+    earlier, state = state, _with_gradient(state, count, grads)
+    last_value = state.last_value
     if value is not None:
+        last_value = jnp.where(state.value_seen, last_value, value)
         finite = jnp.isfinite(value)
         state = state._replace(
             last_value=jnp.where(finite, value, state.last_value),
             value_seen=state.value_seen | finite,
         )
-    return _standardised(raw, state)
+    observation = Observation(
+        batch=batch,
+        value=value,
+        last_value=last_value,
+        gradient_norm=norm,
+        gradient_variance=state.distance,
+        grads=grads,
+        params=params,
+    )
+    # What compares with steps before is absent until there is one.
+    since = ((loss_decrease, earlier.value_seen), (gradient_variance, count > 0))
+    numbers, there = [], []
+    for function, length in features:
+        raw = _numbers(function, length, observation)
+        numbers.append(jnp.zeros(length, jnp.float32) if raw is None else raw)
+        present = jnp.isfinite(numbers[-1]) & (raw is not None)
+        for other, begun in since:
+            present = present & begun if function is other else present
+        there.append(present)
+    return barrier(_standardised(jnp.concatenate(numbers), jnp.concatenate(there), state))
 
 
 def _standardised(
-    raw: jax.Array, state: ObservingState
+    raw: jax.Array, there: jax.Array, state: ObservingState
 ) -> tuple[jax.Array, jax.Array, ObservingState]:
-    there = jnp.isfinite(raw)
     raw = jnp.where(there, jnp.clip(raw, -LARGEST, LARGEST), state.average)
     seen = state.seen + there
     rate = _rate(seen) * there
@@ -133,12 +144,13 @@ def _rate(seen: jax.Array) -> jax.Array:
     return jnp.maximum(1 / jnp.maximum(seen, 1).astype(jnp.float32), SLOWEST)
 
 
-def _numbers(feature: Feature, observation: Observation) -> jax.Array:
-    """The numbers of one feature, NaN where it is absent: float32 [length]."""
-    function, length = feature
+def _numbers(
+    function: Callable[[Observation], ArrayLike | None], length: int, observation: Observation
+) -> jax.Array | None:
+    """The numbers of one feature, float32 [length], or None where it is absent."""
     numbers = function(observation)
     if numbers is None:
-        return jnp.full(length, jnp.nan, jnp.float32)
+        return None
     array = jnp.atleast_1d(jnp.asarray(numbers))
     if array.shape != (length,) or jnp.iscomplexobj(array):
         name = getattr(function, "__name__", repr(function))
@@ -153,7 +165,7 @@ def _with_gradient(state: ObservingState, count: jax.Array, grads: Any) -> Obser
     leaves = jax.tree.leaves(grads)
     if not leaves:
         return state
-    projections = jnp.stack([_projection(leaf) for leaf in leaves])
+    projections = stacked([_projection(leaf) for leaf in leaves], jnp.float32)
     # Their squares are finite, too.
     projections = jnp.clip(jnp.nan_to_num(projections), -LARGEST, LARGEST)
     away = projections - state.projections

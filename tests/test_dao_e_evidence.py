@@ -1,0 +1,128 @@
+"""DAO-E's controller learns at any scale of the loss, and only from experts that moved."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optabs
+from optabs import Controller
+from optabs.ensemble import controller as control
+from optabs.ensemble import norms
+from optabs.ensemble.controller import Feedback
+
+STEPS = 30
+CONTROLLERS = {
+    "measured": Controller(),
+    "one set": Controller(per_leaf=False),
+    "by adam": Controller(rule="adam", rate=0.05, multiplier_rate=0.1),
+}
+
+
+@pytest.fixture(scope="module", params=CONTROLLERS)
+def run(request: pytest.FixtureRequest) -> Any:
+    """Compiled: weights, multiplier and parameters after training at a scale that jumps."""
+    controller = CONTROLLERS[request.param]
+
+    @jax.jit
+    def train(scale: jax.Array, jump: jax.Array) -> Any:
+        optimizer = optabs.dao_e(
+            experts={
+                "adam_abs": optabs.adam_abs(0.02, eps=0.0),
+                "lion": optax.lion(0.01, weight_decay=0.0),
+                "sgd": optabs.sgd(0.05 / scale),
+            },
+            controller=controller,
+        )
+        params = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([4.0, -1.0])}
+
+        def step(carry: Any, t: jax.Array) -> Any:
+            params, state = carry
+            now = jnp.where(t < STEPS // 2, scale, scale * jump)
+            grads = jax.tree.map(lambda p: now * (p - jnp.sin(3.0 * t)), params)
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        start = params, optimizer.init(params)
+        (params, state), _ = jax.lax.scan(step, start, jnp.arange(STEPS))
+        return state.controller.mixing, jnp.exp(state.controller.log_multiplier), params
+
+    return train
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-10, 2.0**-60, 2.0**60, 1e10, 1e20])
+def test_the_scale_of_the_loss_changes_nothing(run: Any, scale: float) -> None:
+    wanted, ours = run(1.0, 1.0), run(scale, 1.0)
+    assert np.abs(wanted[0] - 1 / 3).max() > 0.02
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), ours, wanted)
+
+
+@pytest.mark.parametrize("jump", [1e-20, 1e20])
+def test_a_scale_that_jumps_leaves_everything_finite(run: Any, jump: float) -> None:
+    weights, multiplier, params = run(1.0, jump)
+    np.testing.assert_allclose(np.sum(weights, axis=1), 1, rtol=1e-5)
+    assert np.exp(-7) <= multiplier <= np.exp(3) * 1.001
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+class TestNorms:
+    @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-20, 1e-12, 1.0, 1e15, 1e20, 1e37])
+    def test_at_any_scale(self, scale: float) -> None:
+        leaves = [np.float32(scale) * np.ones((2, 2), np.float32), np.float32([0.0, scale])]
+        norm, finite = norms.norm_and_finite(list(map(jnp.asarray, leaves)))
+        assert bool(finite)
+        assert float(norm) == pytest.approx(np.sqrt(5) * scale, rel=1e-5, abs=1e-30)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+    def test_one_entry_that_is_not_finite(self, bad: float, scale: float) -> None:
+        leaves = [jnp.full(3, scale), jnp.array([scale, bad])]
+        assert not bool(norms.norm_and_finite(leaves)[1])
+
+    def test_numbers_that_float32_does_not_have(self) -> None:
+        with jax.enable_x64(True):
+            assert bool(norms.norm_and_finite([jnp.array([1e200, 1.0])])[1])
+            assert not bool(norms.norm_and_finite([jnp.array([1e200, jnp.inf])])[1])
+
+
+class TestOneThatWasShutOut:
+    """The next gradient says nothing about an update that was not made."""
+
+    @staticmethod
+    def learned(
+        controller: Controller, keep: slice, sound: list[bool], **changes: Any
+    ) -> control.ControllerState:
+        """After a step of those experts, and what the next gradient says of it."""
+        bias = jnp.array([[0.4, -0.1, -0.3]])[:, keep, None]
+        products = jnp.array([[-0.3, 0.2, 0.0]])[:, keep]
+        lengths = jnp.array([[0.5, 0.8, 0.0]])[:, keep]
+        state = control.init(controller, 1, bias.shape[1], 0)._replace(matrix=bias)
+        flags = jnp.array(sound)
+        empty = jnp.zeros(0)
+        state = control.weigh(controller, state, empty, empty.astype(bool), flags)
+        if controller.rule == "relative":
+            state = state._replace(**{"lengths": lengths, **changes})
+        feedback = Feedback(products, jnp.float32(1.0), jnp.int32(7))
+        return control.learn(controller, state, feedback, None)
+
+    @pytest.mark.parametrize("name", CONTROLLERS)
+    def test_the_others_learn_as_if_it_did_not_exist(self, name: str) -> None:
+        controller = CONTROLLERS[name]._replace(floor=0.0, multiplier_rate=None, decay=0.0)
+        three = self.learned(controller, np.s_[:], [True, True, False])
+        two = self.learned(controller, np.s_[:2], [True, True])
+        apart = [float(s.matrix[0, 0, 0] - s.matrix[0, 1, 0]) for s in (three, two)]
+        assert apart[0] == pytest.approx(apart[1], rel=1e-5)
+        assert apart[0] > 0.5001
+        # Its own bias moves with the centre of all alone: theirs moved by as much up as down.
+        assert float(three.matrix[0, 2, 0]) == pytest.approx(-0.3, abs=1e-6)
+
+    def test_its_zero_would_have_been_evidence(self) -> None:
+        """A control: a product of 0 of an expert that did move counts."""
+        controller = Controller(floor=0.0, multiplier_rate=None, decay=0.0)
+        moved = self.learned(
+            controller, np.s_[:], [True] * 3, lengths=jnp.array([[0.5, 0.8, 0.6]])
+        )
+        assert abs(float(moved.matrix[0, 2, 0]) + 0.3) > 1e-3
