@@ -64,7 +64,11 @@ def salted(counter: jax.Array, parameter: int) -> Salt:
       parameter: which one it is.
     """
     period = (counter >> _PERIOD) * jnp.uint32(_GOLDEN)
-    return Salt(mixed(period + mixed(jnp.uint32(parameter))), counter * jnp.uint32(_GOLDEN))
+    both = jnp.arange(2, dtype=jnp.uint32) * jnp.uint32(_GOLDEN) + jnp.uint32(parameter)
+    # XLA computes a sum once and hands it to the kernels of a leaf, which are then those of
+    # all leaves of that shape, and are compiled once.
+    place = jnp.sum(mixed(period ^ mixed(both)), dtype=jnp.uint32)
+    return Salt(place, counter * jnp.uint32(_GOLDEN))
 
 
 def mixed(word: jax.Array) -> jax.Array:
