@@ -19,7 +19,7 @@ from optabs.storage.choice import Choice
 from optabs.storage.codecs import BY_NODE, encode, is_node
 from optabs.storage.conversion import decode_state
 from optabs.storage.fields import Parameters
-from optabs.storage.rounding import mixed, salted
+from optabs.storage.rounding import Salt, mixed, salted
 from optabs.storage.state import NarrowState, check_kind, format_of
 
 
@@ -172,14 +172,17 @@ def _encoded_as_before(
 ) -> optax.OptState:
     """Encodes a new state as the one before it, each parameter's moments rounded alike."""
     others = itertools.count(len(parameters))
+    salts: dict[int, Salt] = {}
 
     def encoded(path: Any, node: Any, value: Any) -> Any:
         if not is_node(node):
             return value
         number = parameters.number(path)
-        salt = salted(before.draws, next(others) if number is None else number)
+        number = next(others) if number is None else number
+        if number not in salts:
+            salts[number] = salted(before.draws, number)
         codec = BY_NODE[type(node)]
-        return encode(codec, value, codec.block(node), salt)
+        return encode(codec, value, codec.block(node), salts[number])
 
     return jax.tree_util.tree_map_with_path(encoded, before.inner, state, is_leaf=is_node)
 
