@@ -58,7 +58,7 @@ from optabs.evolution.state import Evolution as Evolution, GadamState as GadamSt
 from optabs.evolution.units import vmapped as vmapped
 from optabs import genetics as genetics
 
-# Storage: any optimizer's state in fewer bits
+# Storage: optimizers' moments in fewer bits
 from optabs.storage.state import NarrowState as NarrowState
 from optabs.storage.narrowing import narrow_state as narrow_state
 from optabs.storage.conversion import (

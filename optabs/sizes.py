@@ -51,7 +51,8 @@ def rms(
 
     Args:
       decay: :math:`\rho` in [0, 1), a number or a traced scalar.
-      eps_root: added inside the root, in the gradient's unit squared.
+      eps_root: added inside the root, in the gradient's unit squared. For derivatives
+        through updates it has to be above 0: at 0 a root has no finite slope.
       bias_correction: divide the average by :math:`1-\rho^t`.
 
     Returns:
@@ -119,7 +120,8 @@ def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformati
     .. math:: v_t = v_{t-1} + |g_t|^2, \qquad s_t = \sqrt{v_t + \epsilon_{root}}
 
     Args:
-      eps_root: added inside the root, in the gradient's unit squared.
+      eps_root: added inside the root, in the gradient's unit squared. For derivatives
+        through updates it has to be above 0: at 0 a root has no finite slope.
 
     Returns:
       A transformation that emits the size, real, in the gradient's unit.
@@ -172,7 +174,8 @@ def rising_rms(
 
     Args:
       decay: :math:`\rho` in [0, 1), a number or a traced scalar.
-      eps_root: added inside the root, in the gradient's unit squared.
+      eps_root: added inside the root, in the gradient's unit squared. For derivatives
+        through updates it has to be above 0: at 0 a root has no finite slope.
 
     Returns:
       A transformation that emits the size, real, in the gradient's unit.

@@ -4,6 +4,8 @@ import pathlib
 import re
 from typing import Any
 
+from checks import CHECKS
+
 import optabs
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
@@ -20,3 +22,7 @@ def test_python_examples_run() -> None:
 def test_every_public_name_is_in_the_readme() -> None:
     public = {name for name, value in vars(optabs).items() if callable(value)}
     assert {name for name in public if f"`{name}" not in README} == set()
+
+
+def test_the_number_of_checks_is_in_the_readme() -> None:
+    assert f"{len(CHECKS)} checks" in README

@@ -67,8 +67,11 @@ def dao_e(
     features of the loss are 0, as without `batch` those of the batch are. Both, and all
     other keyword arguments, reach the experts.
 
-    An expert whose update is not finite is shut out of that step and keeps its state; a
-    gradient that is not finite gives a step of zero and changes no state at all.
+    An expert whose update is not finite is shut out of that step, keeps its state and is not
+    judged by it; a gradient that is not finite gives a step of zero and changes no state at
+    all. Weights and multiplier do not depend on the loss's scale. For derivatives through
+    updates the experts must allow them: the default ones divide by a root that has no finite
+    slope at 0, so pass such as `optabs.adam(1e-3, eps_root=1e-8)`.
 
     Args:
       learning_rate: the experts' common rate, in parameter units; a number, a traced scalar

@@ -37,7 +37,8 @@ def adam(
       b1: :math:`\beta_1` in [0, 1).
       b2: :math:`\beta_2` in [0, 1).
       eps: added outside the root, in the gradient's unit.
-      eps_root: added inside the root (the survey's place), in that unit squared.
+      eps_root: added inside the root (the survey's place), in that unit squared. For
+        derivatives through updates it has to be above 0: at 0 a root has no finite slope.
       steady: divide by a root mean square that only rises (:func:`optabs.rising_rms`), bias
         correction included; for constant rates, at no cost in memory.
       max_ratio: clip the ratio to [-max_ratio, max_ratio], so that no step exceeds
@@ -91,7 +92,7 @@ def adamw(
       b1: :math:`\beta_1` in [0, 1).
       b2: :math:`\beta_2` in [0, 1).
       eps: added outside the root, in the gradient's unit.
-      eps_root: added inside the root, in that unit squared.
+      eps_root: as in :func:`optabs.adam`.
       weight_decay: :math:`\lambda`, per parameter unit; the share of a parameter that a step
         removes is :math:`\eta\lambda`.
       mask: which leaves decay: None for all, a pytree of bools, or a function from the
@@ -153,7 +154,8 @@ def nadam(
       b1: :math:`\beta_1` in [0, 1).
       b2: :math:`\beta_2` in [0, 1).
       eps: added outside the root, in the gradient's unit.
-      eps_root: added inside the root (the survey's place), in that unit squared.
+      eps_root: added inside the root (the survey's place), in that unit squared. For
+        derivatives through updates it has to be above 0: at 0 a root has no finite slope.
       steady: as in :func:`optabs.adam`.
       max_ratio: as in :func:`optabs.adam`.
 

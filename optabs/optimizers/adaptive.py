@@ -24,7 +24,8 @@ def adagrad(
       learning_rate: :math:`\eta`, in parameter units (the largest first step); a number, a
         traced scalar or a schedule.
       eps: added outside the root, in the gradient's unit.
-      eps_root: added inside the root (the survey's place), in that unit squared.
+      eps_root: added inside the root (the survey's place), in that unit squared. For
+        derivatives through updates it has to be above 0: at 0 a root has no finite slope.
 
     Returns:
       The optimizer. Updates have the gradient's shape and dtype; state is one real array
@@ -70,7 +71,8 @@ def rmsprop(
       learning_rate: :math:`\eta`, in parameter units; a number, a traced scalar or a schedule.
       decay: :math:`\rho` in [0, 1).
       eps: added outside the root, in the gradient's unit.
-      eps_root: added inside the root (the survey's place), in that unit squared.
+      eps_root: added inside the root (the survey's place), in that unit squared. For
+        derivatives through updates it has to be above 0: at 0 a root has no finite slope.
       bias_correction: divide :math:`G_t` by :math:`1-\rho^t`.
       steady: divide by a root mean square that only rises (:func:`optabs.rising_rms`), bias
         correction included; for constant rates, at no cost in memory.

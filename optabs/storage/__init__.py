@@ -1,4 +1,4 @@
-"""Optimizer states in fewer bits: codecs, and the wrapper that keeps them between steps."""
+"""Moments in fewer bits: codecs, and the wrapper that keeps them between steps."""
 
 from optabs.storage.conversion import decode_state as decode_state
 from optabs.storage.conversion import encode_state as encode_state

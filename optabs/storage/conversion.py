@@ -48,10 +48,12 @@ def encode_state(state: optax.OptState, like: optax.OptState) -> optax.OptState:
 
     Args:
       state: of the transformations without `narrow_state`, as `decode_state` gives it.
-      like: a state with the wanted codecs, such as that of a new `init`.
+      like: a state with the wanted codecs and blocks, such as that of a new `init`; for
+        another mesh, of one with the parameters on that mesh.
 
     Returns:
-      The numbers of `state`, rounded once to the nearest code, in the form of `like`.
+      The numbers of `state`, rounded once to the nearest code, in the form of `like`; its
+      arrays lie where those of `state` do, and its rounding goes on as that of `like`.
 
     Examples:
       >>> import jax.numpy as jnp, optax, optabs

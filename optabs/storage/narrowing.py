@@ -1,4 +1,4 @@
-"""Any optimizer's state in 16 or 8 bits between its steps."""
+"""An optimizer's moments in 16 or 8 bits between its steps."""
 
 import functools
 import itertools
@@ -39,60 +39,76 @@ def narrow_state(
 
     .. math:: s_t = \mathrm{encode}\bigl(f(g_t, \mathrm{decode}(s_{t-1}))\bigr)
 
-    so a step computes what it always does, from moments that are rounded once a step. Of a
-    state's fields `mu`, `trace` and `m` are signed and `nu`, `v` and `sum_of_squares` are
-    denominators; all others, such as counts, copies of weights and sums of gradients, stay
-    as they are unless `codecs` names them.
+    so a step computes what it always does, from moments that are rounded once a step. It
+    encodes the moments of the states that it knows, those of optabs, optax and
+    optax.contrib; what is called `mu`, `nu` or alike in any other state stays float32, with a
+    warning, unless `codecs` names it. Counts, copies of weights, sums of gradients and
+    moments whose difference is taken stay as they are.
 
-    ==================  =====  ===================================================
+    ==================  =====  =======================================================
     codec               bytes  an entry
-    ==================  =====  ===================================================
+    ==================  =====  =======================================================
     `"bfloat16"`        2      its upper 16 bits
     `"float16"`         2      in float16; a denominator above 0 stays above 0
-    `"int8"`            1      the default for signed moments, `"int8_square"`
+    `"int8"`            1      the default for signed moments: floating-point, in 4 to
+                               32 steps an octave, as fine as its block allows, and 0
+    `"uint8"`           1      the default for denominators: likewise, in 8 to 64 steps
+                               an octave; what is above 0 stays above 0
     `"int8_linear"`     1      a share of its block's largest size, in equal steps
-    `"int8_square"`     1      in equal steps of the share's root
-    `"int8_float"`      1      in 16 steps an octave, and 0
-    `"uint8"`           1      the default for denominators, `"uint8_fourth"`
+    `"int8_square"`     1      in equal steps of the share's root; the former default,
+                               which does not bound a step
+    `"int8_float"`      1      the share in 16 steps an octave, and 0
     `"uint8_linear"`    1      like `"int8_linear"`, without a code for 0
     `"uint8_square"`    1      like `"int8_square"`, without a code for 0
-    `"uint8_fourth"`    1      in equal steps of the share's fourth root
-    `"uint8_float"`     1      in 16 steps an octave, without a code for 0
+    `"uint8_fourth"`    1      in equal steps of the share's fourth root; the former
+                               default, which does not bound a step
+    `"uint8_float"`     1      the share in 16 steps an octave, without a code for 0
     `"float32"`         4      as it is
-    ==================  =====  ===================================================
+    ==================  =====  =======================================================
 
-    A codec of 8 bits adds a float32 for each block, which runs along the last axis and
-    never crosses from one device to another: its length is the largest divisor of a
-    shard's extent up to `block_size`. Encoding sends nothing. A block of zeros stays one.
-    A NaN or an infinity becomes one for all of its block.
+    With `"int8"` and `"uint8"` one encoding makes :math:`|\mu| / \nu` at most 1.41 times as
+    large, :math:`|\mu| / \sqrt\nu` 1.33 times; a :math:`\mu` below the least code of its block
+    may be raised to it, to at most 1.54 times the block's largest ratio. That is certain; for
+    many steps there are only measurements: see the page on narrow states.
+
+    These two add a uint16 for each block, the other codecs of 8 bits a float32. A block runs
+    along the last axis and never crosses from one device to another: its length is the
+    largest divisor of a shard's extent up to `block_size`. Encoding sends nothing. Where
+    the sharding of the parameters is not known to `init`, as inside of jit on a mesh of Auto
+    axes, flax's names of axes tell; plain arrays get the blocks of one device there. A block
+    of zeros stays one. A NaN or an infinity leaves no finite number in its block.
 
     Rounding is stochastic: up or down with the probabilities that keep the mean, since a
-    slow average that is rounded to nearest never moves. The numbers that decide are
-    hashes of a counter and of the entry's index, so a run repeats, under any sharding.
+    slow average that is rounded to nearest never moves. The numbers that decide are a
+    golden-ratio sequence in time that starts from a hash of the parameter and of the entry's
+    index, one number for all moments of the entry. So a run repeats, under any sharding as
+    long as the blocks are the same.
 
     Codes have no derivative: what differentiates through several updates, as meta-learning
     does, sees each update's own gradient alone, and nothing by way of the moments.
 
     Args:
-      transformation: any optax transformation; chains and wrappers may be inside or around.
-      codecs: names of codecs by the fields of the state, added to the defaults; or a
-        function (path, shape) -> name or None, which decides for every leaf, where path is
-        the leaf's place in the state as :func:`jax.tree_util.keystr` writes it and shape a
-        :class:`jax.ShapeDtypeStruct`.
+      transformation: an optax transformation; chains and wrappers may be inside or around.
+      codecs: names of codecs by the fields of the state, of any class, added to the
+        defaults; or a function (path, shape) -> name or None, which decides for every
+        leaf, where path is the leaf's place in the state as
+        :func:`jax.tree_util.keystr` writes it and shape a :class:`jax.ShapeDtypeStruct`.
       keep: names of parameters, or of parts of a model, whose moments stay float32.
-      block_size: entries that share a scale, 2 or more. Leaves whose shards allow no block
-        of 16 (or of `block_size`, if that is less) stay float32.
+      block_size: entries that share a range or a scale, 2 or more. Leaves whose shards allow
+        no block of 16 (or of `block_size`, if that is less) stay float32.
       min_size: leaves with fewer entries stay float32.
       seed: of the rounding, a whole number; it may be traced.
 
     Returns:
       The same transformation. Its state is a pytree of arrays: `inner` is the
-      transformation's, where an encoded leaf is a NamedTuple of its codes and scales.
-      Moments that are complex, whole numbers or float64 stay as they are, with a warning.
+      transformation's, where an encoded leaf is a NamedTuple, of its codes and ranges in
+      `"int8"` and `"uint8"`. Moments that are complex, whole numbers or float64 stay as they
+      are, with a warning.
 
     Raises:
       ValueError: for an unknown codec, one that cannot hold the field, a block size below
-        2, and, in an update, for a state that another choice of codecs has made. Where the
+        2; in `init` for names in `keep` or `codecs` that match nothing; in an update for a
+        state that another choice of codecs has made. Where the
         state's values cannot be read, inside of jit, wrongly restored ones become NaN.
 
     Examples:
@@ -106,9 +122,10 @@ def narrow_state(
       >>> [part.dtype.name for part in moment["w"]], moment["b"].dtype.name
       (['uint8', 'uint16'], 'float32')
 
-    Source: the blocks and codes of Dettmers et al., arXiv 2110.02861; companded groups of
-    32 in FlashOptim, arXiv 2602.23349; stochastic rounding of averages, measured in
-    benchmarks/results/codecs.
+    Source: blocks of Dettmers et al., arXiv 2110.02861, whose codes are shares of a block's
+    largest; companded groups of 32, as in the codes by roots, in FlashOptim, arXiv
+    2602.23349; stochastic rounding of averages, measured in benchmarks/results/codecs. The
+    default codes are this package's.
     """
     asked = choice.checked(codecs, keep, block_size, min_size)
     inner = full_precision(transformation)

@@ -68,8 +68,9 @@ def fit(
     An epoch visits a fresh permutation of the instances in batches of `batch_size`; the
     instances that fill no batch make a short one at its end. With sampling "random" the same
     number of batches, all full, is drawn uniformly with replacement. Steps run in one
-    compiled program, which is the same for every epoch and for every later call with the
-    same functions, optimizer and shapes.
+    compiled program, which is the same for every epoch and for later calls with the same
+    functions and optimizer (the same objects, not equal ones) and the same shapes; the last
+    32 programs are kept.
 
     Training stops after `epochs`, after `max_steps`, or as soon as two successive epochs
     differ by less than a tolerance: :math:`|L_e - L_{e-1}|` < `tolerance`, where
@@ -88,8 +89,8 @@ def fit(
         like `data`. What is not trained it closes over; statistics as BatchNorm's stay as
         they are (of a flax.nnx model, `nnx.merge(graph, params, others, copy=True)`).
       params: a pytree of floating-point arrays; not changed, not donated.
-      optimizer: any optax transformation. It is given `value`, `grad`, `value_fn` and
-        `batch`, so line searches and mixtures work.
+      optimizer: an optax transformation. It is given `value`, `grad`, `value_fn` and
+        `batch`, so line searches and mixtures work; one that needs other keywords does not.
       data: a pytree of arrays [n, ...], one row per instance; kept on the device.
       batch_size: b; None for all instances (vanilla), 1 for stochastic descent.
       epochs: at most so many passes.
@@ -105,7 +106,10 @@ def fit(
         tqdm is installed.
       checkpoint_dir: where to keep the run (needs orbax). The same call goes on from the
         newest checkpoint, and ends bit for bit where the uninterrupted one ends; a larger
-        `epochs` or `max_steps` goes on from it. One folder holds one run.
+        `epochs` or `max_steps` goes on from it. One folder holds one run; a call whose
+        model, data, settings, version of jax, or programs of the loss's value and of the
+        optimizer's update are others is refused. Not compared are derivatives with rules of
+        their own (`jax.custom_vjp`) and what metrics compute, only their names.
       checkpoint_seconds: time between two checkpoints; the last state is always kept.
 
     Returns:
