@@ -81,7 +81,7 @@ def test_mixing_is_a_bijection() -> None:
 def test_bits_are_the_same_under_any_sharding(kind: AxisType) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     whole = jnp.zeros((8, 6))
-    salt = Salt(jnp.uint32(9), jnp.uint32(7), {})
+    salt = Salt(jnp.uint32(9), jnp.uint32(7))
     wanted = bits(whole, salt)
     with jax.set_mesh(mesh):
         sharding = NamedSharding(mesh, PartitionSpec("x", "y"))

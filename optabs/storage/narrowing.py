@@ -197,7 +197,7 @@ def _encoded_as_before(
         number = parameters.number(path)
         number = next(others) if number is None else number
         if number not in salts:
-            salts[number] = salted(before.draws, number)
+            salts[number] = salted(before.draws, number)._replace(made={})
         codec = BY_NODE[type(node)]
         return encode(codec, value, codec.block(node), salts[number])
 

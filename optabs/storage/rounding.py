@@ -19,7 +19,7 @@ class Salt(NamedTuple):
 
     place: jax.Array  # uint32 []: hashed with an entry's index
     turn: jax.Array  # uint32 []: added to all entries' hashes
-    made: dict[tuple[int, ...], jax.Array]  # bits by shape, for the next moment
+    made: dict[tuple[int, ...], jax.Array] | None = None  # by shape, within one update
 
 
 def uniform(like: jax.Array, salt: Salt) -> jax.Array:
@@ -38,6 +38,8 @@ def bits(like: jax.Array, salt: Salt) -> jax.Array:
     """
     if not like.ndim:
         return mixed(salt.place) + salt.turn
+    if salt.made is None:
+        return _bits(like, salt)
     if like.shape not in salt.made:
         salt.made[like.shape] = _bits(like, salt)
     return salt.made[like.shape]
@@ -76,7 +78,7 @@ def salted(counter: jax.Array, parameter: int) -> Salt:
     # XLA computes a sum once and hands it to the kernels of a leaf, which are then those of
     # all leaves of that shape, and are compiled once.
     place = jnp.sum(mixed(period ^ both), dtype=jnp.uint32)
-    return Salt(place, counter * jnp.uint32(_GOLDEN), {})
+    return Salt(place, counter * jnp.uint32(_GOLDEN))
 
 
 def mixed(word: Any) -> Any:
