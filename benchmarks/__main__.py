@@ -13,6 +13,7 @@ from benchmarks.epoch_time import epoch_time
 from benchmarks.fit_time import fit_time
 from benchmarks.gadam.command import gadam
 from benchmarks.gadam.processes import ProcessDied
+from benchmarks.longest_step import longest_step
 from benchmarks.narrow import narrow
 from benchmarks.optimabs import optimabs
 from benchmarks.population_time import population_time
@@ -36,6 +37,7 @@ for command in (
     compile_time,
     population_time,
     codecs,
+    longest_step,
     narrow,
 ):
     app.command(command.__name__)(command)

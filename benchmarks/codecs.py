@@ -115,6 +115,7 @@ def _is_empty(config: dict[str, Any]) -> bool:
 
 def figure_of(records: list[dict[str, Any]], statistics: list[str]) -> "Figure":
     """Median errors by the spread of the coordinates, at the slowest decay."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(statistics), 5))
@@ -122,6 +123,7 @@ def figure_of(records: list[dict[str, Any]], statistics: list[str]) -> "Figure":
     for axis, statistic in zip(axes.flat, statistics, strict=True):
         own = _of(records, statistic=statistic, gradients="student_t4", decay=DECAYS[-1])
         spreads = [record["config"]["spread"] for record in own]
+        axis.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
         for label in own[0]["results"]:
             if not label.endswith(ROUNDINGS[1]) or any(f", {n}," in label for n in BLOCKS[2:]):
                 continue

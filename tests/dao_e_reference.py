@@ -136,6 +136,7 @@ def mixture(
     alpha = np.full((rows, experts), 1 / experts)
     c, slow, fast = 0.0, 0.0, 0.0
     kept: list[Leaves] = []
+    sound = np.ones(experts, bool)
     f = np.zeros(n)
     steps = []
 
@@ -167,29 +168,34 @@ def mixture(
                 d = d.sum(axis=0, keepdims=True)
             s = -d
             advantage = s - np.sum(alpha * s, axis=1, keepdims=True)
+            # An expert that was shut out in the step before is not judged by it.
+            advantage = advantage * sound
             if rule.rule == "relative":
                 r = max(1 / t, 0.02)
-                sigma2 = sigma2 + r * (np.mean(advantage**2, axis=1) - sigma2)
+                sigma2 = sigma2 + r * (np.mean(advantage[:, sound] ** 2, axis=1) - sigma2)
                 q = np.clip(advantage / np.sqrt(sigma2 + 1e-20)[:, None], -10, 10)
-                q = q - q.mean(axis=1, keepdims=True)
+                q = (q - q[:, sound].mean(axis=1, keepdims=True)) * sound
                 norms = np.array([[_norm([u[leaf]]) for u in kept] for leaf in range(len(g))])
                 if not rule.per_leaf:
                     norms = np.sqrt(np.sum(norms**2, axis=0, keepdims=True))
                 length = np.sum(alpha * norms, axis=1, keepdims=True)
-                away = norms - length
+                away = (norms - length) * sound
                 inner = np.sum(alpha * q * away, axis=1, keepdims=True)
                 spread = np.sum(alpha * away**2, axis=1, keepdims=True) + 1e-6 * length**2
                 shortens = np.minimum(inner / (spread + 1e-300), 0) * away
                 q = np.clip(q - (1 - rule.shorten) * shortens, -10, 10)
-                q = q - q.mean(axis=1, keepdims=True)
+                q = (q - q[:, sound].mean(axis=1, keepdims=True)) * sound
                 b = (1 - rule.decay) * b + fall * rule.rate * q
                 b = b - b.mean(axis=1, keepdims=True)
                 w = (1 - rule.decay) * w + fall * rule.feature_rate * q[:, :, None] * f
             else:
                 slope = -alpha * advantage
                 slopes = slope[:, :, None] * np.concatenate([[1.0], f])
-                m, v = 0.9 * m + 0.1 * slopes, 0.999 * v + 0.001 * slopes**2
+                judged = sound[None, :, None]
+                m = np.where(judged, 0.9 * m + 0.1 * slopes, m)
+                v = np.where(judged, 0.999 * v + 0.001 * slopes**2, v)
                 change = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+                change = change * judged
                 b = (1 - rule.decay) * b - fall * rule.rate * change[:, :, 0]
                 w = (1 - rule.decay) * w - fall * rule.feature_rate * change[:, :, 1:]
         f = moments.standardised(features[t])

@@ -216,3 +216,10 @@ def test_bytes_of_an_entry(codec: Codec) -> None:
     assert others.itemsize == (2 if codec.node in (Int8, UInt8) else 4)
     assert codes.shape == (16, 256)
     assert others.shape == (16, 4)
+
+
+@ALL
+def test_a_salt_may_be_used_again_in_another_trace(codec: Codec) -> None:
+    for value in (numbers(codec), 2 * numbers(codec)):
+        once = jax.jit(lambda x: codec.decode(codec.encode(x, BLOCK, SALT)))(value)
+        np.testing.assert_array_equal(once, there_and_back(codec, value, SALT))

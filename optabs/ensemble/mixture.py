@@ -204,13 +204,12 @@ def dao_e(
         usable = barrier(jnp.all(sound[:, None] & accepted[None, :], axis=1))
         taken = barrier(jnp.any(usable))
         weights = judge.mixing
+        total = jnp.sum(weights, axis=1, keepdims=True)
         if multiplied:
             multiplier = jnp.exp(judge.log_multiplier)
             weights = multiplier * weights
-        if reach is not None:
-            weights = scalars.divided(weights, excess[None, :])
         made = [jax.tree.leaves(each.update) for each in proposals]
-        step = _mixed(barrier(weights), made)
+        step = _mixed(barrier(weights), barrier(total * excess[None, :]), made)
         if multiplied:
             step_norm = norms.root(norms.squared_norm(step)) / multiplier
             judge = judge._replace(step_norm=saturate(step_norm))
@@ -333,12 +332,17 @@ def _times(factor: jax.Array, update: Any) -> Any:
     return jax.tree.map(lambda u: jnp.where(factor > 0, norms.scaled(factor, u), 0), update)
 
 
-def _mixed(weights: jax.Array, updates: list[list[jax.Array]]) -> list[jax.Array]:
-    """The experts' updates, weighted, leaf by leaf."""
+def _mixed(
+    weights: jax.Array, by: jax.Array, updates: list[list[jax.Array]]
+) -> list[jax.Array]:
+    """The experts' updates, by weights / by, leaf by leaf."""
+    # What ends in a division of its own is an operand of a leaf's kernels, which are then
+    # those of all leaves of that shape, and are compiled once.
+    rows = [scalars.divided(*row) for row in zip(weights, by, strict=True)]
     step = []
-    for index, leaves in enumerate(zip(*updates, strict=True)):
-        row = index if len(weights) > 1 else 0
-        parts = [_times(weights[row, k], leaf) for k, leaf in enumerate(leaves)]
+    for index, shares in enumerate(zip(*updates, strict=True)):
+        row = rows[index if len(rows) > 1 else 0]
+        parts = [_times(row[k], share) for k, share in enumerate(shares)]
         step.append(functools.reduce(jnp.add, parts))
     return step
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optabs._checks import cut, short
 from optabs.storage.blocks import block_of
 from optabs.storage.codecs import CODECS, Codec
 from optabs.storage.fields import Place, fields_in, names_in
@@ -49,6 +50,7 @@ ROLES: Mapping[str, Mapping[str, str]] = {
     "MuonState": {"mu": SIGNED},
     "SophiaState": {"mu": SIGNED},
 }
+_ROOM = 290  # letters of a sentence
 _USUAL = frozenset(field for roles in ROLES.values() for field in roles)
 
 Predicate = Callable[[str, Any], str | None]
@@ -107,10 +109,8 @@ class Choice(NamedTuple):
             ("codecs", self._named(), fields_in(state, params), "field of this state"),
         ):
             for name in sorted(names - found):
-                raise ValueError(
-                    f"{argument} has {name!r}, the name of no {what}; choose from "
-                    f"{_some(found)}."
-                )
+                problem = f"{argument} has {short(name)}, the name of no {what}"
+                raise ValueError(_choosing(problem, sorted(found)))
 
     def _named(self) -> frozenset[str]:
         return frozenset() if callable(self.codecs) else frozenset(self.codecs)
@@ -124,21 +124,23 @@ def checked(
 ) -> Choice:
     """The choice; raises ValueError for what cannot be meant."""
     if isinstance(keep, str):
-        raise ValueError(f"keep is {keep!r}, one string; pass a sequence of names.")
+        raise ValueError(f"keep is {short(keep)}, one string; pass a sequence of names.")
     for name in keep:
         if not isinstance(name, str):
-            raise ValueError(f"keep has {name!r}, which is no name; pass strings.")
+            raise ValueError(f"keep has {short(name)}, which is no name; pass strings.")
     for argument, value, least in (("block_size", block_size, 2), ("min_size", min_size, 0)):
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not whole or value < least:
-            raise ValueError(f"{argument} is {value!r}; pass a whole number, {least} or more.")
+            raise ValueError(
+                f"{argument} is {short(value)}; pass a whole number, {least} or more."
+            )
     if codecs is None or isinstance(codecs, Mapping):
         codecs = dict(codecs or {})
         for field, name in codecs.items():
             codec_of(name, field, None)
     elif not callable(codecs):
         raise ValueError(
-            f"codecs is {codecs!r}, a {type(codecs).__name__}; pass a mapping "
+            f"codecs is {short(codecs)}, a {type(codecs).__name__}; pass a mapping "
             "(field -> codec) or a function (path, shape -> codec)."
         )
     return Choice(codecs, frozenset(keep), int(block_size), int(min_size))
@@ -152,8 +154,8 @@ def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
         name = _OF_SIZES.get(name, name)
     codec = CODECS.get(name) if isinstance(name, str) else None
     if codec is None:
-        known = ", ".join(map(repr, (FULL, *CODECS)))
-        raise ValueError(f"codecs gives {field} {name!r}; choose from {known}.")
+        problem = f"codecs gives {cut(str(field))} {short(name)}"
+        raise ValueError(_choosing(problem, (FULL, *CODECS)))
     if codec.sizes and role == SIGNED:
         raise ValueError(
             f"codecs gives {field} {name!r}, which has nothing below 0; pass a signed one."
@@ -166,7 +168,10 @@ def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
     return codec
 
 
-def _some(names: set[str]) -> str:
-    """Names, as many as a message has room for."""
-    shown = sorted(names)[:8]
-    return ", ".join(map(repr, shown)) + (", ..." if len(names) > len(shown) else "")
+def _choosing(problem: str, names: Sequence[str]) -> str:
+    """A sentence about a wrong name, with as many of the right ones as it has room for."""
+    start = f"{problem}; choose from "
+    shown = [short(name) for name in names[:32]]
+    while len(start) + len(", ".join(shown)) > _ROOM:
+        shown.pop()
+    return start + ", ".join(shown) + ("." if len(shown) == len(names) else ", ....")

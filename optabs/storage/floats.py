@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optabs.storage.blocks import halved
 from optabs.storage.rounding import Salt, bits
@@ -63,9 +64,9 @@ def encode(form: Form, parts: jax.Array, salt: Salt | None) -> tuple[jax.Array, 
     word = jax.lax.bitcast_convert_type(parts, jnp.int32)
     size = word & 0x7FFFFFFF
     if form.sizes:
-        size = jnp.where(parts < 0, _NAN, size)  # NaN
+        size = jnp.where(parts < 0, _NAN, size)
     ranges = _ranges(form, size)
-    base, step = _read(form, ranges)
+    base, step = _read(form, ranges, parts.shape)
     # In a block that holds NaN or infinity code 1 is infinity, and those above it NaN.
     # Elsewhere the largest number is not rounded up to infinity.
     broken = base >= _INFINITY
@@ -96,23 +97,26 @@ def _ranges(form: Form, size: jax.Array) -> jax.Array:
     above_zero = jnp.where(size == 0, _INFINITY, size)
     low = jnp.min(halved(jnp.minimum, above_zero), axis=-1, keepdims=True)
     broken = high >= _INFINITY
-    high = jnp.clip(high, _SMALLEST, _LARGEST)
-    low = jnp.clip(low, _SMALLEST, high)
+    high = jnp.minimum(high, _LARGEST)
+    low = jnp.clip(low, _SMALLEST, jnp.maximum(high, _SMALLEST))
 
-    finer = jnp.arange(_CHOICES).reshape([1] * (size.ndim - 1) + [_CHOICES])
+    # One column for each k, the coarsest first.
+    finer = np.arange(_CHOICES, dtype=np.int32).reshape([1] * (size.ndim - 1) + [_CHOICES])
     step = form.coarsest - finer
     top, bottom = (high + ((1 << step) - 1)) >> step, low >> step
     fits = top - bottom < form.last
     bottom = jnp.where(fits, bottom, top - (form.reach - 1))
-    base = jnp.where(broken, _INFINITY, bottom << step)
-    made = jnp.where(fits | (finer == 0), finer << _PLACE | base >> _KEPT, 0)
+    base = jnp.where(broken, _INFINITY >> _KEPT, bottom << (step - _KEPT))
+    made = jnp.where(fits | (finer == 0), base + (finer << _PLACE), 0)
     # XLA computes what a maximum gives once, and not again for every entry.
     return jnp.max(made, axis=-1, keepdims=True)
 
 
-def _read(form: Form, ranges: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The bits of the least number, and s: int32 each."""
-    kept = ranges.astype(jnp.int32)
+def _read(
+    form: Form, ranges: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The bits of the least number, and s: int32 of that shape each."""
+    kept = jnp.broadcast_to(ranges, shape).astype(jnp.int32)
     return (kept & ((1 << _PLACE) - 1)) << _KEPT, form.coarsest - (kept >> _PLACE)
 
 
@@ -124,7 +128,7 @@ def decode(form: Form, codes: jax.Array, ranges: jax.Array) -> jax.Array:
       codes: [..., n, block].
       ranges: uint16 [..., n, 1].
     """
-    base, step = _read(form, ranges)
+    base, step = _read(form, ranges, codes.shape)
     code = codes.astype(jnp.int32)
     size = jnp.abs(code)
     word = jnp.where(size == 0, 0, base + ((size - 1) << step))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from optabs._checks import cut
 from optabs.precision import full_precision
 from optabs.storage import choice
 from optabs.storage.boxes import is_box, unboxed
@@ -18,7 +19,7 @@ from optabs.storage.choice import Choice
 from optabs.storage.codecs import BY_NODE, encode, is_node
 from optabs.storage.conversion import decode_state
 from optabs.storage.fields import Parameters
-from optabs.storage.rounding import mixed, salted
+from optabs.storage.rounding import Salt, mixed, salted
 from optabs.storage.state import NarrowState, check_kind, format_of
 
 
@@ -160,7 +161,7 @@ def _encoded_anew(state: optax.OptState, params: Any, asked: Choice) -> optax.Op
         leaf = _described(unboxed(value))
         place = parameters.place(path, leaf.shape, state)
         if why := asked.left_alone(place, leaf):
-            alone.append(f"{place.path} ({why})")
+            alone.append(f"{cut(place.path)} ({why})")
         codec = asked.wanted(place, leaf)
         block = None if codec is None else asked.block(codec, place, leaf)
         if codec is None or block is None:
@@ -176,8 +177,8 @@ def _encoded_anew(state: optax.OptState, params: Any, asked: Choice) -> optax.Op
         more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
         warnings.warn(
             f"narrow_state leaves {alone[0]}{more} as it is: codecs are for real numbers of "
-            "32 bits or fewer, in fields that are known or named in codecs; name the "
-            "parameter in keep, or the field in codecs, to have this said no more.",
+            "32 bits or fewer, in known fields; to have this said no more, name the parameter "
+            "in keep, or the field in codecs.",
             stacklevel=4,
         )
     return made
@@ -188,14 +189,17 @@ def _encoded_as_before(
 ) -> optax.OptState:
     """Encodes a new state as the one before it, each parameter's moments rounded alike."""
     others = itertools.count(len(parameters))
+    salts: dict[int, Salt] = {}
 
     def encoded(path: Any, node: Any, value: Any) -> Any:
         if not is_node(node):
             return value
         number = parameters.number(path)
-        salt = salted(before.draws, next(others) if number is None else number)
+        number = next(others) if number is None else number
+        if number not in salts:
+            salts[number] = salted(before.draws, number)._replace(made={})
         codec = BY_NODE[type(node)]
-        return encode(codec, value, codec.block(node), salt)
+        return encode(codec, value, codec.block(node), salts[number])
 
     return jax.tree_util.tree_map_with_path(encoded, before.inner, state, is_leaf=is_node)
 
@@ -216,7 +220,7 @@ def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
         narrower = kept is None and wanted is not None and wanted.blocks  # no block fits
         if kept != wanted and not narrower:
             raise ValueError(
-                f"state keeps {place.path} as {_name(kept)}, but codecs gives it "
+                f"state keeps {cut(place.path)} as {_name(kept)}, but codecs gives it "
                 f"{_name(wanted)}; convert it with optabs.encode_state("
                 "optabs.decode_state(state), like=optimizer.init(params))."
             )

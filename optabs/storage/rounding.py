@@ -1,9 +1,10 @@
 """Random bits for rounding, from counters alone."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optabs._sharding import explicit_sharding
@@ -18,6 +19,7 @@ class Salt(NamedTuple):
 
     place: jax.Array  # uint32 []: hashed with an entry's index
     turn: jax.Array  # uint32 []: added to all entries' hashes
+    made: dict[tuple[int, ...], jax.Array] | None = None  # by shape, within one update
 
 
 def uniform(like: jax.Array, salt: Salt) -> jax.Array:
@@ -36,6 +38,14 @@ def bits(like: jax.Array, salt: Salt) -> jax.Array:
     """
     if not like.ndim:
         return mixed(salt.place) + salt.turn
+    if salt.made is None:
+        return _bits(like, salt)
+    if like.shape not in salt.made:
+        salt.made[like.shape] = _bits(like, salt)
+    return salt.made[like.shape]
+
+
+def _bits(like: jax.Array, salt: Salt) -> jax.Array:
     sharding = explicit_sharding(like)
     rows, of_rows = (*like.shape[:-1], 1), sharding
     if sharding is not None:
@@ -64,18 +74,18 @@ def salted(counter: jax.Array, parameter: int) -> Salt:
       parameter: which one it is.
     """
     period = (counter >> _PERIOD) * jnp.uint32(_GOLDEN)
-    both = jnp.arange(2, dtype=jnp.uint32) * jnp.uint32(_GOLDEN) + jnp.uint32(parameter)
+    both = mixed(np.array([parameter, parameter + 2**31], np.uint32))
     # XLA computes a sum once and hands it to the kernels of a leaf, which are then those of
     # all leaves of that shape, and are compiled once.
-    place = jnp.sum(mixed(period ^ mixed(both)), dtype=jnp.uint32)
+    place = jnp.sum(mixed(period ^ both), dtype=jnp.uint32)
     return Salt(place, counter * jnp.uint32(_GOLDEN))
 
 
-def mixed(word: jax.Array) -> jax.Array:
+def mixed(word: Any) -> Any:
     """A bijection of uint32 after which every bit depends on every bit.
 
     Source: C. Wellons's "lowbias32", found by search for the least bias.
     """
-    word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
-    word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
+    word = (word ^ (word >> 16)) * np.uint32(0x7FEB352D)
+    word = (word ^ (word >> 15)) * np.uint32(0x846CA68B)
     return word ^ (word >> 16)

@@ -1,5 +1,6 @@
-"""The compiled step of DAO-E grows as its leaves do, and no faster."""
+"""The compiled steps of the largest programs grow as their leaves do, and no faster."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,24 +18,29 @@ STEADY = 1.15
 """How many times as many lines a later leaf may add as an earlier one."""
 
 FORMS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
-    "default": lambda: optabs.dao_e(1e-3),
+    "narrow_state": lambda: optabs.narrow_state(optax.adam(1e-3), min_size=16),
+    "dao_e": lambda: optabs.dao_e(1e-3),
     "uniform": lambda: optabs.dao_e(1e-3, controller=Controller.uniform()),
     "one expert": lambda: optabs.dao_e(experts={"adam": optabs.adam(1e-3)}),
     "features": lambda: optabs.dao_e(1e-3, features=optabs.features.LEARNING),
 }
 
 
-def lines(optimizer: optax.GradientTransformation, leaves: int) -> int:
-    """Of the optimized program of a step with so many small arrays."""
-    params = {f"w{i}": jnp.ones((16, 16) if i % 2 else 16) for i in range(leaves)}
+def program(optimizer: optax.GradientTransformation, params: Any) -> str:
+    """The optimized text of a step."""
 
     def step(grads: Any, params: Any, state: Any) -> Any:
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     state = jax.eval_shape(optimizer.init, params)
-    compiled = jax.jit(step).lower(params, params, state).compile()
-    return (compiled.as_text() or "").count("\n")
+    return jax.jit(step).lower(params, params, state).compile().as_text() or ""
+
+
+def lines(optimizer: optax.GradientTransformation, leaves: int) -> int:
+    """Of the program of a step with so many small arrays."""
+    params = {f"w{i}": jnp.ones((16, 16) if i % 2 else 16) for i in range(leaves)}
+    return program(optimizer, params).count("\n")
 
 
 def growth(optimizer: optax.GradientTransformation) -> float:
@@ -65,6 +71,30 @@ def test_what_each_leaf_does_with_all_the_others_grows_faster() -> None:
         )
 
     assert growth(optax.stateless(update)) > STEADY
+
+
+def kernels(optimizer: optax.GradientTransformation, leaves: int) -> int:
+    """Different kernels over leaves of one shape: XLA:CPU compiles equal ones once."""
+    text = program(optimizer, {f"w{i}": jnp.ones((16, 16)) for i in range(leaves)})
+    bodies = [part for part in text.split("\n\n") if part.lstrip().startswith("%fused")]
+    plain = [re.sub(r", metadata=.*|(?<=[a-z_])[.\d]+", "", body) for body in bodies]
+    return len({body for body in plain if "[16,16]" in body})
+
+
+@pytest.mark.parametrize("form", ["narrow_state", "dao_e"])
+def test_leaves_of_one_shape_share_their_kernels(form: str) -> None:
+    # The order in which equal kernels read their operands may differ.
+    assert kernels(FORMS[form](), 8) < kernels(FORMS[form](), 4) + 4
+
+
+def test_a_constant_of_its_own_gives_each_leaf_a_kernel() -> None:
+    """A control."""
+
+    def update(updates: Any, params: Any) -> Any:
+        leaves, structure = jax.tree.flatten(updates)
+        return jax.tree.unflatten(structure, [leaf / (3 + i) for i, leaf in enumerate(leaves)])
+
+    assert kernels(optax.stateless(update), 8) == 2 * kernels(optax.stateless(update), 4)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])

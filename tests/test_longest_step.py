@@ -1,0 +1,49 @@
+"""The study of the longest step from narrow moments."""
+
+import json
+import pathlib
+
+import numpy as np
+import optax
+import pytest
+from commands import assert_refused, call
+
+import optabs
+from benchmarks import longest_step as study
+
+
+def test_the_longest_step_is_that_of_the_optimizer() -> None:
+    descent = study.longest(optabs.sgd(study.RATE), 3, 0)
+    # A gradient of size 1 in every block, times its unit and the rate.
+    np.testing.assert_allclose(descent[0], study.UNIT * study.RATE, rtol=1e-5)
+    signs = study.longest(optax.sign_sgd(study.RATE), 3, 0)
+    np.testing.assert_allclose(signs, study.RATE, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_command_writes_records_and_tables(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f"longest_step --optimizers adam_abs --steps 60 --seeds 2 --out {tmp_path}"
+    assert call(monkeypatch, line) == 0
+    record = json.loads((tmp_path / "runs" / "adam_abs.json").read_text())
+    assert set(record) == {"config", "results", "environment"}
+    for form in study.FORMS:
+        assert set(record["results"][form]) == set(study.COURSES)
+        ratios = np.array(record["results"][form]["noisy"])
+        assert ratios.shape == (2, len(study.SPREADS))
+    bounded, former = (np.max(record["results"][form]["noisy"]) for form in study.FORMS)
+    assert bounded < 1.5
+    assert former > 10
+    assert "| adam_abs |" in (tmp_path / "longest_step.md").read_text()
+
+
+def test_bad_arguments_end_in_one_sentence(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, sentence in (
+        ("--optimizers adem", "optimizers is 'adem'; choose from adam,"),
+        ("--steps 0", "steps is 0; pass a whole number above 0."),
+        ("--seeds 0", "seeds is 0; pass a whole number above 0."),
+    ):
+        assert_refused(f"longest_step {options}", sentence, tmp_path, monkeypatch, capsys)
