@@ -81,7 +81,7 @@ def test_losses(name: str, compiled: Any) -> None:
         {"batch_size": 2, "sampling": "random", "validation_data": DATA},
         {"validation_data": DATA, "metrics": {"again": squared}},
     ],
-    ids=str,
+    ids=["whole", "tolerance", "params", "validation", "metrics"],
 )
 def test_fit(options: dict[str, Any]) -> None:
     result = optabs.fit(squared, jnp.zeros(3), optabs.sgd(0.1), DATA, epochs=3, **options)
