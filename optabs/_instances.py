@@ -74,7 +74,9 @@ def one_hot(classes: jax.Array, scores: jax.Array) -> jax.Array:
 
 def share_of(costs: jax.Array, shares: jax.Array, ruled_out: jax.Array) -> jax.Array:
     """shares * costs; what is ruled out may cost infinity, and nothing at a share of 0."""
-    return shares * jnp.where((shares == 0) & ruled_out, 0.0, costs)
+    # Finite scores that lie further apart than the largest number cost infinity, too.
+    nothing = (shares == 0) & (ruled_out | jnp.isinf(costs))
+    return shares * jnp.where(nothing, 0.0, costs)
 
 
 def vectors(predictions: ArrayLike, targets: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -223,3 +223,14 @@ def test_a_salt_may_be_used_again_in_another_trace(codec: Codec) -> None:
     for value in (numbers(codec), 2 * numbers(codec)):
         once = jax.jit(lambda x: codec.decode(codec.encode(x, BLOCK, SALT)))(value)
         np.testing.assert_array_equal(once, there_and_back(codec, value, SALT))
+
+
+@ALL
+@pytest.mark.parametrize("word", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FF00000, 0x7FE00000, 0x7F800001])
+def test_a_nan_of_any_bits_stays_one(codec: Codec, word: int) -> None:
+    """A GPU's own NaN is 0x7FFFFFFF."""
+    nan = np.array(word, np.uint32).view(np.float32)
+    for value in (np.full((2, 64), nan), np.where(np.arange(64) == 5, nan, 1.0)[None]):
+        for salt in (None, SALT):
+            found = there_and_back(codec, value.astype("f4"), salt)
+            assert np.all(np.isnan(found[np.isnan(value)]))

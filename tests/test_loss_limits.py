@@ -151,3 +151,13 @@ def test_the_slope_in_a_row_agrees_too(name: str, first: list[float]) -> None:
     for mode in MODES.values():
         slope = mode(lambda row: getattr(losses, name)(x, row))(row)
         np.testing.assert_allclose(slope, [0.0, -logs[1], -logs[2]], rtol=1e-5)
+
+
+def test_finite_scores_may_lie_further_apart_than_the_largest_number() -> None:
+    scores = jnp.array([3e38, -3e38, 0.0])
+    row = jnp.array([1.0, 0.0, 0.0])
+    for loss in (losses.softmax_cross_entropy, losses.hinge):
+        for labels in (0, row):
+            assert loss(scores, labels) == 0
+            for slope in (jax.grad, jax.jacfwd):
+                np.testing.assert_array_equal(slope(loss)(scores, labels), jnp.zeros(3))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,3 +222,14 @@ def test_no_value_makes_a_long_message(value: Any) -> None:
 )
 def test_long_arguments(call: Callable[[Any], Any]) -> None:
     refusal(lambda: call("long " * 1000))
+
+
+def test_a_rate_does_not_read_the_parameters() -> None:
+    """They may be in another container, such as flax's frozen dicts."""
+    grads = {"w": jnp.ones(3)}
+    for make in (optabs.sgd, optabs.adam, optabs.adam_abs):
+        optimizer = make(0.1)
+        wanted, _ = optimizer.update(grads, optimizer.init(grads), grads)
+        for other in (flax.core.freeze(grads), {"w": jnp.ones(3), "more": jnp.ones(2)}):
+            updates, _ = optimizer.update(grads, optimizer.init(grads), other)
+            np.testing.assert_array_equal(updates["w"], wanted["w"])

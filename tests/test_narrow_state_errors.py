@@ -31,6 +31,11 @@ def narrow(codecs: Any = None, **options: Any) -> Any:
         ((), {"block_size": 1}, "block_size is 1; pass a whole number, 2 or more."),
         ((), {"block_size": 64.0}, "block_size is 64.0; pass a whole number, 2 or more."),
         ((), {"min_size": -1}, "min_size is -1; pass a whole number, 0 or more."),
+        ((), {"keep": 5}, "keep is 5; pass a sequence of names."),
+        ((), {"seed": "a"}, "seed is 'a'; pass a whole number of 32 bits."),
+        ((), {"seed": 1.5}, "seed is 1.5; pass a whole number of 32 bits."),
+        ((), {"seed": 2**40}, "pass a whole number of 32 bits."),
+        ((), {"seed": jnp.arange(3)}, "pass a whole number of 32 bits."),
         ((), {"keep": [0]}, "keep has 0, which is no name; pass strings."),
         ((), {"block_size": True}, "block_size is True; pass a whole number, 2 or more."),
         ((), {"keep": "head"}, "keep is 'head', one string; pass a sequence of names."),
@@ -64,6 +69,15 @@ def test_refused_at_init(
             init(PARAMS)
         assert "\n" not in str(error.value)
         assert str(error.value).endswith(".")
+        assert len(str(error.value)) <= 300
+
+
+def test_a_state_of_another_optimizer_is_not_encoded() -> None:
+    like = narrow().init(PARAMS)
+    other = optabs.adam_abs(1e-3).init({"v": jnp.ones(3)})
+    for state in (optabs.momentum(1e-3).init(PARAMS), other):
+        with pytest.raises(ValueError, match="state and like are not of one") as error:
+            optabs.encode_state(state, like)
         assert len(str(error.value)) <= 300
 
 

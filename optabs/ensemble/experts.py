@@ -58,22 +58,22 @@ def resolve(
         expert = given[name]
         built = isinstance(expert, optax.GradientTransformation)
         if not isinstance(name, str) or not (built or callable(expert)):
-            raise ValueError(f"experts holds {name!r}: {short(expert)}; {wanted}.")
+            raise ValueError(f"experts holds {short(name)}: {short(expert)}; {wanted}.")
         if built and learning_rate is not None:
             raise ValueError(
-                f"learning_rate is {learning_rate!r}, but expert {name!r} is a transformation "
-                "with a rate of its own; pass experts as functions (learning_rate -> "
-                "transformation), or no learning_rate."
+                f"learning_rate is {short(learning_rate)}, but expert {short(name)} is a "
+                "transformation with a rate of its own; pass experts as functions "
+                "(learning_rate -> transformation), or no learning_rate."
             )
         if not built:
             if not _takes_a_rate(expert):
                 raise ValueError(
-                    f"experts holds {name!r}: {short(expert)}, which does not take a "
+                    f"experts holds {short(name)}: {short(expert)}, which does not take a "
                     f"learning_rate alone; {wanted}."
                 )
             expert = expert(DEFAULT_RATE if learning_rate is None else learning_rate)
             if not isinstance(expert, optax.GradientTransformation):
-                raise ValueError(f"experts: {name!r} made {short(expert)}; {wanted}.")
+                raise ValueError(f"experts: {short(name)} made {short(expert)}; {wanted}.")
         resolved[name] = optax.with_extra_args_support(expert)
     return resolved
 
@@ -110,7 +110,7 @@ def propose(
     """
     update, state = expert.update(grads, state, params, **extra_args)
     wanted = "an expert's updates must have the gradient's structure, shapes and dtypes"
-    check_alike(f"experts: {name!r}", update, grads, wanted)
+    check_alike(f"experts: {short(name)}", update, grads, wanted)
     squares = squared_norms(jax.tree.leaves(update))
     square = jnp.sum(squares)
     # One that is too long to be measured is as useless as one that is not finite.

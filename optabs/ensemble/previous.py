@@ -67,9 +67,14 @@ def product(gradient: jax.Array, kept: Kept) -> jax.Array:
     if kept.shape == gradient.shape:
         return _inner(gradient, kept)
     axis = _axis(gradient)
-    assert axis is not None
+    thinned = gradient if axis is None else _thinned(gradient, axis)
+    if axis is None or thinned.shape != kept.shape:
+        raise ValueError(
+            f"state keeps an update of shape {kept.shape} where grads hold {gradient.shape}; "
+            "pass update the state that this optimizer's init made of these parameters."
+        )
     ratio = gradient.shape[axis] / kept.shape[axis]
-    return ratio * _inner(_thinned(gradient, axis), kept)
+    return ratio * _inner(thinned, kept)
 
 
 def _inner(gradient: jax.Array, update: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """What the named optimizers share: a bound on the ratio, the decay of weights, the step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,11 +64,11 @@ def bounded_ratio(
     if max_ratio is None:
         return ratio
 
-    def clip(u: jax.Array, _: Any) -> jax.Array:
+    def clip(u: jax.Array) -> jax.Array:
         bound = rounded(max_ratio, u)
         return jnp.clip(u, -bound, bound)
 
-    return optax.chain(ratio, optax.stateless_with_tree_map(clip))
+    return optax.chain(ratio, _each(clip))
 
 
 def decayed_weights(weight_decay: ArrayLike, mask: Any) -> optax.GradientTransformation:
@@ -89,4 +90,9 @@ def _downhill(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransforma
     if callable(learning_rate):
         return optax.scale_by_learning_rate(learning_rate)
     # optax.scale_by_learning_rate lets a float64 number widen the leaves.
-    return optax.stateless_with_tree_map(lambda u, _: -rounded(learning_rate, u) * u)
+    return _each(lambda u: -rounded(learning_rate, u) * u)
+
+
+def _each(change: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
+    """Changes every array of the updates; the parameters, of whatever tree, are not read."""
+    return optax.stateless(lambda updates, _: jax.tree.map(change, updates))

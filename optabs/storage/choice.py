@@ -1,6 +1,6 @@
 """Which codec a leaf of a state gets: by its field, by a predicate, or none."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,7 +108,7 @@ class Choice(NamedTuple):
             ("keep", self.keep, names_in(params), "parameter"),
             ("codecs", self._named(), fields_in(state, params), "field of this state"),
         ):
-            for name in sorted(names - found):
+            for name in sorted(names - found, key=str):
                 problem = f"{argument} has {short(name)}, the name of no {what}"
                 raise ValueError(_choosing(problem, sorted(found)))
 
@@ -125,6 +125,8 @@ def checked(
     """The choice; raises ValueError for what cannot be meant."""
     if isinstance(keep, str):
         raise ValueError(f"keep is {short(keep)}, one string; pass a sequence of names.")
+    if not isinstance(keep, Iterable):
+        raise ValueError(f"keep is {short(keep)}; pass a sequence of names.")
     for name in keep:
         if not isinstance(name, str):
             raise ValueError(f"keep has {short(name)}, which is no name; pass strings.")
@@ -144,6 +146,17 @@ def checked(
             "(field -> codec) or a function (path, shape -> codec)."
         )
     return Choice(codecs, frozenset(keep), int(block_size), int(min_size))
+
+
+def check_seed(seed: Any) -> None:
+    """Raises ValueError for what is no whole number of 32 bits."""
+    if isinstance(seed, jax.Array):
+        whole = jnp.issubdtype(seed.dtype, jnp.integer) and seed.shape == ()
+    else:
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        whole = whole and -(2**31) <= seed < 2**32
+    if not whole:
+        raise ValueError(f"seed is {short(seed)}; pass a whole number of 32 bits.")
 
 
 def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:

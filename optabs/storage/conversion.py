@@ -71,7 +71,13 @@ def encode_state(state: optax.OptState, like: optax.OptState) -> optax.OptState:
             return own
         return node._replace(inner=_encoded_like(own, node.inner))
 
-    return jax.tree.map(of_node, like, state, is_leaf=_is_narrow)
+    try:
+        return jax.tree.map(of_node, like, state, is_leaf=_is_narrow)
+    except ValueError as error:
+        raise ValueError(
+            "state and like are not of one optimizer and one tree of parameters; pass what "
+            "optabs.decode_state gave, and a state of the narrow_state it goes on with."
+        ) from error
 
 
 def _encoded_like(state: optax.OptState, like: optax.OptState) -> Any:

@@ -63,6 +63,8 @@ def encode(form: Form, parts: jax.Array, salt: Salt | None) -> tuple[jax.Array, 
     """
     word = jax.lax.bitcast_convert_type(parts, jnp.int32)
     size = word & 0x7FFFFFFF
+    # A NaN of any bits as the one that stays a NaN whatever is added.
+    size = jnp.where(size > _INFINITY, _NAN, size)
     if form.sizes:
         size = jnp.where(parts < 0, _NAN, size)
     ranges = _ranges(form, size)

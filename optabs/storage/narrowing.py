@@ -128,6 +128,7 @@ def narrow_state(
     default codes are this package's.
     """
     asked = choice.checked(codecs, keep, block_size, min_size)
+    choice.check_seed(seed)
     inner = full_precision(transformation)
 
     def init_fn(params: optax.Params) -> NarrowState:
