@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from optabs._sharding import explicit_sharding
+from optabs._sharding import leading_sharding
 from optabs.storage.boxes import axis_names, unboxed
 
 FEWEST = 16  # entries: with fewer, the ranges take what the codes save
@@ -75,13 +75,13 @@ def length(codes: jax.Array, scales: jax.Array) -> int:
 def split(array: jax.Array, block: int) -> jax.Array:
     """[..., n] -> [..., n / block, block], without sending anything."""
     shape = (*array.shape[:-1], array.shape[-1] // block, block)
-    return jax.lax.reshape(array, shape, out_sharding=_sharding(array, array.ndim, None))
+    return jax.lax.reshape(array, shape, out_sharding=leading_sharding(array, array.ndim))
 
 
 def joined(parts: jax.Array) -> jax.Array:
     """[..., n / block, block] -> [..., n]."""
     shape = (*parts.shape[:-2], parts.shape[-2] * parts.shape[-1])
-    return jax.lax.reshape(parts, shape, out_sharding=_sharding(parts, parts.ndim - 1))
+    return jax.lax.reshape(parts, shape, out_sharding=leading_sharding(parts, parts.ndim - 1))
 
 
 def halved(
@@ -96,12 +96,3 @@ def halved(
             jax.lax.slice_in_dim(parts, half, 2 * half, axis=-1),
         )
     return parts
-
-
-def _sharding(array: jax.Array, rank: int, *more: None) -> NamedSharding | None:
-    """What an Explicit mesh has to be told: where the result of a reshape lies."""
-    sharding = explicit_sharding(array)
-    if sharding is None:
-        return None
-    spec = tuple(sharding.spec) + (None,) * (array.ndim - len(sharding.spec))
-    return NamedSharding(sharding.mesh, PartitionSpec(*spec[:rank], *more))

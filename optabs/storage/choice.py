@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from optabs._checks import cut, short
-from optabs.storage.blocks import block_of
+from optabs.storage.blocks import block_of, shards_of
 from optabs.storage.codecs import CODECS, Codec
 from optabs.storage.fields import Place, fields_in, names_in
 
@@ -98,7 +98,8 @@ class Choice(NamedTuple):
             return 0
         if not leaf.shape:
             return None
-        return block_of(leaf.shape[-1] // place.shards, self.block_size)
+        shards = 1 if place.like is None else shards_of(place.like)
+        return block_of(leaf.shape[-1] // shards, self.block_size)
 
     def check_names(self, state: optax.OptState, params: Any) -> None:
         """Raises ValueError for names in keep and fields in codecs that match nothing."""

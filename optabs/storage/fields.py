@@ -3,11 +3,11 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.tree_util import DictKey, GetAttrKey, KeyEntry, SequenceKey, keystr
 
-from optabs.storage.blocks import shards_of
-from optabs.storage.boxes import is_box
+from optabs.storage.boxes import is_box, unboxed
 
 Path = tuple[KeyEntry, ...]
 
@@ -19,8 +19,7 @@ class Place(NamedTuple):
     holder: str | None  # the class of the innermost state around it, such as ScaleByAdamState
     field: str | None  # of that class, such as mu
     parameter: tuple[str, ...]  # the names on the way to the leaf's parameter
-    number: int | None  # of the parameter
-    shards: int  # of the last axis
+    like: Any  # the parameter, where the leaf has its shape; else None
 
 
 class Parameters:
@@ -45,6 +44,11 @@ class Parameters:
         owner = self.owner(path)
         return None if owner is None else self._leaves[owner][0]
 
+    def fields(self, path: Path) -> list[int]:
+        """Where on the way to a leaf the fields of states stand."""
+        way = path[: len(path) - len(self.owner(path) or ())]
+        return [at for at, key in enumerate(way) if isinstance(key, GetAttrKey)]
+
     def place(self, path: Path, shape: tuple[int, ...], state: optax.OptState) -> Place:
         """Tells a leaf's field from the names inside of the parameters.
 
@@ -53,17 +57,16 @@ class Parameters:
         """
         owner = self.owner(path)
         start = len(path) - len(owner or ())
-        fields = [at for at, key in enumerate(path[:start]) if isinstance(key, GetAttrKey)]
+        fields = self.fields(path)
         holder = _at(state, path[: fields[-1]]) if fields else None
-        number, parameter = (None, None) if owner is None else self._leaves[owner]
-        follows = owner is not None and _shape(parameter) == shape
+        parameter = None if owner is None else self._leaves[owner][1]
+        follows = owner is not None and jnp.shape(unboxed(parameter)) == shape
         return Place(
             keystr(path),
             None if holder is None else type(holder).__name__,
             path[fields[-1]].name if fields else None,
             tuple(map(_name, path[start:])),
-            number,
-            shards_of(parameter) if follows else 1,
+            parameter if follows else None,
         )
 
 
@@ -81,11 +84,7 @@ def fields_in(state: optax.OptState, params: Any) -> set[str]:
     """The fields of all states that hold anything."""
     parameters = Parameters(params)
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_box)
-    fields = set()
-    for path, _ in leaves:
-        start = len(path) - len(parameters.owner(path) or ())
-        fields |= {key.name for key in path[:start] if isinstance(key, GetAttrKey)}
-    return fields
+    return {path[at].name for path, _ in leaves for at in parameters.fields(path)}
 
 
 def _at(state: Any, path: Path) -> Any:
@@ -100,11 +99,6 @@ def _at(state: Any, path: Path) -> Any:
         else:
             return None
     return state
-
-
-def _shape(parameter: Any) -> tuple[int, ...]:
-    (array,) = jax.tree.leaves(parameter)
-    return tuple(getattr(array, "shape", ()))
 
 
 def _name(key: KeyEntry) -> str:

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from optabs._sharding import explicit_sharding
+from optabs._sharding import explicit_sharding, leading_sharding
 
 _GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
 _ROOT = 0x6A09E667  # 2**32 times the fraction of the root of 2: likewise
@@ -47,10 +46,7 @@ def bits(like: jax.Array, salt: Salt) -> jax.Array:
 
 def _bits(like: jax.Array, salt: Salt) -> jax.Array:
     sharding = explicit_sharding(like)
-    rows, of_rows = (*like.shape[:-1], 1), sharding
-    if sharding is not None:
-        spec = PartitionSpec(*sharding.spec[: like.ndim - 1])
-        of_rows = NamedSharding(sharding.mesh, spec)
+    rows, of_rows = (*like.shape[:-1], 1), leading_sharding(like, like.ndim - 1)
     index, stride = jnp.uint32(0), 1
     for axis in reversed(range(like.ndim - 1)):
         along = jax.lax.broadcasted_iota(jnp.uint32, rows, axis, out_sharding=of_rows)
