@@ -40,6 +40,11 @@ def names_of(
     return list(dict.fromkeys(names))
 
 
+def some_of(text: str, name: str, known: Collection[str]) -> list[str]:
+    """Known names from a list, or with 'all' every one."""
+    return list(known) if text == "all" else names_of(text, name, known)
+
+
 def tasks_of(
     text: str, known: Collection[str], need_images: Collection[str], data: pathlib.Path | None
 ) -> list[str]:

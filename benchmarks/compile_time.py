@@ -13,7 +13,7 @@ from rich.progress import track
 
 import optabs
 from benchmarks import report, store, timing
-from benchmarks.arguments import names_of, numbers_of, positive
+from benchmarks.arguments import numbers_of, positive, some_of
 
 RESULTS = pathlib.Path("runs/compile_time")
 RATE = 1e-3
@@ -48,7 +48,7 @@ def compile_time(
     numbers. Each compilation is a fresh one, in the same process.
     """
     numbers = numbers_of(leaves, "leaves")
-    names = list(MAKERS) if optimizers == "all" else names_of(optimizers, "optimizers", MAKERS)
+    names = some_of(optimizers, "optimizers", MAKERS)
     names = list(dict.fromkeys([RIVAL, *names]))
     positive(rounds, "rounds")
     store.prepare_folder(out)

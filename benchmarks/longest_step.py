@@ -13,7 +13,7 @@ from rich.progress import track
 
 import optabs
 from benchmarks import report, store
-from benchmarks.arguments import names_of, positive
+from benchmarks.arguments import positive, some_of
 
 RESULTS = pathlib.Path("runs/longest_step")
 RATE = 1e-3
@@ -77,10 +77,7 @@ def longest_step(
     spread, from 1 to 1e-11; the course of the gradients is constant, noisy, sparse, noisy
     with spikes, or noisy and silent in turns.
     """
-    everything = list(OPTIMIZERS)
-    chosen = (
-        everything if optimizers == "all" else names_of(optimizers, "optimizers", everything)
-    )
+    chosen = some_of(optimizers, "optimizers", OPTIMIZERS)
     positive(steps, "steps")
     positive(seeds, "seeds")
     store.prepare_folder(out)
