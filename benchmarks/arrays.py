@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
-from benchmarks.arguments import ArgumentError
+from benchmarks.lab.arguments import ArgumentError
 
 RESNET, MLP = "resnet18", "mlp"
 MLP_WIDTHS = (784, 768, 512, 10)  # 1e6 parameters

@@ -8,8 +8,7 @@ import numpy as np
 import typer
 from rich.progress import track
 
-from benchmarks import report, store
-from benchmarks.arguments import ArgumentError, names_of, numbers_of, positive
+from benchmarks import store
 from benchmarks.averages import (
     BLOCKS,
     COORDINATES,
@@ -23,6 +22,8 @@ from benchmarks.averages import (
     measured,
     suits,
 )
+from benchmarks.lab import report
+from benchmarks.lab.arguments import ArgumentError, names_of, numbers_of, positive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,8 +12,9 @@ import typer
 from rich.progress import track
 
 import optabs
-from benchmarks import report, store, timing
-from benchmarks.arguments import numbers_of, positive, some_of
+from benchmarks import store
+from benchmarks.lab import report, timing
+from benchmarks.lab.arguments import numbers_of, positive, some_of
 
 RESULTS = pathlib.Path("runs/compile_time")
 RATE = 1e-3

@@ -11,9 +11,10 @@ import typer
 from rich.progress import track
 
 import optabs
-from benchmarks import report, store, timing, torch_peer
-from benchmarks.arguments import ArgumentError, DataOption, names_of, numbers_of, positive
-from benchmarks.data import Dataset, load
+from benchmarks import store, torch_peer
+from benchmarks.lab import report, timing
+from benchmarks.lab.arguments import ArgumentError, DataOption, names_of, numbers_of, positive
+from benchmarks.lab.data import Dataset, load
 from benchmarks.runs import Device
 from benchmarks.training import MODEL, make_trainer
 

@@ -13,10 +13,11 @@ from flax import nnx
 from rich.progress import track
 
 import optabs
-from benchmarks import report, store, timing
-from benchmarks.arguments import fits, names_of, numbers_of, positive
-from benchmarks.data import Dataset, load
-from benchmarks.models import MLP
+from benchmarks import store
+from benchmarks.lab import report, timing
+from benchmarks.lab.arguments import fits, names_of, numbers_of, positive
+from benchmarks.lab.data import Dataset, load
+from benchmarks.lab.models import MLP
 from benchmarks.training import HIDDEN, MODEL
 
 RESULTS = pathlib.Path("runs/fit_time")

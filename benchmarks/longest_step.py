@@ -12,8 +12,9 @@ import typer
 from rich.progress import track
 
 import optabs
-from benchmarks import report, store
-from benchmarks.arguments import positive, some_of
+from benchmarks import store
+from benchmarks.lab import report
+from benchmarks.lab.arguments import positive, some_of
 
 RESULTS = pathlib.Path("runs/longest_step")
 RATE = 1e-3

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import typer
 
-from benchmarks import arrays, report, store, timing
-from benchmarks.timing import MODES, Spread
+from benchmarks import arrays, store
+from benchmarks.lab import report, timing
+from benchmarks.lab.timing import MODES, Spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

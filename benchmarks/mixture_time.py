@@ -14,12 +14,13 @@ import optax
 from rich.progress import track
 
 import optabs
-from benchmarks import arrays, mixture_report, store, timing
+from benchmarks import arrays, mixture_report, store
 from benchmarks.dao_e.arms import FORMS
 from benchmarks.dao_e.resnet import MODELS, resnet
-from benchmarks.dao_e.tasks_networks import Network, network
+from benchmarks.lab import timing
+from benchmarks.lab.models import MLP
+from benchmarks.lab.networks import Network, network
 from benchmarks.mixture_report import ADAM, BASELINES, DAO_E
-from benchmarks.models import MLP
 from optabs.ensemble import experts
 from optabs.ensemble.previous import Storage
 

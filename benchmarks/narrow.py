@@ -13,15 +13,15 @@ import typer
 from tqdm import tqdm
 
 import optabs
-from benchmarks import report, store
-from benchmarks.arguments import DataOption, names_of, positive, tasks_of
+from benchmarks import store
 from benchmarks.contests import FULL, STATES
-from benchmarks.dao_e import tasks_data
 from benchmarks.dao_e.arms import Arm
 from benchmarks.dao_e.program import measures_of, program_of, validation_loss
 from benchmarks.dao_e.resnet import Architecture, resnet
 from benchmarks.dao_e.settings import TUNING_SEEDS, best_rate, half_decade, tune
-from benchmarks.dao_e.tasks import Task, classification, mlp, needed, transformer
+from benchmarks.lab import report, tasks_data
+from benchmarks.lab.arguments import DataOption, names_of, positive, tasks_of
+from benchmarks.lab.tasks import Task, classification, mlp, needed, transformer
 from benchmarks.runs import kept_in
 
 RESULTS = pathlib.Path("runs/narrow")

@@ -11,7 +11,7 @@ import typer
 
 import optabs
 from benchmarks import store
-from benchmarks.arguments import (
+from benchmarks.lab.arguments import (
     ArgumentError,
     DataOption,
     DatasetOption,
@@ -21,7 +21,7 @@ from benchmarks.arguments import (
     numbers_of,
     positive,
 )
-from benchmarks.data import Dataset, load
+from benchmarks.lab.data import Dataset, load
 from benchmarks.optimabs_report import show
 from benchmarks.runs import SCHEDULES, Device, Job, run_all, together_by_default, trainer_of
 from benchmarks.steady_rules import RULES

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import typer
 
-from benchmarks import report, store
+from benchmarks import store
+from benchmarks.lab import report
 
 SHARE_OF_SWING = 0.25  # the swing is taken over the last quarter of the epochs
 

@@ -14,7 +14,7 @@ import optax
 from tqdm import tqdm
 
 from benchmarks import store
-from benchmarks.data import Dataset
+from benchmarks.lab.data import Dataset
 from benchmarks.training import MODEL, Outcome, Split, Trainer, make_trainer, train
 
 DIGITS_KEPT = 6

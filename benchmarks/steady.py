@@ -7,9 +7,17 @@ import numpy as np
 import optax
 import typer
 
-from benchmarks import report, store
-from benchmarks.arguments import DataOption, DatasetOption, choice_of, fits, names_of, positive
-from benchmarks.data import Dataset, load
+from benchmarks import store
+from benchmarks.lab import report
+from benchmarks.lab.arguments import (
+    DataOption,
+    DatasetOption,
+    choice_of,
+    fits,
+    names_of,
+    positive,
+)
+from benchmarks.lab.data import Dataset, load
 from benchmarks.runs import SCHEDULES, Device, Job, run_all, together_by_default
 from benchmarks.steady_rules import RULES
 from benchmarks.training import Split

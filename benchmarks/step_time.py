@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import typer
 from rich.progress import track
 
-from benchmarks import arrays, mixture_time, report, store, timing, torch_peer
-from benchmarks.arguments import ArgumentError, choice_of, names_of, positive
+from benchmarks import arrays, mixture_time, store, torch_peer
 from benchmarks.contests import CONTESTS, FULL, RATE, STATES, Contest, contests_of
-from benchmarks.timing import MODES
+from benchmarks.lab import report, timing
+from benchmarks.lab.arguments import ArgumentError, choice_of, names_of, positive
+from benchmarks.lab.timing import MODES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

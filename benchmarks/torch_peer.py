@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arguments import ArgumentError
+from benchmarks.lab.arguments import ArgumentError
 
 VARIANTS: dict[str, dict[str, bool]] = {
     "plain": {"foreach": False, "fused": False},

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.typing import ArrayLike
 
-from benchmarks.models import MLP
+from benchmarks.lab.models import MLP
 
 HIDDEN = (256, 128)
 MODEL = "mlp-256-128"

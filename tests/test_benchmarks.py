@@ -12,7 +12,8 @@ import pytest
 from commands import assert_refused, call, interrupt
 
 from benchmarks import __main__ as command_line
-from benchmarks import report, runs, store
+from benchmarks import runs, store
+from benchmarks.lab import report
 
 SMALL = "--epochs 2 --seeds 2 --time-rounds 1 --optimizers adam,adam_abs_steady"
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import data, store
-from benchmarks.arguments import ArgumentError
+from benchmarks import store
 from benchmarks.dao_e import images, paper
 from benchmarks.dao_e.paper import run_paper
 from benchmarks.dao_e.resnet import MODELS, Architecture, Learner, Program
+from benchmarks.lab import data
+from benchmarks.lab.arguments import ArgumentError
 from benchmarks.runs import Device
 from benchmarks.training import Split
 from optabs.training.checkpoints import Checkpoints

@@ -13,7 +13,7 @@ from benchmarks.dao_e import settings, study, study_report, workers
 from benchmarks.dao_e.arms import ARMS, FEATURES, RULE, SINGLES, UNIFORM, Arm
 from benchmarks.dao_e.program import Outcome, Program, program_of
 from benchmarks.dao_e.study import MAKERS, Plan, Unit
-from benchmarks.dao_e.tasks import NEED_IMAGES, Task
+from benchmarks.lab.tasks import NEED_IMAGES, Task
 
 EMBEDDED = [name for name in MAKERS if name not in NEED_IMAGES]
 QUICK = "dao_e --study --quick --tasks quadratic --steps 10"

@@ -12,12 +12,13 @@ import pytest
 from dao_e_problem import drawn
 
 import optabs
-from benchmarks.dao_e import settings, tasks_data
+from benchmarks.dao_e import settings
 from benchmarks.dao_e.arms import ARMS
 from benchmarks.dao_e.program import CEILING, FLOOR, Outcome, measures_of, program_of
 from benchmarks.dao_e.study import MAKERS, task_of
-from benchmarks.dao_e.tasks import NEED_IMAGES, TASKS, Task
 from benchmarks.dao_e.tasks_drift import NEW_CLASS
+from benchmarks.lab import tasks_data
+from benchmarks.lab.tasks import NEED_IMAGES, TASKS, Task
 from benchmarks.survey.problems import Split
 
 EMBEDDED = [name for name in MAKERS if name not in NEED_IMAGES]

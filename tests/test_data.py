@@ -10,8 +10,8 @@ import urllib.error
 import numpy as np
 import pytest
 
-from benchmarks import data, original_files, tfds_source
-from benchmarks.data import Arrays, DataError
+from benchmarks.lab import data, original_files, tfds_source
+from benchmarks.lab.data import Arrays, DataError
 
 REAL = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -12,10 +12,10 @@ import optax
 import pytest
 from matplotlib.figure import Figure
 
-import benchmarks.paths
+import benchmarks.lab.paths
 import optabs
-from benchmarks.landscapes import CONDITION, LANDSCAPES, Landscape
-from benchmarks.paths import path, paths_figure
+from benchmarks.lab.landscapes import CONDITION, LANDSCAPES, Landscape
+from benchmarks.lab.paths import path, paths_figure
 
 
 @pytest.fixture(params=LANDSCAPES.values(), ids=LANDSCAPES)
@@ -88,7 +88,7 @@ def test_a_path_is_what_a_hand_written_loop_visits(name: str) -> None:
 
 
 def test_the_examples_of_paths_run() -> None:
-    assert doctest.testmod(benchmarks.paths) == (0, 4)
+    assert doctest.testmod(benchmarks.lab.paths) == (0, 4)
 
 
 def test_a_path_starts_at_the_landscape_s_start_and_needs_no_noise() -> None:

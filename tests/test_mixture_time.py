@@ -10,10 +10,11 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks import arrays, mixture_report, mixture_time, timing
-from benchmarks.dao_e.tasks_networks import network
+from benchmarks import arrays, mixture_report, mixture_time
+from benchmarks.lab import timing
+from benchmarks.lab.models import MLP
+from benchmarks.lab.networks import network
 from benchmarks.mixture_report import ADAM, DAO_E, Bar, bars_of, bars_table
-from benchmarks.models import MLP
 from optabs.ensemble import experts
 from tests.commands import assert_refused, call
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from commands import assert_refused, call, interrupt
 
-from benchmarks import narrow, report, store
-from benchmarks.dao_e.tasks import classification, mlp
-from benchmarks.dao_e.tasks_data import digits
+from benchmarks import narrow, store
+from benchmarks.lab import report
+from benchmarks.lab.tasks import classification, mlp
+from benchmarks.lab.tasks_data import digits
 
 
 def small(source: pathlib.Path | None) -> Any:

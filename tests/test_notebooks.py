@@ -17,12 +17,12 @@ import PIL.Image
 import pytest
 
 import optabs
-from benchmarks import explore as exploring
-from benchmarks.arguments import ArgumentError
-from benchmarks.explore import explore, explored_figure
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.paths import COLORS, emitted, path, paths_figure
-from benchmarks.report import png
+from benchmarks.lab import explore as exploring
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.explore import explore, explored_figure
+from benchmarks.lab.landscapes import LANDSCAPES
+from benchmarks.lab.paths import COLORS, emitted, path, paths_figure
+from benchmarks.lab.report import png
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

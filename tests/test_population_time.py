@@ -11,7 +11,7 @@ from trees import assert_equal
 
 import optabs
 from benchmarks import population_time as timed
-from benchmarks.data import load
+from benchmarks.lab.data import load
 from benchmarks.population_time import (
     ADAM,
     ALONE,

@@ -15,9 +15,10 @@ import typer
 from typer.testing import CliRunner
 
 import optabs
-from benchmarks import arrays, epoch_time, mixture_time, store, timing, torch_peer
-from benchmarks.arguments import ArgumentError
+from benchmarks import arrays, epoch_time, mixture_time, store, torch_peer
 from benchmarks.contests import CONTESTS, RATE, contests_of
+from benchmarks.lab import timing
+from benchmarks.lab.arguments import ArgumentError
 from benchmarks.step_time import MODES, TORCH, measure, step_time
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from commands import assert_refused, call, interrupt
 
-from benchmarks.landscapes import LANDSCAPES
+from benchmarks.lab.landscapes import LANDSCAPES
 from benchmarks.survey import command as survey
 from benchmarks.survey.optimizers import ENTRIES
 from benchmarks.survey.problems import (

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optabs
-from benchmarks.paths import evaluated
+from benchmarks.lab.paths import evaluated
 from benchmarks.survey import study as survey_study
 from benchmarks.survey.optimizers import DECAYING, ENTRIES, FAMILIES, Entry
 from benchmarks.survey.problems import (

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks import report
 from benchmarks.dao_e.arms import RULE
 from benchmarks.dao_e.records import (
     MEASURES,
@@ -17,6 +16,7 @@ from benchmarks.dao_e.records import (
     log_ratio,
     paired,
 )
+from benchmarks.lab import report
 
 
 def ablation_section(records: Records, pairs: Sequence[Pair]) -> str:

@@ -12,7 +12,7 @@ import optax
 from optax import contrib
 
 import optabs
-from benchmarks.dao_e.tasks import Task
+from benchmarks.lab.tasks import Task
 from optabs.ensemble.experts import DEFAULT, Factory
 from optabs.ensemble.previous import Storage
 

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from benchmarks import store
-from benchmarks.arguments import DataOption, names_of, positive, tasks_of
 from benchmarks.dao_e import study as study_of
 from benchmarks.dao_e import study_report
 from benchmarks.dao_e.arms import ARMS, SINGLES, UNIFORM
 from benchmarks.dao_e.settings import SETTINGS
 from benchmarks.dao_e.study import Plan
-from benchmarks.dao_e.tasks import NEED_IMAGES
 from benchmarks.dao_e.workers import make_all
+from benchmarks.lab.arguments import DataOption, names_of, positive, tasks_of
+from benchmarks.lab.tasks import NEED_IMAGES
 
 RESULTS = pathlib.Path("runs/dao_e")
 SEEDS = 5  # of the study's finalists

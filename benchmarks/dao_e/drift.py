@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from benchmarks import report
 from benchmarks.dao_e.arms import FEATURES, RULE, UNIFORM
 from benchmarks.dao_e.records import BEST, Pair, Records, label_of, log_ratio, paired, pairs_of
+from benchmarks.lab import report
 
 Difference = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # By measure: what a column is called and how two arms are set against each other.

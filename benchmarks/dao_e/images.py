@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.arguments import ArgumentError
-from benchmarks.data import Arrays, Dataset, load, read_npz
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.data import Arrays, Dataset, load, read_npz
 from benchmarks.runs import Device
 
 PADDING = 4
@@ -20,7 +20,7 @@ def load_images(dataset: str, data: pathlib.Path | None, subset: int) -> tuple[D
 
     Args:
       dataset: its name.
-      data: what `benchmarks.data.load` reads, or a folder of several array files
+      data: what `benchmarks.lab.data.load` reads, or a folder of several array files
         `<dataset>-*.npz`, which are joined in the order of their names.
       subset: how many training images to use; a fifth as many validation images go with
         them. 0: all. The test set is whole in either case.

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 import optabs
 from benchmarks import store
-from benchmarks.arguments import ArgumentError, choice_of, fits, positive
 from benchmarks.dao_e.arms import EXPERTS, FORMS, Form
 from benchmarks.dao_e.images import augment, load_images
 from benchmarks.dao_e.paper_report import show
 from benchmarks.dao_e.resnet import MODELS, Program, make_program, resnet
-from benchmarks.data import require
+from benchmarks.lab.arguments import ArgumentError, choice_of, fits, positive
+from benchmarks.lab.data import require
 from benchmarks.runs import DIGITS_KEPT, SCHEDULES, Device, kept_in
 from optabs.training.checkpoints import Checkpoints
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import typer
 
-from benchmarks import report, store
+from benchmarks import store
 from benchmarks.dao_e.arms import EXPERTS
+from benchmarks.lab import report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

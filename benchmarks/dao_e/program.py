@@ -12,7 +12,7 @@ import optax
 
 import optabs
 from benchmarks.dao_e.arms import Arm
-from benchmarks.dao_e.tasks import Task
+from benchmarks.lab.tasks import Task
 
 POINTS = 100  # looks at the weights in a run, and points kept of its loss curve
 # Times the first loss: what a loss above it, or a NaN, counts as, and what one below does.

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.typing import ArrayLike
 
-from benchmarks.dao_e.tasks_networks import Network, network
+from benchmarks.lab.networks import Network, network
 from benchmarks.training import Split
 
 MOMENTUM = 0.9  # of the running moments; flax's 0.99 remembers more than a short run

@@ -33,8 +33,8 @@ from benchmarks.dao_e.settings import (
     rates_in,
     tune,
 )
-from benchmarks.dao_e.tasks import TASKS, Maker, Task
 from benchmarks.dao_e.tasks_drift import DRIFTING
+from benchmarks.lab.tasks import TASKS, Maker, Task
 
 ABLATION_SEEDS = 2
 DRIFT_SETTINGS = ("tuned", "same")

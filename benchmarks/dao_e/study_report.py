@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from benchmarks import report, store
+from benchmarks import store
 from benchmarks.dao_e.ablations import ablation_section
 from benchmarks.dao_e.arms import ARMS, RULE, SINGLES, UNIFORM
 from benchmarks.dao_e.bars import bars_of
@@ -28,6 +28,7 @@ from benchmarks.dao_e.records import (
     values_of,
 )
 from benchmarks.dao_e.settings import SETTINGS
+from benchmarks.lab import report
 
 
 def write(records: Records, folder: pathlib.Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.dao_e import tasks_data
-from benchmarks.dao_e.tasks import Maker, Task, classification, mlp
+from benchmarks.lab import tasks_data
+from benchmarks.lab.tasks import Maker, Task, classification, mlp
 from benchmarks.survey.problems import Split
 
 CHANGE = 0.5  # share of the steps after which labels get noisy, or a class appears

@@ -18,7 +18,7 @@ def aligned(state: GadamState) -> GadamState:
     What a unit computes does not change. Its optimizer's state moves with the parameters.
 
     Args:
-      state: of perceptrons with one hidden layer, `benchmarks.models.MLP`.
+      state: of perceptrons with one hidden layer, `benchmarks.lab.models.MLP`.
     """
     first = jax.tree.map(lambda leaf: leaf[0], state.params)
 

@@ -10,13 +10,13 @@ import typer
 from tqdm import tqdm
 
 from benchmarks import store
-from benchmarks.arguments import ArgumentError, DataOption, names_of, numbers_of, positive
 from benchmarks.gadam import peer_study, report, study
 from benchmarks.gadam.arms import FUNCTION_ARMS
 from benchmarks.gadam.functions import FUNCTIONS
 from benchmarks.gadam.processes import launch
 from benchmarks.gadam.study import Plan, Unit
 from benchmarks.gadam.tasks import CONDITIONS, NETWORKS
+from benchmarks.lab.arguments import ArgumentError, DataOption, names_of, numbers_of, positive
 from benchmarks.runs import kept_in
 
 RESULTS = pathlib.Path("runs/gadam")

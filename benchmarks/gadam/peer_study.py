@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import report, store, timing
-from benchmarks.arguments import ArgumentError
+from benchmarks import store
 from benchmarks.gadam import study
 from benchmarks.gadam.arms import TUNED
 from benchmarks.gadam.peers import PEERS, Setting, load_evosax, search_of
 from benchmarks.gadam.program import pair_of
 from benchmarks.gadam.records import Record, Records, bounded, median
 from benchmarks.gadam.study import Plan, Unit
+from benchmarks.lab import report, timing
+from benchmarks.lab.arguments import ArgumentError
 
 TIMED = 3  # calls, of which the median counts
 FEWEST = 4  # generations

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.arguments import ArgumentError
 from benchmarks.gadam.program import Best
 from benchmarks.gadam.tasks import Problem, Task
+from benchmarks.lab.arguments import ArgumentError
 
 Search = Callable[[jax.Array, jax.Array], Best]  # (seed [], generations []) -> the best point
 

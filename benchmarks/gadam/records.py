@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import report, store
+from benchmarks import store
 from benchmarks.gadam.arms import BASELINE
 from benchmarks.gadam.functions import FUNCTIONS
 from benchmarks.gadam.tasks import CONDITIONS, NETWORKS
+from benchmarks.lab import report
 
 Record = dict[str, Any]
 Records = dict[tuple[str, str], Record]  # by task and arm

@@ -2,8 +2,7 @@
 
 import pathlib
 
-from benchmarks import report, store
-from benchmarks.arguments import ArgumentError
+from benchmarks import store
 from benchmarks.gadam import peer_study
 from benchmarks.gadam.arms import BASELINE, FUNCTION_ARMS, LITERAL, TUNED
 from benchmarks.gadam.pictures import curves_figure, diversity_figure, lineage_figure
@@ -23,6 +22,8 @@ from benchmarks.gadam.records import (
 )
 from benchmarks.gadam.tasks import CONDITIONS
 from benchmarks.gadam.trials import trial_sections
+from benchmarks.lab import report
+from benchmarks.lab.arguments import ArgumentError
 
 ARMS = tuple(FUNCTION_ARMS)
 PEERS_EXPLAINED = """\

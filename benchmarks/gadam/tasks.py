@@ -8,10 +8,10 @@ import jax
 import optax
 
 import optabs
-from benchmarks.arguments import ArgumentError
-from benchmarks.dao_e import tasks_data
-from benchmarks.dao_e.tasks import mlp
 from benchmarks.gadam.functions import FUNCTIONS, SAMPLED, noisy
+from benchmarks.lab import tasks_data
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.tasks import mlp
 from benchmarks.survey.problems import Split, breast_cancer_splits
 from optabs import genetics
 

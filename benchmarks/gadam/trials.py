@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from benchmarks import report
 from benchmarks.gadam.arms import BASELINE, FUNCTION_ARMS, LITERAL, RESTARTS, TUNED
 from benchmarks.gadam.records import (
     CONDITIONS,
@@ -15,6 +14,7 @@ from benchmarks.gadam.records import (
     standard_errors,
     tasks_of,
 )
+from benchmarks.lab import report
 
 CHOICES = ("inheritance", "relearn")
 

@@ -8,7 +8,7 @@ import typer
 from tqdm import tqdm
 
 from benchmarks import store
-from benchmarks.arguments import names_of, positive
+from benchmarks.lab.arguments import names_of, positive
 from benchmarks.runs import kept_in
 from benchmarks.survey.optimizers import DECAYING, ENTRIES
 from benchmarks.survey.pictures import draw_landscapes, paths_of

@@ -8,8 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import store
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.paths import path, paths_figure
+from benchmarks.lab.landscapes import LANDSCAPES
+from benchmarks.lab.paths import path, paths_figure
 from benchmarks.survey.optimizers import ENTRIES, FAMILIES
 from benchmarks.survey.records import Records, label_of
 

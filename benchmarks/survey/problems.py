@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.data import load, require
-from benchmarks.landscapes import LANDSCAPES, Landscape
-from benchmarks.models import MLP
+from benchmarks.lab.data import load, require
+from benchmarks.lab.landscapes import LANDSCAPES, Landscape
+from benchmarks.lab.models import MLP
 
 DIMENSIONS = 50
 NOISE = 0.1  # standard deviation, for each coordinate of a gradient

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.paths import COLORS, paths_figure
+from benchmarks.lab.landscapes import LANDSCAPES
+from benchmarks.lab.paths import COLORS, paths_figure
 from benchmarks.survey.optimizers import DECAYING, ENTRIES, FAMILIES
 from benchmarks.survey.pictures import Paths, labelled, save_png
 from benchmarks.survey.records import (

@@ -4,7 +4,8 @@ import pathlib
 
 import numpy as np
 
-from benchmarks import report, store
+from benchmarks import store
+from benchmarks.lab import report
 from benchmarks.survey.records import (
     Record,
     Records,

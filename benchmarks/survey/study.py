@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from benchmarks import store
-from benchmarks.paths import evaluated
+from benchmarks.lab.paths import evaluated
 from benchmarks.survey.optimizers import Entry
 from benchmarks.survey.problems import Problem
 

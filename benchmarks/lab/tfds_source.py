@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import data
-from benchmarks.data import Arrays, DataError, require
-from benchmarks.original_files import BATCHES, read_archive, read_idx
+from benchmarks.lab import data
+from benchmarks.lab.data import Arrays, DataError, require
+from benchmarks.lab.original_files import BATCHES, read_archive, read_idx
 
 PROBE_SECONDS = 5.0
 READ_AT_ONCE = 5000

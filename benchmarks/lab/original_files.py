@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import data
-from benchmarks.data import Arrays, DataError, read_bytes, require
+from benchmarks.lab import data
+from benchmarks.lab.data import Arrays, DataError, read_bytes, require
 
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 

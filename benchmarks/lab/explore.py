@@ -13,10 +13,10 @@ import numpy as np
 import optax
 
 import optabs
-from benchmarks.arguments import ArgumentError, choice_of, positive
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.paths import COLORS, paths_figure, walk
-from benchmarks.report import png
+from benchmarks.lab.arguments import ArgumentError, choice_of, positive
+from benchmarks.lab.landscapes import LANDSCAPES
+from benchmarks.lab.paths import COLORS, paths_figure, walk
+from benchmarks.lab.report import png
 from benchmarks.survey.optimizers import ENTRIES
 
 if TYPE_CHECKING:

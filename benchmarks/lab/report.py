@@ -1,8 +1,8 @@
-"""Tables for the terminal and for Markdown, and figures as PNG and SVG."""
+"""Tables for the terminal and for Markdown, bars, and figures as PNG."""
 
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,15 +10,16 @@ import PIL.Image
 import rich.box
 import rich.console
 import rich.table
+import typer
 
-from benchmarks import store
+from benchmarks.lab.records import Records, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LIGHT_DPI = 80
-LIGHT_COLORS = 128
+DPI = 80
+COLORS_OF_PNG = 128
 
 
 class Table(NamedTuple):
@@ -62,27 +63,117 @@ def errors_above(own: np.ndarray, other: np.ndarray) -> float:
     return float(difference / error) if error > 0 else float(np.sign(difference) * np.inf)
 
 
-def save_figure(figure: "Figure", path: pathlib.Path) -> None:
-    """Writes a figure as PNG and SVG, each whole or not at all."""
-    import matplotlib
+class Bar(NamedTuple):
+    """What is wanted, and what was measured."""
 
-    for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
-        content = io.BytesIO()
-        # The same figure, the same file.
-        with matplotlib.rc_context({"svg.hashsalt": "optabs"}):
-            figure.savefig(content, format=suffix[1:], bbox_inches="tight", **options)
-        store.write_bytes(path.with_suffix(suffix), content.getvalue())
+    name: str
+    wanted: str
+    measured: str
+    met: bool
+
+    @property
+    def verdict(self) -> str:
+        """As it stands in tables."""
+        return "met" if self.met else "missed"
+
+
+def bars_table(bars: Sequence[Bar], title: str = "What was wanted") -> list[Table]:
+    """One table, or none where there are no bars."""
+    rows = [[bar.name, bar.wanted, bar.measured, bar.verdict] for bar in bars]
+    return [Table(title, ["", "wanted", "measured", ""], rows)] if rows else []
+
+
+class Measure(NamedTuple):
+    """A column of a comparison."""
+
+    title: str
+    digits: int = 4
+    factor: float = 1.0  # 100 for percent
+
+
+MEASURES = {
+    "validation_loss": Measure("validation loss"),
+    "test_loss": Measure("test loss"),
+    "test_accuracy": Measure("test accuracy in percent", 2, 100.0),
+    "area": Measure("mean training loss"),
+}
+
+
+def measured(records: Records, measure: str, **key: Any) -> np.ndarray:
+    """A measure of the runs whose keys have these fields: float [runs], null as NaN."""
+    runs = records.select(kind="run", **key)
+    return np.array([run.result[measure] for run in runs], float)
+
+
+def comparison(
+    records: Records, task: str, arms: Sequence[str], measures: Mapping[str, Measure]
+) -> Table:
+    """A row an arm: its rate, the bytes of its state for each parameter, and measures."""
+    runs = {arm: records.select(kind="run", task=task, arm=arm) for arm in arms}
+    runs = {arm: found for arm, found in runs.items() if found}
+    shown = {
+        name: measure
+        for name, measure in measures.items()
+        if not all(np.isnan(measured(records, name, task=task, arm=arm)).all() for arm in runs)
+    }
+    rows = []
+    for arm, found in runs.items():
+        (tuning,) = records.select(kind="tuning", task=task, arm=arm)
+        cells = [
+            mean_and_spread(
+                list(each.factor * measured(records, name, task=task, arm=arm)), each.digits
+            )
+            for name, each in shown.items()
+        ]
+        first = [found[0].config["label"], f"{found[0].result['rate']:g}"]
+        rows.append([*first, f"{tuning.result['bytes']:.2f}", *cells])
+    first_arm = next(iter(runs.values()))
+    config = first_arm[0].config
+    return Table(
+        f"{config['title']}, {config['steps']} steps; {len(first_arm)} seeds, mean ± standard "
+        "deviation",
+        ["arm", "rate", "bytes a parameter", *(each.title for each in shown.values())],
+        rows,
+    )
+
+
+def write(
+    folder: pathlib.Path,
+    title: str,
+    sections: Sequence[Table | str],
+    figures: Mapping[str, "Figure"] | None = None,
+    *,
+    name: str = "README.md",
+) -> None:
+    """Shows the tables, and writes sections and figures into a folder.
+
+    Args:
+      folder: of the study's results.
+      title: of the file.
+      sections: tables and paragraphs of Markdown, in their order.
+      figures: by the name of its file, without its ending; a paragraph shows each.
+      name: of the file.
+    """
+    for section in sections:
+        if isinstance(section, Table):
+            section.show()
+    texts = [each.markdown() if isinstance(each, Table) else each for each in sections]
+    body = "\n".join(text for text in [f"# {title}\n", *texts] if text)
+    write_bytes(folder / name, body.encode())
+    for stem, figure in (figures or {}).items():
+        write_bytes(folder / f"{stem}.png", png(figure))
+    typer.echo(f"tables: {folder / name}")
 
 
 def png(figure: "Figure", *, bbox_inches: str | None = "tight") -> bytes:
     """A figure as PNG of few colours, a third of the bytes of one with all."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=LIGHT_DPI, bbox_inches=bbox_inches)
+    figure.savefig(content, format="png", dpi=DPI, bbox_inches=bbox_inches)
     with PIL.Image.open(content) as picture:
         # By coverage, since by counts of pixels thin lines would lose their colours; means
         # keep grey grey.
         few = picture.convert("RGB").quantize(
-            LIGHT_COLORS,
+            COLORS_OF_PNG,
             method=PIL.Image.Quantize.MAXCOVERAGE,
             kmeans=1,
             dither=PIL.Image.Dither.NONE,
@@ -133,8 +224,3 @@ def curves_figure(
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.tight_layout()
     return figure
-
-
-def as_array(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    """A measure of several records, one row per record."""
-    return np.array([row["results"][key] for row in rows], dtype=float)

@@ -1,48 +1,111 @@
-"""The study's tasks: what is learned, from what, for how many steps.
+"""The tasks that studies share, and what they learn from: small images, cases and text."""
 
-A task is pure functions of keys and arrays, so that one compiled program trains it for any
-seed and any rates. Every loss is at least 0 where nothing is left to learn, so an area under
-a training loss is one above the lowest that could be.
-"""
-
+import functools
+import math
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import optabs
-from benchmarks.arguments import ArgumentError
-from benchmarks.dao_e import tasks_data
-from benchmarks.dao_e.tasks_networks import Convnet, Network, Transformer, network
-from benchmarks.models import MLP
-from benchmarks.survey.problems import DIMENSIONS, NOISE, Split, breast_cancer_splits
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.data import load, require
+from benchmarks.lab.models import MLP, SYMBOLS, WINDOW, Network, Transformer, network
+from benchmarks.lab.training import Task
 from optabs.training.batches import rows_of_epoch, take
 
-Evaluate = Callable[[Any, Any, Any], tuple[jax.Array, jax.Array]]
+DIGITS_VALIDATION = 400  # of 1,500, for an accuracy in steps of a quarter point
+POOLED = 2  # 28 x 28 images become 14 x 14
+HELD_OUT = 0.05  # share of the text for validation, and as much for the test
+HELD_OUT_WINDOWS = 128
+DIMENSIONS, NOISE = 50, 0.1  # of the quadratic: the standard deviation in each coordinate
+BREAST_CANCER_SPLIT = (300, 400)  # where validation and test begin, of 569 cases
 
 
-class Task(NamedTuple):
-    """What a program needs to know; the seed is in the keys."""
+class Split(NamedTuple):
+    """Images or cases with their labels, on the device."""
 
-    title: str
-    steps: int
-    init: Callable[[jax.Array], tuple[Any, Any]]  # key -> parameters, statistics
-    loss_fn: Callable[[Any, Any, Any], tuple[jax.Array, Any]]
-    """(parameters, statistics, batch) -> loss, statistics."""
-    feed: Callable[[jax.Array, int], Any]  # key, steps -> what each step draws [steps, ...]
-    batch: Callable[[Any, Any], Any]  # training data, one step's draw -> mini-batch
-    train: Any
-    validation: Any
-    test: Any
-    evaluate: Evaluate  # parameters, statistics, data -> loss, accuracy
-    classifies: bool = True  # else the accuracy is NaN
-    scope: str = "all"  # of the arms that train on it: one of arms.SCOPES
-    momentum: float = 0.0  # of the expert SGD
-    cosine: bool = False  # the experts' rates follow a cosine to 0
-    weight_decay: float = 0.0  # per step, after the update
-    by_steps: bool = False  # on CPUs, a call of each step; see program_of
+    inputs: jax.Array  # float32 [n, ...]
+    labels: jax.Array  # int32 [n]
+
+
+Splits = tuple[Split, Split, Split]  # to train on, for validation, for the test
+
+
+@functools.cache
+def image_splits(
+    name: str,
+    source: pathlib.Path | None = None,
+    *,
+    validation: int | None = None,
+    half: bool = False,
+) -> Splits:
+    """The images of a data set, where `half` at half their size."""
+    data = load(name, source, validation=validation)
+    sized = halved if half else np.asarray
+    train, held_out, test = (
+        Split(jnp.asarray(sized(images)), jnp.asarray(labels))
+        for images, labels in (
+            (data.train_images, data.train_labels),
+            (data.validation_images, data.validation_labels),
+            (data.test_images, data.test_labels),
+        )
+    )
+    return train, held_out, test
+
+
+def digits_splits() -> Splits:
+    """scikit-learn's digits, 8 x 8."""
+    return image_splits("digits", validation=DIGITS_VALIDATION)
+
+
+def halved(images: np.ndarray) -> np.ndarray:
+    """Images at half their size, by means: from float32 [n, height, width, channels]."""
+    count, height, width, channels = images.shape
+    shape = (count, height // POOLED, POOLED, width // POOLED, POOLED, channels)
+    return images.reshape(shape).mean((2, 4))
+
+
+@functools.cache
+def text_splits() -> tuple[jnp.ndarray, jnp.ndarray, jnp.ndarray]:
+    """Python's help topics as symbols: int32 [characters] to train on, and held out ones.
+
+    Those for validation and for the test are windows int32 [windows, WINDOW], from the end
+    of the text. Other Python versions have other topics, so figures hold for the one that
+    the records name.
+    """
+    from pydoc_data.topics import topics
+
+    places = {symbol: place for place, symbol in enumerate(SYMBOLS)}
+    unknown = places["?"]
+    whole = "\n".join(topics[name] for name in sorted(topics))
+    symbols = np.array([places.get(symbol, unknown) for symbol in whole], np.int32)
+    share = math.floor(HELD_OUT * len(symbols))
+    train, validation, test = np.split(symbols, [-2 * share, -share])
+    return jnp.asarray(train), _windows(validation), _windows(test)
+
+
+def _windows(symbols: np.ndarray) -> jnp.ndarray:
+    starts = np.linspace(0, len(symbols) - WINDOW, HELD_OUT_WINDOWS).astype(int)
+    return jnp.asarray(symbols[starts[:, None] + np.arange(WINDOW)])
+
+
+@functools.cache
+def breast_cancer_splits() -> Splits:
+    """Training, validation and test cases, standardised by the training cases' statistics."""
+    bunch = require("sklearn.datasets", "benchmarks").load_breast_cancer()
+    # RandomState, unlike Generator, promises the same stream in every numpy.
+    order = np.random.RandomState(0).permutation(len(bunch.target))
+    parts = np.split(order, BREAST_CANCER_SPLIT)
+    mean, deviation = bunch.data[parts[0]].mean(0), bunch.data[parts[0]].std(0)
+    inputs = ((bunch.data - mean) / deviation).astype(np.float32)
+    labels = bunch.target.astype(np.int32)
+    train, validation, test = (
+        Split(jnp.asarray(inputs[part]), jnp.asarray(labels[part])) for part in parts
+    )
+    return train, validation, test
 
 
 def shuffled(key: jax.Array, steps: int, examples: int, batch_size: int) -> jax.Array:
@@ -61,7 +124,7 @@ def shuffled(key: jax.Array, steps: int, examples: int, batch_size: int) -> jax.
 def classification(
     title: str,
     made: Network,
-    splits: tuple[Split, Split, Split],
+    splits: Splits,
     *,
     steps: int,
     batch_size: int,
@@ -97,7 +160,8 @@ def mlp(*widths: int) -> Network:
     return network(lambda rngs: MLP(widths, rngs=rngs))
 
 
-def _quadratic() -> Task:
+def quadratic() -> Task:
+    """A quadratic of curvatures from 0.01 to 1, with noise in every gradient."""
     # The minimum is at 1, not at the origin, where a decay of weights leads.
     curvature = jnp.geomspace(0.01, 1.0, DIMENSIONS)
 
@@ -125,9 +189,10 @@ def _quadratic() -> Task:
     )  # fmt: skip
 
 
-def _autoencoder() -> Task:
+def autoencoder() -> Task:
+    """An autoencoder of digits, by the squared error."""
     train, validation, test = (
-        split.inputs.reshape(len(split.labels), -1) for split in tasks_data.digits()
+        split.inputs.reshape(len(split.labels), -1) for split in digits_splits()
     )
     pixels = train.shape[1]
     made = mlp(pixels, 32, 8, 32, pixels)
@@ -154,7 +219,7 @@ def transformer(
     width: int = 40, heads: int = 4, title: str = "character transformer, Python's help"
 ) -> Task:
     """A character-level language model of two blocks, on the text of Python's help."""
-    train, validation, test = tasks_data.text()
+    train, validation, test = text_splits()
     made = network(lambda rngs: Transformer(width, heads, 2, rngs=rngs))
     batch_size = 16
 
@@ -163,7 +228,7 @@ def transformer(
         return optabs.losses.softmax_cross_entropy(logits, windows[:, 1:]).mean()
 
     def batch(symbols: jax.Array, starts: jax.Array) -> jax.Array:
-        return symbols[starts[:, None] + jnp.arange(tasks_data.WINDOW)[None]]
+        return symbols[starts[:, None] + jnp.arange(WINDOW)[None]]
 
     return Task(
         title,
@@ -171,7 +236,7 @@ def transformer(
         made.init,
         lambda params, statistics, windows: (loss_of(params, windows), statistics),
         lambda key, steps: jax.random.randint(
-            key, (steps, batch_size), 0, len(train) - tasks_data.WINDOW
+            key, (steps, batch_size), 0, len(train) - WINDOW
         ),
         batch,
         train,
@@ -190,51 +255,26 @@ def needed(name: str, source: pathlib.Path | None) -> pathlib.Path:
     return source
 
 
-def _images(name: str, source: pathlib.Path | None, **options: Any) -> Task:
+def small_images(name: str, source: pathlib.Path | None, **options: Any) -> Task:
+    """A small perceptron on images at half their size; `also` goes into the title."""
     title = f"MLP 196-32-10, {name.replace('_', ' ')} at 14 x 14"
     return classification(
         title + options.pop("also", ""),
-        mlp(196, 32, 10), tasks_data.pooled(name, needed(name, source)),
+        mlp(196, 32, 10), image_splits(name, needed(name, source), half=True),
         steps=2000, batch_size=64, **options,
     )  # fmt: skip
 
 
-def _digits(network: Network, title: str, **options: Any) -> Task:
+def digits(network: Network, title: str, **options: Any) -> Task:
+    """A network on digits."""
     settings = {"steps": 1000, "batch_size": 32} | options
-    return classification(f"{title}, digits", network, tasks_data.digits(), **settings)
+    return classification(f"{title}, digits", network, digits_splits(), **settings)
 
 
-def _breast_cancer() -> Task:
+def breast_cancer() -> Task:
+    """Logistic regression."""
     splits = breast_cancer_splits()
     return classification(
         "logistic regression, breast cancer", mlp(splits[0].inputs.shape[1], 2), splits,
         steps=400, batch_size=32,
     )  # fmt: skip
-
-
-Maker = Callable[[pathlib.Path | None], Task]
-# Made when they are wanted: most read data.
-TASKS: dict[str, Maker] = {
-    "quadratic": lambda source: _quadratic(),
-    "logistic": lambda source: _breast_cancer(),
-    "softmax": lambda source: _digits(mlp(64, 10), "softmax regression"),
-    "autoencoder": lambda source: _autoencoder(),
-    "mnist": lambda source: _images("mnist", source),
-    "fashion": lambda source: _images("fashion_mnist", source),
-    "convnet": lambda source: _digits(
-        network(lambda rngs: Convnet((8, 16), 10, rngs=rngs)), "convnet with batch norm",
-        steps=600,
-    ),
-    "decay": lambda source: _images(
-        "fashion_mnist", source, also=", cosine rates, weight decay",
-        cosine=True, weight_decay=1e-4,
-    ),
-    "momentum": lambda source: _digits(
-        mlp(64, 32, 10), "MLP 64-32-10, SGD with momentum 0.9", momentum=0.9, steps=2000
-    ),
-    "long": lambda source: _digits(
-        mlp(64, 32, 10), "MLP 64-32-10, 10,000 steps", steps=10_000, scope="few"
-    ),
-    "transformer": lambda source: transformer(),
-}  # fmt: skip
-NEED_IMAGES = ("mnist", "fashion", "decay")

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import optabs
-from benchmarks.landscapes import Landscape, Point
+from benchmarks.lab.landscapes import Landscape, Point
 from optabs.optimizers.gradient_descent import NagState
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def path(
 
     Examples:
       >>> import optabs
-      >>> from benchmarks.landscapes import LANDSCAPES
+      >>> from benchmarks.lab.landscapes import LANDSCAPES
       >>> path(LANDSCAPES["ravine"], optabs.sgd(5e-5), 2, start=(1.0, 0.9)).round(2)
       array([[1. , 0.9],
              [1. , 0.7],

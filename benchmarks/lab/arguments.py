@@ -11,6 +11,15 @@ DataOption = Annotated[
     pathlib.Path | None,
     typer.Option(help="folder of original files, or .npz of arrays; default: download"),
 ]
+StepsOption = Annotated[int | None, typer.Option(help="in place of each task's own number")]
+WorkersOption = Annotated[int, typer.Option(help="processes, each on a core of its own")]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="one task, few steps, 2 seeds: whether it works")
+]
+OutOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="folder of results; default: runs/NAME", show_default=False),
+]
 
 
 class ArgumentError(ValueError):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.store import write_bytes
+from benchmarks.lab.records import write_bytes
 
 CLASSES = 10
 # In the order of the fields of Arrays.
@@ -237,7 +237,7 @@ def read_npz(path: pathlib.Path, names: Sequence[str]) -> list[np.ndarray]:
 
 
 def _read(name: str, source: pathlib.Path | None) -> Arrays:
-    from benchmarks import original_files, tfds_source  # they import this module
+    from benchmarks.lab import original_files, tfds_source  # they import this module
 
     if source is None:
         return _read_digits() if name == "digits" else tfds_source.read(name)
