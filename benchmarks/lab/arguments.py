@@ -16,6 +16,9 @@ WorkersOption = Annotated[int, typer.Option(help="processes, each on a core of i
 QuickOption = Annotated[
     bool, typer.Option("--quick", help="one task, few steps, 2 seeds: whether it works")
 ]
+ReportOption = Annotated[
+    bool, typer.Option("--report", help="from the records that are there; nothing is run")
+]
 OutOption = Annotated[
     pathlib.Path | None,
     typer.Option(help="folder of results; default: runs/NAME", show_default=False),

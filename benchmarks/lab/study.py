@@ -21,6 +21,7 @@ from benchmarks.lab.arguments import (
     DataOption,
     OutOption,
     QuickOption,
+    ReportOption,
     StepsOption,
     WorkersOption,
     names_of,
@@ -349,6 +350,7 @@ def command_of(study: Study) -> Callable[..., None]:
         data: DataOption = None,
         workers: WorkersOption = 1,
         quick: QuickOption = False,
+        only_report: ReportOption = False,
         out: OutOption = None,
     ) -> None:
         chosen = tasks_of(tasks, study.tasks, study.need_images, data)
@@ -359,8 +361,9 @@ def command_of(study: Study) -> Callable[..., None]:
             positive(steps, "steps")
         positive(seeds, "seeds")
         records = Records(prepare_folder(out or pathlib.Path("runs") / study.name))
-        units = study.units(chosen, names, seeds=seeds, steps=steps, source=data)
-        run_units(units, records, workers=positive(workers, "workers"))
+        if not only_report:
+            units = study.units(chosen, names, seeds=seeds, steps=steps, source=data)
+            run_units(units, records, workers=positive(workers, "workers"))
         study.report(records)
 
     command.__name__, command.__doc__ = study.name, study.doc
