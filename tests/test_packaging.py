@@ -1,5 +1,6 @@
 """What optabs needs, the versions it is tested with, and which of them an interpreter gets."""
 
+import ast
 import os
 import pathlib
 import re
@@ -104,3 +105,62 @@ def test_inner_names_of_jax_are_used_only_where_programs_are_compared() -> None:
     }
     assert found <= {"optabs/training/checks.py", "optabs/training/identity.py"}
     assert inner.search("from jax.extend.core import Jaxpr")
+
+
+def imported(source: str) -> set[str]:
+    """The modules that a file imports anywhere: each dotted name, and names from packages."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def packages_of_optabs(source: str) -> set[str]:
+    """The packages and modules at the top of optabs that a file imports."""
+    inside = (name.split(".") for name in imported(source) if name.startswith("optabs."))
+    return {parts[1] for parts in inside}
+
+
+def sources() -> dict[str, str]:
+    """Every file of optabs but its table of contents, by its path inside."""
+    inside = ROOT / "optabs"
+    files = {str(path.relative_to(inside)): path.read_text() for path in inside.rglob("*.py")}
+    del files["__init__.py"]
+    return files
+
+
+def top(path: str) -> str:
+    return pathlib.Path(path).parts[0].removesuffix(".py")
+
+
+def test_nothing_but_storage_and_metrics_imports_storage() -> None:
+    importers = {
+        top(path)
+        for path, source in sources().items()
+        if "storage" in packages_of_optabs(source)
+    }
+    assert importers <= {"storage", "_metrics"}
+    assert "storage" in importers
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from optabs.storage.codecs import decode",
+        "from optabs import storage",
+        "import optabs.storage.codecs as codecs",
+        "def late():\n    from optabs.storage import codecs",
+    ],
+)
+def test_an_import_of_storage_is_seen(line: str) -> None:
+    assert packages_of_optabs(line) == {"storage"}
+
+
+def test_data_sets_and_pictures_are_not_for_optabs() -> None:
+    packages = {name.split(".")[0] for text in sources().values() for name in imported(text)}
+    assert not packages & {"tensorflow_datasets", "matplotlib"}
+    assert {"jax", "optax"} <= packages

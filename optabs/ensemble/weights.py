@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optabs._states import find_state
+from optabs._tree import find_state
 from optabs.ensemble.mixture import DaoEState
 from optabs.ensemble.previous import is_kept
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from optabs._arithmetic import new_count, rounded, toward
 from optabs._checks import DECAY, RATE, check
-from optabs._states import find_state
+from optabs._tree import find_state
 from optabs.moments import ema
 from optabs.optimizers._descent import descend
 from optabs.precision import transformation

@@ -22,6 +22,10 @@ class Values(NamedTuple):
 
     values: jax.Array  # of 16 bits, like the parameter
 
+    def decoded_array(self) -> Any:
+        """The array, in the box that the parts are in."""
+        return decode(self)
+
 
 class Blocks(NamedTuple):
     """Each entry as a share of the largest one of its block."""
@@ -29,12 +33,20 @@ class Blocks(NamedTuple):
     codes: jax.Array  # of 8 bits, like the parameter
     scales: jax.Array  # float32, a block's largest size, along the last axis
 
+    def decoded_array(self) -> Any:
+        """The array, in the box that the parts are in."""
+        return decode(self)
+
 
 class Floats(NamedTuple):
     """Each entry as a floating-point number, as fine as its block's range allows."""
 
     codes: jax.Array  # of 8 bits, like the parameter
     ranges: jax.Array  # uint16, a block's least number and its steps an octave
+
+    def decoded_array(self) -> Any:
+        """The array, in the box that the parts are in."""
+        return decode(self)
 
 
 class Bfloat16(Values):
