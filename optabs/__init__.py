@@ -16,7 +16,7 @@ from optabs.sizes import (
 
 # The sentence
 from optabs.ratio import scale_by_ratio as scale_by_ratio, unit_correction as unit_correction
-from optabs.precision import full_precision as full_precision
+from optabs._numerics import full_precision as full_precision
 
 # The named optimizers
 from optabs.optimizers.gradient_descent import (

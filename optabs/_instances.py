@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from optabs.precision import widen
+from optabs._numerics import widen
 
 
 def over_classes(

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import debias, new_count, toward
 from optabs._checks import DECAY, check
-from optabs.precision import transformation
+from optabs._numerics import debias, new_count, toward, transformation
 
 
 class EmaState(NamedTuple):

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import (
+from optabs._checks import DECAY, EPS, as_transformation, check
+from optabs._numerics import (
     new_count,
     real_zeros_like,
     rounded,
     saturate,
     square,
     toward,
+    transformation,
 )
-from optabs._checks import DECAY, EPS, as_transformation, check
-from optabs.precision import transformation
 from optabs.sizes import SizeState
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import (
+from optabs._checks import DECAY, EPS, check
+from optabs._numerics import (
     debias,
     new_count,
     real_zeros_like,
@@ -21,9 +22,8 @@ from optabs._arithmetic import (
     saturate,
     square,
     toward,
+    transformation,
 )
-from optabs._checks import DECAY, EPS, check
-from optabs.precision import transformation
 
 
 class SizeState(NamedTuple):

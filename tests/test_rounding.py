@@ -9,8 +9,9 @@ import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optabs
+from optabs._numerics import hash_uint32
 from optabs.storage.blocks import block_of, joined, shards_of, split
-from optabs.storage.rounding import Salt, bits, mixed, salted, uniform
+from optabs.storage.rounding import Salt, bits, salted, uniform
 
 
 def of(step: int, leaf: int, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
@@ -73,7 +74,7 @@ def test_an_entry_over_many_steps_is_spread_evenly() -> None:
 
 
 def test_mixing_is_a_bijection() -> None:
-    words = np.asarray(mixed(jnp.arange(2**16, dtype=jnp.uint32) * 65537))
+    words = np.asarray(hash_uint32(jnp.arange(2**16, dtype=jnp.uint32) * 65537))
     assert len(np.unique(words)) == len(words)
 
 

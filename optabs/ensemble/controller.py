@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optabs._arithmetic import debias, toward
+from optabs._numerics import debias, toward
 from optabs.ensemble.scalars import divided
 from optabs.ensemble.settings import Controller
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optabs._alike import check_alike
-from optabs._checks import RATE, check, short
+from optabs._checks import RATE, check, check_alike, short
 from optabs.ensemble.norms import root, squared_norms
 from optabs.ensemble.scalars import barrier
 from optabs.optimizers.adam_family import adam

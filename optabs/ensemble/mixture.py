@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._alike import where_they_differ
-from optabs._arithmetic import new_count, saturate
-from optabs._checks import short
+from optabs._checks import short, where_they_differ
+from optabs._numerics import new_count, saturate, transformation
 from optabs.ensemble import controller as control
 from optabs.ensemble import experts as ensemble
 from optabs.ensemble import norms, observing, scalars
@@ -23,7 +22,6 @@ from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, prod
 from optabs.ensemble.scalars import barrier, stacked
 from optabs.ensemble.selecting import where
 from optabs.ensemble.settings import Controller, check_controller
-from optabs.precision import transformation
 
 
 class ExpertState(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from optabs._numerics import hash_uint32
 from optabs.ensemble.features import Feature, Observation, gradient_variance, loss_decrease
 from optabs.ensemble.scalars import barrier, stacked
 
@@ -190,6 +191,4 @@ def _projection(leaf: jax.Array) -> jax.Array:
 def _signs(extent: int, axis: int) -> jax.Array:
     """Plus or minus one by a hash of the index, the same on every device: int32 [extent]."""
     index = jax.lax.iota(jnp.uint32, extent) + jnp.uint32((axis + 1) * 0x9E3779B9 % 2**32)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        index = (index ^ (index >> shift)) * jnp.uint32(factor)
-    return 1 - 2 * (index >> 31).astype(jnp.int32)
+    return 1 - 2 * (hash_uint32(index) >> 31).astype(jnp.int32)

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._alike import check_kind, check_shapes
-from optabs._arithmetic import rounded
-from optabs.precision import transformation
+from optabs._checks import check_kind, check_shapes
+from optabs._numerics import rounded, transformation
 from optabs.ratio import scale_by_ratio
 
 

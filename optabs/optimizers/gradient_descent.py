@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import new_count, rounded, toward
 from optabs._checks import DECAY, RATE, check
+from optabs._numerics import new_count, rounded, toward, transformation
 from optabs._tree import find_state
 from optabs.moments import ema
 from optabs.optimizers._descent import descend
-from optabs.precision import transformation
 
 
 class NagState(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from optabs._sharding import leading_sharding
+from optabs._numerics import leading_sharding
 from optabs.storage.boxes import axis_names, unboxed
 
 FEWEST = 16  # entries: with fewer, the ranges take what the codes save

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optabs.precision import widen
+from optabs._numerics import widen
 from optabs.storage import floats, maps
 from optabs.storage.blocks import halved, joined, length, split
 from optabs.storage.boxes import boxed, unboxed

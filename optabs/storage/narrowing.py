@@ -12,14 +12,14 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import cut
-from optabs.precision import full_precision
+from optabs._numerics import full_precision, hash_uint32
 from optabs.storage import choice
 from optabs.storage.boxes import is_box, unboxed
 from optabs.storage.choice import Choice
 from optabs.storage.codecs import BY_NODE, encode, is_node
 from optabs.storage.conversion import decode_state
 from optabs.storage.fields import Parameters
-from optabs.storage.rounding import Salt, mixed, salted
+from optabs.storage.rounding import Salt, salted
 from optabs.storage.state import NarrowState, check_kind, format_of
 
 
@@ -133,7 +133,7 @@ def narrow_state(
 
     def init_fn(params: optax.Params) -> NarrowState:
         state = _encoded_anew(inner.init(params), params, asked)
-        draws = mixed(jnp.asarray(seed).astype(jnp.uint32))
+        draws = hash_uint32(jnp.asarray(seed).astype(jnp.uint32))
         return NarrowState(jnp.uint32(format_of(state)), draws, state)
 
     def update_fn(

@@ -1,12 +1,12 @@
 """Random bits for rounding, from counters alone."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optabs._sharding import explicit_sharding, leading_sharding
+from optabs._numerics import explicit_sharding, hash_uint32, leading_sharding
 
 _GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
 _ROOT = 0x6A09E667  # 2**32 times the fraction of the root of 2: likewise
@@ -36,7 +36,7 @@ def bits(like: jax.Array, salt: Salt) -> jax.Array:
     under any sharding, and making it sends nothing.
     """
     if not like.ndim:
-        return mixed(salt.place) + salt.turn
+        return hash_uint32(salt.place) + salt.turn
     if salt.made is None:
         return _bits(like, salt)
     if like.shape not in salt.made:
@@ -52,7 +52,7 @@ def _bits(like: jax.Array, salt: Salt) -> jax.Array:
         along = jax.lax.broadcasted_iota(jnp.uint32, rows, axis, out_sharding=of_rows)
         index = index + along * jnp.uint32(stride)
         stride = stride * like.shape[axis] % 2**32
-    first = mixed(index ^ salt.place) + salt.turn
+    first = hash_uint32(index ^ salt.place) + salt.turn
     last = like.ndim - 1
     along = jax.lax.broadcasted_iota(jnp.uint32, like.shape, last, out_sharding=sharding)
     return first + along * jnp.uint32(_ROOT)
@@ -70,18 +70,8 @@ def salted(counter: jax.Array, parameter: int) -> Salt:
       parameter: which one it is.
     """
     period = (counter >> _PERIOD) * jnp.uint32(_GOLDEN)
-    both = mixed(np.array([parameter, parameter + 2**31], np.uint32))
+    both = hash_uint32(np.array([parameter, parameter + 2**31], np.uint32))
     # XLA computes a sum once and hands it to the kernels of a leaf, which are then those of
     # all leaves of that shape, and are compiled once.
-    place = jnp.sum(mixed(period ^ both), dtype=jnp.uint32)
+    place = jnp.sum(hash_uint32(period ^ both), dtype=jnp.uint32)
     return Salt(place, counter * jnp.uint32(_GOLDEN))
-
-
-def mixed(word: Any) -> Any:
-    """A bijection of uint32 after which every bit depends on every bit.
-
-    Source: C. Wellons's "lowbias32", found by search for the least bias.
-    """
-    word = (word ^ (word >> 16)) * np.uint32(0x7FEB352D)
-    word = (word ^ (word >> 15)) * np.uint32(0x846CA68B)
-    return word ^ (word >> 16)
