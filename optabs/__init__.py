@@ -33,12 +33,12 @@ from optabs.optimizers.adaptive import (
 from optabs.optimizers.adam_family import adam as adam, adamw as adamw, nadam as nadam
 
 # OptimABS: |g| for g^2
-from optabs.optimizers.absolute import (
+from optabs.optimizers.adaptive import (
     adadelta_abs as adadelta_abs,
     adagrad_abs as adagrad_abs,
     rmsprop_abs as rmsprop_abs,
 )
-from optabs.optimizers.adam_absolute import (
+from optabs.optimizers.adam_family import (
     adam_abs as adam_abs,
     adamw_abs as adamw_abs,
     nadam_abs as nadam_abs,

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from optabs._checks import short, where_they_differ
 from optabs._numerics import new_count, saturate, transformation
+from optabs._tree import tree_where
 from optabs.ensemble import controller as control
 from optabs.ensemble import experts as ensemble
 from optabs.ensemble import norms, observing, scalars
@@ -20,7 +21,6 @@ from optabs.ensemble.features import Feature
 from optabs.ensemble.pool import arrays_of
 from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, product
 from optabs.ensemble.scalars import barrier, stacked
-from optabs.ensemble.selecting import where
 from optabs.ensemble.settings import Controller, check_controller
 
 
@@ -216,8 +216,8 @@ def dao_e(
         shares = barrier(usable / excess)
         experts_state = {
             name: ExpertState(
-                inner=where(usable[k], each.state, old.inner),
-                previous=where(taken, kept(_times(shares[k], each.update)), old.previous)
+                inner=tree_where(usable[k], each.state, old.inner),
+                previous=tree_where(taken, kept(_times(shares[k], each.update)), old.previous)
                 if controller.needs_feedback
                 else (),
             )
@@ -226,10 +226,10 @@ def dao_e(
             )
         }
         new_state = DaoEState(
-            count=where(taken, optax.safe_increment(state.count), state.count),
+            count=tree_where(taken, optax.safe_increment(state.count), state.count),
             experts=experts_state,
-            controller=where(taken, judge, state.controller),
-            observing=where(taken, watch, state.observing),
+            controller=tree_where(taken, judge, state.controller),
+            observing=tree_where(taken, watch, state.observing),
         )
         return jax.tree.unflatten(structure, step), new_state
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from optabs._numerics import leading_sharding
-from optabs.storage.boxes import axis_names, unboxed
+from optabs._tree import axis_names, unboxed
 
 FEWEST = 16  # entries: with fewer, the ranges take what the codes save
 _HALVED = 16  # entries, or as many as remain: fewer and XLA's loops no longer fuse

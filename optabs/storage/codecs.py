@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from optabs._numerics import widen
+from optabs._tree import boxed, unboxed
 from optabs.storage import floats, maps
 from optabs.storage.blocks import halved, joined, length, split
-from optabs.storage.boxes import boxed, unboxed
 from optabs.storage.rounding import Salt, bits, uniform
 
 FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import DictKey, GetAttrKey, KeyEntry, SequenceKey, keystr
 
-from optabs.storage.boxes import is_box, unboxed
+from optabs._tree import is_box, unboxed
 
 Path = tuple[KeyEntry, ...]
 

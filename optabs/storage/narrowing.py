@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 
 from optabs._checks import cut
 from optabs._numerics import full_precision, hash_uint32
+from optabs._tree import is_box, unboxed
 from optabs.storage import choice
-from optabs.storage.boxes import is_box, unboxed
 from optabs.storage.choice import Choice
 from optabs.storage.codecs import BY_NODE, encode, is_node
 from optabs.storage.conversion import decode_state
