@@ -48,7 +48,7 @@ from optabs.optimizers.adam_family import (
 from optabs.ensemble.mixture import dao_e as dao_e
 from optabs import features as features
 from optabs.ensemble.settings import Controller as Controller
-from optabs.ensemble.weights import mixing_weights as mixing_weights
+from optabs.ensemble.state import mixing_weights as mixing_weights
 
 # Gadam: a population that learns and evolves
 from optabs.evolution.distributed import connect as connect

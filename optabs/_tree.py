@@ -70,6 +70,21 @@ def axis_names(box: Any) -> tuple[Any, ...]:
     return tuple(names) if isinstance(names, tuple | list | jax.sharding.PartitionSpec) else ()
 
 
+def numeric_leaves(tree: Any) -> list[Any]:
+    """The leaves of a tree that are numbers or arrays of numbers."""
+    return [leaf for leaf in jax.tree.leaves(tree) if _is_numeric(leaf)]
+
+
+def _is_numeric(leaf: Any) -> bool:
+    if isinstance(leaf, str):  # which may be the name of a dtype
+        return False
+    try:
+        dtype = jnp.result_type(leaf)
+    except TypeError:
+        return False
+    return jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_
+
+
 def tree_where(flag: jax.Array, new: Any, old: Any) -> Any:
     """New where the flag is set, else old, for whole trees; costs a copy."""
 

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from trees import assert_close, assert_equal, avals
 
 import optabs
-from optabs.ensemble.previous import keep, product
+from optabs.ensemble.state import keep, product
 
 STORAGES = ("float32", "bfloat16", "int8", "thinned")
 # sgd keeps nothing, adam two arrays, rmsprop and lion one each: 16 bytes; then four updates.

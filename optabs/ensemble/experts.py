@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optabs._checks import RATE, check, check_alike, short
-from optabs.ensemble.norms import root, squared_norms
-from optabs.ensemble.scalars import barrier
+from optabs.ensemble.scalars import barrier, root, squared_norms
 from optabs.optimizers.adam_family import adam
 from optabs.optimizers.adaptive import rmsprop
 from optabs.optimizers.gradient_descent import sgd

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +11,25 @@ from jax.typing import ArrayLike
 
 from optabs._checks import short, where_they_differ
 from optabs._numerics import new_count, saturate, transformation
-from optabs._tree import tree_where
+from optabs._tree import numeric_leaves, tree_where
 from optabs.ensemble import controller as control
 from optabs.ensemble import experts as ensemble
-from optabs.ensemble import norms, observing, scalars
-from optabs.ensemble.controller import ControllerState, Feedback
+from optabs.ensemble import observing, scalars
+from optabs.ensemble.controller import Feedback
 from optabs.ensemble.experts import Expert
-from optabs.ensemble.features import Feature
-from optabs.ensemble.pool import arrays_of
-from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, product
 from optabs.ensemble.scalars import barrier, stacked
 from optabs.ensemble.settings import Controller, check_controller
-
-
-class ExpertState(NamedTuple):
-    """One expert: its own state, and its share in the step before."""
-
-    inner: optax.OptState
-    previous: Any  # like the parameters, or () where nothing is learned
-
-
-class DaoEState(NamedTuple):
-    """State of `dao_e`."""
-
-    count: jax.Array  # type: ignore[assignment]  # int32 []: steps taken
-    experts: dict[str, ExpertState]
-    controller: ControllerState
-    observing: Any  # an ObservingState, or () without features
+from optabs.ensemble.state import (
+    DaoEState,
+    ExpertState,
+    Storage,
+    check_state,
+    check_storage,
+    keep,
+    kept_by_leaf,
+    product,
+)
+from optabs.features import Feature
 
 
 def dao_e(
@@ -163,14 +155,14 @@ def dao_e(
         memory = params if controller.needs_feedback else ()
         rows = max(len(jax.tree.leaves(params)), 1) if controller.per_leaf else 1
         shape = (rows, len(members), 1 + number)
-        _check_state(state, list(members), jax.tree.structure(memory), shape)
+        check_state(state, list(members), jax.tree.structure(memory), shape)
         loss, told = _checked(value, batch, extra_args)
         leaves: list[jax.Array]
         leaves, structure = jax.tree.flatten(updates)
         if multiplied or chosen:
-            norm, finite = norms.norm_and_finite(leaves)
+            norm, finite = scalars.norm_and_finite(leaves)
         else:
-            norm, finite = jnp.zeros([]), norms.finite(leaves)
+            norm, finite = jnp.zeros([]), scalars.finite(leaves)
         judge = state.controller
         if controller.needs_feedback:
             feedback = Feedback(_products(leaves, state), norm, state.count)
@@ -209,7 +201,7 @@ def dao_e(
         made = [jax.tree.leaves(each.update) for each in proposals]
         step = _mixed(barrier(weights), barrier(total * excess[None, :]), made)
         if multiplied:
-            step_norm = norms.root(norms.squared_norm(step)) / multiplier
+            step_norm = scalars.root(scalars.squared_norm(step)) / multiplier
             judge = judge._replace(step_norm=saturate(step_norm))
 
         # What the next gradient is to judge.
@@ -242,7 +234,7 @@ def _checked(
     """The loss in float32, and what the experts are told."""
     told = dict(extra_args)
     if batch is not None:
-        if not arrays_of(batch):
+        if not numeric_leaves(batch):
             raise ValueError(
                 f"batch is {short(batch)}, without any array of numbers; pass the "
                 "mini-batch as a pytree of arrays, or no batch."
@@ -275,32 +267,10 @@ def _check_trees(updates: Any, params: Any) -> None:
             )
 
 
-def _check_state(
-    state: Any, names: Sequence[str], structure: Any, weights: tuple[int, ...]
-) -> None:
-    """Refuses a state of another optimizer, or of other parameters.
-
-    Args:
-      state: what was given.
-      names: the experts'.
-      structure: that of what is kept of the step before.
-      weights: the shape of the controller's matrix.
-    """
-    wanted = "pass update the state that this optimizer's init made of these parameters"
-    if not isinstance(state, DaoEState):
-        raise ValueError(f"state is a {type(state).__name__}; {wanted}.")
-    if sorted(state.experts) != list(names):
-        found, ours = map(short, (sorted(state.experts), list(names)))
-        raise ValueError(f"state is of the experts {found}, not {ours}; {wanted}.")
-    kept = [jax.tree.structure(x.previous, is_leaf=is_kept) for x in state.experts.values()]
-    if set(kept) != {structure} or state.controller.matrix.shape != weights:
-        raise ValueError(f"state is of other parameters or settings; {wanted}.")
-
-
 def _reach(controller: Controller, params: Any) -> jax.Array | None:
     if controller.cap is None:
         return None
-    square = norms.squared_norm(jax.tree.leaves(params))
+    square = scalars.squared_norm(jax.tree.leaves(params))
     reach = jnp.asarray(controller.cap) * jnp.sqrt(jnp.maximum(square, 1.0))
     # No update is longer that can be measured.
     return barrier(jnp.minimum(reach, 1e20))
@@ -310,7 +280,7 @@ def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
     """The gradient's inner products with the updates before: float32 [L, K]."""
     products = [
         product(g, k)
-        for g, kept in zip(leaves, _kept_by_leaf(state), strict=True)
+        for g, kept in zip(leaves, kept_by_leaf(state), strict=True)
         for k in kept
     ]
     return stacked(products, jnp.float32).reshape(len(leaves), len(state.experts))
@@ -322,12 +292,12 @@ def _lengths(controller: Controller, proposals: list[ensemble.Proposal]) -> jax.
     if controller.per_leaf and lengths.size:
         return lengths
     square = jnp.sum(jnp.square(lengths), axis=0, keepdims=True)
-    return jnp.where(square > 0, norms.root(square), 0)
+    return jnp.where(square > 0, scalars.root(square), 0)
 
 
 def _times(factor: jax.Array, update: Any) -> Any:
     """An update times a number; 0 where that is 0, whatever the update is."""
-    return jax.tree.map(lambda u: jnp.where(factor > 0, norms.scaled(factor, u), 0), update)
+    return jax.tree.map(lambda u: jnp.where(factor > 0, scalars.scaled(factor, u), 0), update)
 
 
 def _mixed(
@@ -343,11 +313,3 @@ def _mixed(
         parts = [_times(row[k], share) for k, share in enumerate(shares)]
         step.append(functools.reduce(jnp.add, parts))
     return step
-
-
-def _kept_by_leaf(state: DaoEState) -> list[tuple[Any, ...]]:
-    """The kept updates of all experts, for each leaf of the parameters."""
-    kept = [
-        jax.tree.leaves(expert.previous, is_leaf=is_kept) for expert in state.experts.values()
-    ]
-    return list(zip(*kept, strict=True))

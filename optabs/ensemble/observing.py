@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optabs._numerics import hash_uint32
-from optabs.ensemble.features import Feature, Observation, gradient_variance, loss_decrease
 from optabs.ensemble.scalars import barrier, stacked
+from optabs.features import Feature, Observation, gradient_variance, loss_decrease
 
 WARM_UP = 3
 SLOWEST = 0.01
