@@ -61,7 +61,7 @@ from optabs import genetics as genetics
 # Storage: optimizers' moments in fewer bits
 from optabs.storage.state import NarrowState as NarrowState
 from optabs.storage.narrowing import narrow_state as narrow_state
-from optabs.storage.conversion import (
+from optabs.storage.state import (
     decode_state as decode_state,
     encode_state as encode_state,
 )

@@ -45,7 +45,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import POSITIVE, check
-from optabs._instances import (
+from optabs._loss_inputs import (
     floating,
     in_range,
     like,

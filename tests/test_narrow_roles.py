@@ -20,9 +20,8 @@ import pytest
 from optax import contrib
 
 import optabs
-from optabs.storage.choice import ROLES
 from optabs.storage.codecs import BY_NODE, is_node
-from optabs.storage.fields import Parameters
+from optabs.storage.selection import ROLES, Parameters
 
 SHAPE = (64, 128)
 PARAMS = {"w": jax.random.normal(jax.random.key(9), SHAPE)}

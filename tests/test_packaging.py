@@ -137,14 +137,50 @@ def top(path: str) -> str:
     return pathlib.Path(path).parts[0].removesuffix(".py")
 
 
-def test_nothing_but_storage_and_metrics_imports_storage() -> None:
-    importers = {
-        top(path)
-        for path, source in sources().items()
-        if "storage" in packages_of_optabs(source)
-    }
-    assert importers <= {"storage", "_metrics"}
-    assert "storage" in importers
+NUMERICS = {"_checks", "_numerics", "_tree"}
+PARTS = NUMERICS | {"moments", "ratio", "sizes"}
+NAMED = PARTS | {"optimizers"}
+# What each module or package at the top of optabs may import, beside itself.
+MAY_IMPORT = {
+    **dict.fromkeys(NUMERICS, NUMERICS),
+    **dict.fromkeys(PARTS - NUMERICS, PARTS),
+    "optimizers": NAMED,
+    "features": NUMERICS,
+    "ensemble": NAMED | {"features"},
+    "storage": NUMERICS,
+    "_loss_inputs": NUMERICS,
+    "losses": NUMERICS | {"_loss_inputs"},
+    "initializers": NUMERICS,
+    "genetics": NUMERICS,
+    "training": NUMERICS,
+    "evolution": NAMED | {"genetics", "training"},
+    "_metrics": NAMED | {"ensemble", "evolution", "storage"},
+}
+
+
+def wrong_imports(path: str, source: str) -> set[str]:
+    """What a file of optabs imports against the order of the layers."""
+    return packages_of_optabs(source) - MAY_IMPORT[top(path)] - {top(path)}
+
+
+def test_imports_run_one_way() -> None:
+    wrong = {path: wrong_imports(path, source) for path, source in sources().items()}
+    assert {path: found for path, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("_tree.py", "from optabs.storage.codecs import decode"),
+        ("_numerics.py", "from optabs import moments"),
+        ("moments.py", "from optabs.optimizers.adam_family import adam"),
+        ("optimizers/_descent.py", "def late():\n    from optabs.ensemble import mixture"),
+        ("storage/narrowing.py", "import optabs.moments as moments"),
+    ],
+)
+def test_an_import_against_the_order_is_seen(path: str, line: str) -> None:
+    assert wrong_imports(path, line)
+    assert wrong_imports(path, sources()[path]) == set()
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 
 from optabs._numerics import widen
 from optabs._tree import boxed, unboxed
-from optabs.storage import floats, maps
+from optabs.storage import floats
 from optabs.storage.blocks import halved, joined, length, split
 from optabs.storage.rounding import Salt, bits, uniform
 
 FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0
 _BFLOAT16_MAX = 0x7F7F0000
 _INFINITY = 0x7F800000
+_UPPER_ONE = 2032  # the upper 13 bits of 1.0
+_SHARE_SHIFT = 19  # leaves a float32's exponent and 4 bits of its fraction
 
 
 class Values(NamedTuple):
@@ -173,7 +175,49 @@ def _float_codec(name: str, node: type[Any], form: floats.Form) -> Codec:
     return Codec(name, node, form.sizes, True, encode, decode)
 
 
-def _block_codec(name: str, node: type[Any], codes: maps.Map, *, sizes: bool) -> Codec:
+class _Map(NamedTuple):
+    """An increasing function of the codes 0 to `last`, the last of which is 1."""
+
+    last: int
+    share: Callable[[jax.Array], jax.Array]  # float32 code -> share in [0, 1]
+    code: Callable[[jax.Array], jax.Array]  # share -> its real-valued code, at most one off
+
+
+def _power(exponent: int, *, zero: bool, last: int) -> _Map:
+    """Equal steps in a root of the share: 1, 2 or 4; with or without a code for 0."""
+    first = 0 if zero else 1
+    steps = last + first
+
+    def share(code: jax.Array) -> jax.Array:
+        root = (code + first) * jnp.float32(1 / steps)
+        return root**exponent
+
+    def code(share: jax.Array) -> jax.Array:
+        root = share
+        for _ in range(exponent.bit_length() - 1):
+            root = jnp.sqrt(root)
+        return root * steps - first
+
+    return _Map(last, share, code)
+
+
+def _floating(*, zero: bool, last: int) -> _Map:
+    """Sixteen equal steps in each octave, as floating-point numbers have them."""
+    first = _UPPER_ONE - last
+
+    def share(code: jax.Array) -> jax.Array:
+        bits = (code.astype(jnp.int32) + first) << _SHARE_SHIFT
+        value = jax.lax.bitcast_convert_type(bits, jnp.float32)
+        return jnp.where(code < 1, 0.0, value) if zero else value
+
+    def code(share: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(share, jnp.int32)
+        return jnp.maximum((bits >> _SHARE_SHIFT) - first, 0).astype(jnp.float32)
+
+    return _Map(last, share, code)
+
+
+def _block_codec(name: str, node: type[Any], codes: _Map, *, sizes: bool) -> Codec:
     """Shares of each block's largest entry, rounded to neighbouring codes."""
     kind = jnp.uint8 if sizes else jnp.int8
 
@@ -210,13 +254,13 @@ _ALL = (
     Codec("float16_size", Float16Size, True, False, _to_float16_size, _values),
     _float_codec("int8", Int8, floats.MEANS),
     _float_codec("uint8", UInt8, floats.SIZES),
-    _block_codec("int8_linear", Int8Linear, maps.power(1, zero=True, last=127), sizes=False),
-    _block_codec("int8_square", Int8Square, maps.power(2, zero=True, last=127), sizes=False),
-    _block_codec("int8_float", Int8Float, maps.floating(zero=True, last=127), sizes=False),
-    _block_codec("uint8_linear", UInt8Linear, maps.power(1, zero=False, last=255), sizes=True),
-    _block_codec("uint8_square", UInt8Square, maps.power(2, zero=False, last=255), sizes=True),
-    _block_codec("uint8_fourth", UInt8Fourth, maps.power(4, zero=False, last=255), sizes=True),
-    _block_codec("uint8_float", UInt8Float, maps.floating(zero=False, last=255), sizes=True),
+    _block_codec("int8_linear", Int8Linear, _power(1, zero=True, last=127), sizes=False),
+    _block_codec("int8_square", Int8Square, _power(2, zero=True, last=127), sizes=False),
+    _block_codec("int8_float", Int8Float, _floating(zero=True, last=127), sizes=False),
+    _block_codec("uint8_linear", UInt8Linear, _power(1, zero=False, last=255), sizes=True),
+    _block_codec("uint8_square", UInt8Square, _power(2, zero=False, last=255), sizes=True),
+    _block_codec("uint8_fourth", UInt8Fourth, _power(4, zero=False, last=255), sizes=True),
+    _block_codec("uint8_float", UInt8Float, _floating(zero=False, last=255), sizes=True),
 )
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
 BY_NODE: Mapping[type[Any], Codec] = {codec.node: codec for codec in _ALL}

@@ -14,13 +14,11 @@ from jax.typing import ArrayLike
 from optabs._checks import cut
 from optabs._numerics import full_precision, hash_uint32
 from optabs._tree import is_box, unboxed
-from optabs.storage import choice
-from optabs.storage.choice import Choice
+from optabs.storage import selection
 from optabs.storage.codecs import BY_NODE, encode, is_node
-from optabs.storage.conversion import decode_state
-from optabs.storage.fields import Parameters
 from optabs.storage.rounding import Salt, salted
-from optabs.storage.state import NarrowState, check_kind, format_of
+from optabs.storage.selection import Choice, Parameters
+from optabs.storage.state import NarrowState, check_kind, decode_state, format_of
 
 
 def narrow_state(
@@ -127,8 +125,8 @@ def narrow_state(
     2602.23349; stochastic rounding of averages, measured in benchmarks/results/codecs. The
     default codes are this package's.
     """
-    asked = choice.checked(codecs, keep, block_size, min_size)
-    choice.check_seed(seed)
+    asked = selection.checked(codecs, keep, block_size, min_size)
+    selection.check_seed(seed)
     inner = full_precision(transformation)
 
     def init_fn(params: optax.Params) -> NarrowState:
