@@ -13,6 +13,12 @@ from jax.typing import ArrayLike
 from optabs._checks import as_transformation, check_kind, check_shapes
 
 
+class FullPrecision(optax.GradientTransformationExtraArgs):
+    """A transformation in full precision, which keeps the one it was made from."""
+
+    kernel: optax.GradientTransformationExtraArgs
+
+
 def full_precision(
     transformation: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
@@ -20,8 +26,8 @@ def full_precision(
 
     Leaves of float16 and bfloat16 enter as float32, others as they are; updates come
     back in the gradient's dtype (for a statistic of size: its real counterpart). Every
-    public transformation of this package is wrapped in it, so a chain may be wrapped
-    once more to round only once.
+    public transformation of this package is wrapped in it; a chain that is wrapped once
+    more rounds only once.
 
     Args:
       transformation: any optax transformation; its state is built from the widened
@@ -41,7 +47,7 @@ def full_precision(
       >>> updates.dtype.name, state.trace.dtype.name
       ('bfloat16', 'float32')
     """
-    inner = optax.with_extra_args_support(as_transformation("transformation", transformation))
+    inner = kernel_of(as_transformation("transformation", transformation))
 
     def init_fn(params: optax.Params) -> optax.OptState:
         return inner.init(jax.tree.map(widen, params))
@@ -56,7 +62,20 @@ def full_precision(
         new_updates, new_state = inner.update(wide, state, wide_params, **extra_args)
         return jax.tree.map(_narrow, new_updates, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    wrapped = FullPrecision(init_fn, update_fn)
+    wrapped.kernel = inner
+    return wrapped
+
+
+def kernel_of(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation inside of `full_precision`, for parts of one that is itself wrapped.
+
+    A second wrapper would convert every leaf from float32 to float32.
+    """
+    inner = getattr(transformation, "kernel", transformation)
+    return optax.with_extra_args_support(inner)
 
 
 def transformation(

@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import DECAY, check
-from optabs._numerics import debias, new_count, toward, transformation
+from optabs._numerics import debias, kernel_of, new_count, toward, transformation
 
 
 class EmaState(NamedTuple):
@@ -96,7 +96,7 @@ def nesterov(
 
     Source: survey eqs. 36 to 42; Dozat, "Incorporating Nesterov Momentum into Adam" (2016).
     """
-    average = ema(decay)
+    average = kernel_of(ema(decay))
 
     def update_fn(
         updates: optax.Updates,

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from optabs._checks import DECAY, EPS, as_transformation, check
 from optabs._numerics import (
+    kernel_of,
     new_count,
     real_zeros_like,
     rounded,
@@ -66,8 +67,8 @@ def scale_by_ratio(
       0.1
     """
     check(EPS, eps=eps)
-    numerator = optax.with_extra_args_support(as_transformation("numerator", numerator))
-    denominator = optax.with_extra_args_support(as_transformation("denominator", denominator))
+    numerator = kernel_of(as_transformation("numerator", numerator))
+    denominator = kernel_of(as_transformation("denominator", denominator))
 
     def init_fn(params: optax.Params) -> ScaleByRatioState:
         return ScaleByRatioState(

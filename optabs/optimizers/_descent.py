@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import check_kind, check_shapes
-from optabs._numerics import rounded, transformation
+from optabs._numerics import kernel_of, rounded, transformation
 from optabs.ratio import scale_by_ratio
 
 
@@ -19,7 +19,7 @@ def descend(
 ) -> optax.GradientTransformationExtraArgs:
     """The chain of the directions times -learning_rate, rounded once at the end."""
     links = len(directions) + 1
-    chain = optax.chain(*directions, _downhill(learning_rate))
+    chain = optax.chain(*map(kernel_of, directions), _downhill(learning_rate))
     last = optax.ScaleByScheduleState if callable(learning_rate) else optax.EmptyState
 
     def update_fn(
@@ -67,7 +67,7 @@ def bounded_ratio(
         bound = rounded(max_ratio, u)
         return jnp.clip(u, -bound, bound)
 
-    return optax.chain(ratio, _each(clip))
+    return optax.chain(kernel_of(ratio), _each(clip))
 
 
 def decayed_weights(weight_decay: ArrayLike, mask: Any) -> optax.GradientTransformation:
