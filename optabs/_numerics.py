@@ -124,27 +124,30 @@ def _narrow(update: jax.Array, gradient: Any) -> jax.Array:
     return update.astype(dtype)
 
 
-def toward(average: jax.Array, value: jax.Array, decay: ArrayLike) -> jax.Array:
+def update_moment(average: jax.Array, value: jax.Array, decay: ArrayLike) -> jax.Array:
     """decay * average + (1 - decay) * value, in the average's dtype."""
     decay = _decay(decay, average)
     return decay * average + (1 - decay) * value.astype(average.dtype)
 
 
-def rise(size: jax.Array, value: jax.Array, decay: ArrayLike, count: jax.Array) -> jax.Array:
-    """The bias-corrected average of values, but for the values below it."""
+def update_rising(
+    size: jax.Array, value: jax.Array, decay: ArrayLike, count: jax.Array
+) -> jax.Array:
+    """The bias-corrected moving average, left as it is by values below it."""
     decay = _decay(decay, size)
     weight = (1 - decay) / _one_minus_power(decay, count)
     return size + weight * jnp.maximum(value - size, 0)
 
 
-def debias(average: jax.Array, decay: ArrayLike, count: jax.Array) -> jax.Array:
+def correct_bias(average: jax.Array, decay: ArrayLike, count: jax.Array) -> jax.Array:
     """average / (1 - decay**count), for count >= 1."""
     return average / _one_minus_power(_decay(decay, average), count)
 
 
 def _one_minus_power(decay: jax.Array, count: jax.Array) -> jax.Array:
-    # 1 - decay**count cancels in float32 (decay near 1, small count); the other form of the
-    # same number keeps all digits, and has an infinite logarithm at a decay of 0.
+    # 1 - decay**count cancels in float32 (decay near 1, small count). The other form of the
+    # same number keeps all digits; below 0.5 it is not used, and 0.25 keeps its logarithm and
+    # its derivative finite there.
     near_one = -jnp.expm1(count * jnp.log1p(jnp.maximum(decay, 0.25) - 1))
     return jnp.where(decay < 0.5, 1 - decay**count, near_one)
 
@@ -156,10 +159,10 @@ def _decay(decay: ArrayLike, like: jax.Array) -> jax.Array:
         raise ValueError(
             f"decay is {float(decay)!r}, which is 1 in {dtype}; pass a smaller one."
         )
-    return rounded(decay, like)
+    return cast_like(decay, like)
 
 
-def rounded(number: ArrayLike, like: jax.Array) -> jax.Array:
+def cast_like(number: ArrayLike, like: jax.Array) -> jax.Array:
     """A hyperparameter in the leaf's real dtype.
 
     Once, so that of a decay 1 - b and 1 - b**t agree; and never wider than the leaf, which a
@@ -168,12 +171,12 @@ def rounded(number: ArrayLike, like: jax.Array) -> jax.Array:
     return jnp.asarray(number, jnp.finfo(like.dtype).dtype)
 
 
-def square(x: jax.Array) -> jax.Array:
+def abs_square(x: jax.Array) -> jax.Array:
     return jnp.real(x * jnp.conj(x))
 
 
-def saturate(size: jax.Array) -> jax.Array:
-    """A finite gradient may overflow when squared or summed; state stays finite."""
+def clip_to_finite(size: jax.Array) -> jax.Array:
+    """The size, or the largest finite number where a square or a sum has overflowed."""
     # XLA repeats a minimum with a constant for every reader, which costs a copy of the
     # state; a select is computed once.
     largest = jnp.finfo(size.dtype).max

@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import DECAY, check
-from optabs._numerics import debias, kernel_of, new_count, toward, transformation
+from optabs._numerics import correct_bias, kernel_of, new_count, transformation, update_moment
 
 
 class EmaState(NamedTuple):
@@ -59,10 +59,10 @@ def ema(
     ) -> tuple[optax.Updates, EmaState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda g, m: toward(m, g, decay), updates, state.mu)
+        mu = jax.tree.map(lambda g, m: update_moment(m, g, decay), updates, state.mu)
         emitted = mu
         if bias_correction:
-            emitted = jax.tree.map(lambda m: debias(m, decay, count), mu)
+            emitted = jax.tree.map(lambda m: correct_bias(m, decay, count), mu)
         return emitted, EmaState(count=count, mu=mu)
 
     return transformation(init_fn, update_fn, EmaState, "mu")
@@ -105,9 +105,9 @@ def nesterov(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         mu, state = average.update(updates, state, params, **extra_args)
-        ahead = jax.tree.map(lambda g, m: toward(m, g, decay), updates, mu)
+        ahead = jax.tree.map(lambda g, m: update_moment(m, g, decay), updates, mu)
         if bias_correction:
-            ahead = jax.tree.map(lambda n: debias(n, decay, state.count), ahead)
+            ahead = jax.tree.map(lambda n: correct_bias(n, decay, state.count), ahead)
         return ahead, state
 
     return transformation(average.init, update_fn)

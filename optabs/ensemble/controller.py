@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optabs._numerics import debias, toward
+from optabs._numerics import correct_bias, update_moment
 from optabs.ensemble.scalars import divided
 from optabs.ensemble.settings import Controller
 
@@ -199,13 +199,13 @@ def _adam(
     known = _row(state.known) & (state.mixing > 0)[:, :, None]
     first, second = state.moments
     unit = _unit(jnp.maximum(jnp.abs(rise), second))
-    square = toward(jnp.square(second / unit), jnp.square(rise / unit), B2)
-    first = jnp.where(known, toward(first, rise, B1), first)
+    square = update_moment(jnp.square(second / unit), jnp.square(rise / unit), B2)
+    first = jnp.where(known, update_moment(first, rise, B1), first)
     second = jnp.where(known, unit * _root(square), second)
     steps = jnp.maximum(steps, 1)
-    size = second * jnp.sqrt(debias(jnp.ones([]), B2, steps))
+    size = second * jnp.sqrt(correct_bias(jnp.ones([]), B2, steps))
     some = known & (size > _LEAST)
-    step = jnp.where(some, debias(first, B1, steps) / jnp.where(some, size, 1), 0)
+    step = jnp.where(some, correct_bias(first, B1, steps) / jnp.where(some, size, 1), 0)
     return state._replace(
         matrix=_moved(controller, state, step, steps), moments=(first, second)
     )
@@ -239,7 +239,7 @@ def _moved_pace(pace: Pace, value: jax.Array) -> Pace:
     first, finite = pace.seen == 0, jnp.isfinite(value)
 
     def mean(old: jax.Array, decay: float) -> jax.Array:
-        moved = jnp.where(first, value, toward(old, value, decay))
+        moved = jnp.where(first, value, update_moment(old, value, decay))
         return jnp.where(finite, moved, old)
 
     return Pace(mean(pace.slow, SLOW), mean(pace.fast, FAST), pace.seen + finite)

@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import short, where_they_differ
-from optabs._numerics import new_count, saturate, transformation
+from optabs._numerics import clip_to_finite, new_count, transformation
 from optabs._tree import numeric_leaves, tree_where
 from optabs.ensemble import controller as control
 from optabs.ensemble import experts as ensemble
@@ -202,7 +202,7 @@ def dao_e(
         step = _mixed(barrier(weights), barrier(total * excess[None, :]), made)
         if multiplied:
             step_norm = scalars.root(scalars.squared_norm(step)) / multiplier
-            judge = judge._replace(step_norm=saturate(step_norm))
+            judge = judge._replace(step_norm=clip_to_finite(step_norm))
 
         # What the next gradient is to judge.
         shares = barrier(usable / excess)
