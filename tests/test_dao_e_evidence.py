@@ -102,7 +102,7 @@ class TestOneThatWasShutOut:
         state = control.init(controller, 1, bias.shape[1], 0)._replace(matrix=bias)
         flags = jnp.array(sound)
         empty = jnp.zeros(0)
-        state = control.weigh(controller, state, empty, empty.astype(bool), flags)
+        state = control.update_weights(controller, state, empty, empty.astype(bool), flags)
         if controller.rule == "relative":
             state = state._replace(**{"lengths": lengths, **changes})
         feedback = Feedback(products, jnp.float32(1.0), jnp.int32(7))

@@ -36,7 +36,7 @@ def _barrier_slope(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     return _barrier(*primals), tangents[0]
 
 
-def stacked(numbers: Sequence[jax.Array], empty: jax.typing.DTypeLike) -> jax.Array:
+def stack_scalars(numbers: Sequence[jax.Array], empty: jax.typing.DTypeLike) -> jax.Array:
     """Scalars, one for each leaf, as one array [L]; `empty` is the dtype of none."""
     return barrier(jnp.stack(barrier(list(numbers)))) if numbers else jnp.zeros(0, empty)
 
@@ -53,7 +53,7 @@ def divided(numbers: jax.Array, by: jax.Array) -> jax.Array:
 def squared_norms(leaves: list[jax.Array]) -> jax.Array:
     """The sum of the squares of each array: float32 [L]."""
     sums = [jnp.sum(jnp.real(x * jnp.conj(x))).astype(jnp.float32) for x in leaves]
-    return stacked(sums, jnp.float32)
+    return stack_scalars(sums, jnp.float32)
 
 
 def squared_norm(leaves: list[jax.Array]) -> jax.Array:
@@ -63,7 +63,7 @@ def squared_norm(leaves: list[jax.Array]) -> jax.Array:
 
 def root(square: jax.Array) -> jax.Array:
     """The norm of that square, with a finite slope at 0: float32, like it."""
-    return jnp.sqrt(jnp.maximum(square, 1e-30))
+    return jnp.sqrt(jnp.maximum(square, 1e-30))  # any normal number: the slope stays finite
 
 
 def scaled(factor: ArrayLike, leaf: jax.Array) -> jax.Array:
@@ -71,14 +71,14 @@ def scaled(factor: ArrayLike, leaf: jax.Array) -> jax.Array:
     return leaf * jnp.asarray(factor).astype(leaf.real.dtype)
 
 
-def finite(leaves: list[jax.Array]) -> jax.Array:
+def all_finite(leaves: list[jax.Array]) -> jax.Array:
     """Whether all entries of all arrays are finite: bool []."""
     flags = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
-    return barrier(jnp.all(stacked(flags, jnp.bool_)))
+    return barrier(jnp.all(stack_scalars(flags, jnp.bool_)))
 
 
 def norm_and_finite(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The norm of all arrays, at any scale that float32 has, float32 []; and `finite`."""
+    """The norm of all arrays, at any scale that float32 has, float32 []; and `all_finite`."""
     square = squared_norm(leaves)
 
     def usual() -> tuple[jax.Array, jax.Array]:
@@ -89,7 +89,7 @@ def norm_and_finite(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         again = squared_norm([scaled(unit, leaf) for leaf in leaves])
         # The squares of wider numbers may be infinite even so.
         wide = [leaf for leaf in leaves if jnp.finfo(leaf.dtype).bits > 32]
-        return root(again) / unit, finite(leaves) if wide else jnp.isfinite(again)
+        return root(again) / unit, all_finite(leaves) if wide else jnp.isfinite(again)
 
     # Squares of finite numbers may be infinite, or 0; only then another pass is needed.
     measured = jnp.isfinite(square) & (square > SMALLEST_SQUARE)

@@ -14,19 +14,19 @@ from optabs.ensemble.controller import ControllerState
 
 Storage = Literal["bfloat16", "float32", "int8", "thinned"]
 
-STRIDE = 16
-SMALL = 4096
-_TINY = 1e-30
+STRIDE = 16  # of the entries that "thinned" keeps
+SMALL = 4096  # smaller leaves are kept whole: 256 entries estimate a product well enough
+_TINY = 1e-30  # no division by 0 where an update is 0
 
 
-class Scaled(NamedTuple):
+class ScaledInt8(NamedTuple):
     """An array in 8 bits: codes times scale."""
 
     codes: jax.Array  # int8, like the parameter
     scale: jax.Array  # float32 []
 
 
-Kept = jax.Array | Scaled
+Stored = jax.Array | ScaledInt8
 
 
 class ExpertState(NamedTuple):
@@ -46,18 +46,18 @@ class DaoEState(NamedTuple):
 
 
 def check_storage(storage: object) -> None:
-    """Refuses an unknown storage in one sentence."""
+    """Raises ValueError for an unknown storage."""
     if storage not in get_args(Storage):
         known = ", ".join(map(repr, get_args(Storage)))
         raise ValueError(f"previous is {storage!r}; pass one of {known}.")
 
 
-def is_kept(node: object) -> bool:
+def is_stored(node: object) -> bool:
     """Whether a node of a tree is one kept array, whatever it consists of."""
-    return isinstance(node, jax.Array | Scaled)
+    return isinstance(node, jax.Array | ScaledInt8)
 
 
-def keep(update: jax.Array, storage: Storage) -> Kept:
+def store(update: jax.Array, storage: Storage) -> Stored:
     """An update as it is kept.
 
     Args:
@@ -68,9 +68,10 @@ def keep(update: jax.Array, storage: Storage) -> Kept:
     if storage == "float32":
         return update
     if storage == "thinned":
-        axis = _axis(update)
+        axis = _thinned_axis(update)
         return update if axis is None else _thinned(update, axis)
     if jnp.iscomplexobj(update):
+        # bfloat16 is float32 with 7 of its bits of fraction; there is no complex dtype of it.
         round_part = functools.partial(jax.lax.reduce_precision, exponent_bits=8)
         return jax.lax.complex(
             round_part(update.real, mantissa_bits=7), round_part(update.imag, mantissa_bits=7)
@@ -79,16 +80,16 @@ def keep(update: jax.Array, storage: Storage) -> Kept:
         return update.astype(jnp.bfloat16)
     largest = jnp.max(jnp.abs(update), initial=0.0).astype(jnp.float32)
     codes = jnp.round(update * (127 / jnp.maximum(largest, _TINY)))
-    return Scaled(codes.astype(jnp.int8), largest / 127)
+    return ScaledInt8(codes.astype(jnp.int8), largest / 127)
 
 
-def product(gradient: jax.Array, kept: Kept) -> jax.Array:
+def inner_product(gradient: jax.Array, kept: Stored) -> jax.Array:
     """The inner product of a gradient with a kept update, real: float32 []."""
-    if isinstance(kept, Scaled):
-        return kept.scale * _inner(gradient, kept.codes)
+    if isinstance(kept, ScaledInt8):
+        return kept.scale * _inner_product(gradient, kept.codes)
     if kept.shape == gradient.shape:
-        return _inner(gradient, kept)
-    axis = _axis(gradient)
+        return _inner_product(gradient, kept)
+    axis = _thinned_axis(gradient)
     thinned = gradient if axis is None else _thinned(gradient, axis)
     if axis is None or thinned.shape != kept.shape:
         raise ValueError(
@@ -96,10 +97,10 @@ def product(gradient: jax.Array, kept: Kept) -> jax.Array:
             "pass update the state that this optimizer's init made of these parameters."
         )
     ratio = gradient.shape[axis] / kept.shape[axis]
-    return ratio * _inner(thinned, kept)
+    return ratio * _inner_product(thinned, kept)
 
 
-def _inner(gradient: jax.Array, update: jax.Array) -> jax.Array:
+def _inner_product(gradient: jax.Array, update: jax.Array) -> jax.Array:
     # Not jnp.vdot, which refuses sharded leaves under an Explicit mesh.
     terms = jnp.real(jnp.conj(gradient) * update.astype(gradient.dtype))
     return jnp.sum(terms).astype(jnp.float32)
@@ -109,7 +110,7 @@ def _thinned(array: jax.Array, axis: int) -> jax.Array:
     return jax.lax.slice_in_dim(array, 0, array.shape[axis], STRIDE, axis)
 
 
-def _axis(array: jax.Array) -> int | None:
+def _thinned_axis(array: jax.Array) -> int | None:
     """The longest axis that lies on one device, if thinning it is worth while."""
     spec = jax.typeof(array).sharding.spec
     free = [
@@ -122,12 +123,13 @@ def _axis(array: jax.Array) -> int | None:
     return max(free, key=lambda axis: array.shape[axis])
 
 
-def kept_by_leaf(state: DaoEState) -> list[tuple[Any, ...]]:
+def stored_by_leaf(state: DaoEState) -> list[tuple[Any, ...]]:
     """The kept updates of all experts, for each leaf of the parameters."""
-    kept = [
-        jax.tree.leaves(expert.previous, is_leaf=is_kept) for expert in state.experts.values()
+    stored = [
+        jax.tree.leaves(expert.previous, is_leaf=is_stored)
+        for expert in state.experts.values()
     ]
-    return list(zip(*kept, strict=True))
+    return list(zip(*stored, strict=True))
 
 
 def check_state(
@@ -147,7 +149,7 @@ def check_state(
     if sorted(state.experts) != list(names):
         found, ours = map(short, (sorted(state.experts), list(names)))
         raise ValueError(f"state is of the experts {found}, not {ours}; {wanted}.")
-    kept = [jax.tree.structure(x.previous, is_leaf=is_kept) for x in state.experts.values()]
+    kept = [jax.tree.structure(x.previous, is_leaf=is_stored) for x in state.experts.values()]
     if set(kept) != {structure} or state.controller.matrix.shape != weights:
         raise ValueError(f"state is of other parameters or settings; {wanted}.")
 
@@ -200,7 +202,7 @@ def mixing_weights(state: optax.OptState, *, per_leaf: bool = False) -> dict[str
             "per_leaf is True, but this controller learns nothing of the leaves; pass "
             "per_leaf=False."
         )
-    structure: Any = jax.tree.structure(previous, is_leaf=is_kept)
+    structure: Any = jax.tree.structure(previous, is_leaf=is_stored)
     rows = mixing.shape[-2]
     if structure.num_leaves != rows:
         raise ValueError(
