@@ -170,8 +170,9 @@ def encoded(state: Any) -> dict[str, tuple[str, bool]]:
     found = {}
     for path, node in leaves:
         if is_node(node):
-            place = parameters.place(path, SHAPE, state.inner)
-            found[place.path] = f"{place.holder}.{place.field}", BY_NODE[type(node)].sizes
+            location = parameters.locate(path, SHAPE, state.inner)
+            field = f"{location.state_class}.{location.field}"
+            found[location.path] = field, BY_NODE[type(node)].sizes
     return found
 
 

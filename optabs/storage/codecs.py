@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from optabs._numerics import widen
 from optabs._tree import boxed, unboxed
 from optabs.storage import floats
-from optabs.storage.blocks import halved, joined, length, split
+from optabs.storage.blocks import block_length, join_blocks, reduce_by_halves, split_blocks
 from optabs.storage.rounding import Salt, bits, uniform
 
 FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0
@@ -111,7 +111,7 @@ class Codec(NamedTuple):
 
     def block(self, node: Any) -> int:
         """The length of a node's blocks; 0 where there are none."""
-        return length(*map(unboxed, node)) if self.blocks else 0
+        return block_length(*map(unboxed, node)) if self.blocks else 0
 
 
 def _values(node: Any) -> jax.Array:
@@ -121,7 +121,8 @@ def _values(node: Any) -> jax.Array:
 def _to_bfloat16(value: jax.Array, block: int, salt: Salt | None) -> Bfloat16:
     del block
     word = jax.lax.bitcast_convert_type(value, jnp.uint32)
-    # The next number towards infinity is reached with the share that the rest has of a step.
+    # The carry reaches the next number away from 0 with the probability that the dropped bits
+    # are of a step.
     added = jnp.uint32(0x8000) if salt is None else bits(value, salt) >> 16
     up = (word + added) & jnp.uint32(0xFFFF0000)
     sign, size = up & jnp.uint32(0x80000000), up & jnp.uint32(0x7FFFFFFF)
@@ -133,7 +134,7 @@ def _to_bfloat16(value: jax.Array, block: int, salt: Salt | None) -> Bfloat16:
 
 
 def _quiet(word: jax.Array) -> jax.Array:
-    """A NaN whose upper half is one."""
+    """A NaN with the bit set that keeps its upper half a NaN; other words as they are."""
     is_nan = (word & jnp.uint32(0x7FFFFFFF)) > _INFINITY
     return jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
 
@@ -165,12 +166,12 @@ def _float_codec(name: str, node: type[Any], form: floats.Form) -> Codec:
     """Floating-point numbers between each block's least and largest."""
 
     def encode(value: jax.Array, block: int, salt: Salt | None) -> Any:
-        codes, ranges = floats.encode(form, split(value, block), salt)
-        return node(joined(codes), ranges[..., 0])
+        codes, ranges = floats.encode(form, split_blocks(value, block), salt)
+        return node(join_blocks(codes), ranges[..., 0])
 
     def decode(node: Any) -> jax.Array:
-        parts = split(node.codes, length(*node))
-        return joined(floats.decode(form, parts, node.ranges[..., None]))
+        parts = split_blocks(node.codes, block_length(*node))
+        return join_blocks(floats.decode(form, parts, node.ranges[..., None]))
 
     return Codec(name, node, form.sizes, True, encode, decode)
 
@@ -222,11 +223,11 @@ def _block_codec(name: str, node: type[Any], codes: _Map, *, sizes: bool) -> Cod
     kind = jnp.uint8 if sizes else jnp.int8
 
     def encode(value: jax.Array, block: int, salt: Salt | None) -> Any:
-        parts = split(value, block)
-        # What is below 0 has no code: its block becomes NaN.
+        parts = split_blocks(value, block)
+        # There is no code below 0: a block with such a number becomes NaN.
         size = jnp.abs(jnp.where(parts < 0, jnp.nan, parts) if sizes else parts)
-        # As integers, in the same order: XLA's maximum may drop a NaN on a CPU.
-        word = halved(jnp.maximum, jax.lax.bitcast_convert_type(size, jnp.int32))
+        # Compared as integers, which have the same order: XLA:CPU's maximum may drop a NaN.
+        word = reduce_by_halves(jnp.maximum, jax.lax.bitcast_convert_type(size, jnp.int32))
         word = jnp.max(word, axis=-1, keepdims=True)
         scale = jax.lax.bitcast_convert_type(word, jnp.float32)
         share = jnp.where(size == scale, 1.0, size / jnp.where(scale == 0, 1.0, scale))
@@ -236,14 +237,14 @@ def _block_codec(name: str, node: type[Any], codes: _Map, *, sizes: bool) -> Cod
         code = low + (share - below > part * (above - below)).astype(jnp.float32)
         if not sizes:
             code = jnp.where(parts < 0, -code, code)
-        return node(joined(code.astype(kind)), scale[..., 0])
+        return node(join_blocks(code.astype(kind)), scale[..., 0])
 
     def decode(node: Any) -> jax.Array:
-        parts = split(node.codes, length(*node)).astype(jnp.float32)
+        parts = split_blocks(node.codes, block_length(*node)).astype(jnp.float32)
         share = codes.share(jnp.abs(parts))
         if not sizes:
             share = jnp.where(parts < 0, -share, share)
-        return joined(share * node.scales[..., None])
+        return join_blocks(share * node.scales[..., None])
 
     return Codec(name, node, sizes, True, encode, decode)
 

@@ -37,7 +37,7 @@ def check_kind(state: Any) -> None:
         )
 
 
-def is_right(state: NarrowState) -> Any:
+def has_right_format(state: NarrowState) -> Any:
     """Whether the arrays are of the format that their places say: bool, perhaps traced."""
     wanted, given = format_of(state.inner), state.format
     if isinstance(given, jax.core.Tracer) or not getattr(given, "is_fully_addressable", True):
@@ -75,9 +75,9 @@ def decode_state(state: optax.OptState) -> optax.OptState:
     def of_node(node: Any) -> Any:
         if not isinstance(node, NarrowState):
             return node
-        right = is_right(node)
+        right = has_right_format(node)
         return jax.tree.map(
-            lambda leaf: _poisoned(decode(leaf), right) if is_node(leaf) else leaf,
+            lambda leaf: _nan_unless(decode(leaf), right) if is_node(leaf) else leaf,
             node.inner,
             is_leaf=is_node,
         )
@@ -138,8 +138,8 @@ def _is_narrow(node: Any) -> bool:
     return isinstance(node, NarrowState)
 
 
-def _poisoned(value: Any, right: Any) -> Any:
-    """An array, in its box; all NaN unless it was read right."""
+def _nan_unless(value: Any, right: Any) -> Any:
+    """An array, in its box; all NaN where its format is wrong."""
     if right is True:
         return value
     return jax.tree.map(lambda array: jnp.where(right, array, jnp.nan), value)
