@@ -1,9 +1,9 @@
-"""Composable gradient transformations for JAX: optimizers as sentences of words."""
+"""Composable gradient transformations for JAX: optimizers as chains of parts."""
 
-# The words: numerators
+# The parts: numerators
 from optabs.moments import ema as ema, nesterov as nesterov
 
-# The words: denominators
+# The parts: denominators
 from optabs.sizes import (
     mean_abs as mean_abs,
     rising_abs as rising_abs,
@@ -14,7 +14,7 @@ from optabs.sizes import (
     sum_abs as sum_abs,
 )
 
-# The sentence
+# One over the other
 from optabs.ratio import scale_by_ratio as scale_by_ratio, unit_correction as unit_correction
 from optabs._numerics import full_precision as full_precision
 

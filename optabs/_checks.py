@@ -141,7 +141,7 @@ def check_alike(maker: str, made: Any, like: Any, wanted: str) -> None:
       maker: what made it, as the message names it.
       made: the tree.
       like: what it should be like.
-      wanted: what to do, the end of the sentence.
+      wanted: what to do, the end of the message.
     """
     structure: Any = jax.tree.structure(like)
     if (given := jax.tree.structure(made)) != structure:

@@ -89,9 +89,9 @@ def transformation(
     Args:
       init_fn: parameters -> state.
       update_fn: (updates, state, params, **extra_args) -> (updates, state).
-      kind: the class of the state; any other one is refused in a sentence.
-      moment: the field of it that is a tree like the parameters; updates of another one are
-        refused likewise.
+      kind: the class of the state; any other one raises ValueError.
+      moment: the field of it that is a tree like the parameters; so do updates of another
+        tree.
     """
 
     def checked_update(

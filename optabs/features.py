@@ -21,7 +21,7 @@ _TINY = 1e-30
 _LARGEST = 1e12  # its square is finite in float32
 _COUNTED = 4096  # entries of an array, in an entropy
 _REAL_BINS = 32
-_NAME_BINS = 128  # the values of integers, modulo this
+_INTEGER_BINS = 128  # the values of integers, modulo this
 
 
 class Observation(NamedTuple):
@@ -71,8 +71,8 @@ def batch_mean(observation: Observation) -> jax.Array | None:
 
     Source: DAO-E, the feature extractor.
     """
-    pooled = _pool(observation.batch)
-    return None if pooled is None else jnp.arcsinh(pooled.mean)
+    statistics = _batch_statistics(observation.batch)
+    return None if statistics is None else jnp.arcsinh(statistics.mean)
 
 
 def batch_variance(observation: Observation) -> jax.Array | None:
@@ -97,8 +97,8 @@ def batch_variance(observation: Observation) -> jax.Array | None:
 
     Source: DAO-E, the feature extractor.
     """
-    pooled = _pool(observation.batch)
-    return None if pooled is None else jnp.log(pooled.variance + _TINY)
+    statistics = _batch_statistics(observation.batch)
+    return None if statistics is None else jnp.log(statistics.variance + _TINY)
 
 
 def batch_entropy(observation: Observation) -> jax.Array | None:
@@ -126,8 +126,8 @@ def batch_entropy(observation: Observation) -> jax.Array | None:
 
     Source: DAO-E, the feature extractor.
     """
-    pooled = _pool(observation.batch)
-    return None if pooled is None else pooled.entropy
+    statistics = _batch_statistics(observation.batch)
+    return None if statistics is None else statistics.entropy
 
 
 def gradient_norm(observation: Observation) -> jax.Array | None:
@@ -247,7 +247,7 @@ ALL: tuple[Feature, ...] = BATCH + LEARNING
 """All seven."""
 
 
-class _Pool(NamedTuple):
+class _BatchStatistics(NamedTuple):
     """Statistics of all entries: float32 [] each, finite for any batch."""
 
     entries: jax.Array
@@ -256,22 +256,26 @@ class _Pool(NamedTuple):
     entropy: jax.Array  # nats
 
 
-def _pool(batch: Any) -> _Pool | None:
+def _batch_statistics(batch: Any) -> _BatchStatistics | None:
     """The statistics of a batch, or None where it has no entry.
 
     Real entries count as themselves within ±_LARGEST, and not at all where they are not
-    finite. Integers and bools count as the share of their own value, modulo _NAME_BINS,
+    finite. Integers and bools count as the share of their own value, modulo _INTEGER_BINS,
     among the batch's integers.
     """
     arrays = [jnp.asarray(leaf) for leaf in numeric_leaves(batch)]
     arrays = [jnp.abs(x) if jnp.iscomplexobj(x) else x for x in arrays if x.size]
     real = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
-    names = [x for x in arrays if not jnp.issubdtype(x.dtype, jnp.floating)]
-    pools = [of(kind) for of, kind in ((_of_reals, real), (_of_names, names)) if kind]
-    return functools.reduce(_together, pools) if pools else None
+    integers = [x for x in arrays if not jnp.issubdtype(x.dtype, jnp.floating)]
+    parts = [
+        of(kind)
+        for of, kind in ((_statistics_of_reals, real), (_statistics_of_integers, integers))
+        if kind
+    ]
+    return functools.reduce(_merge, parts) if parts else None
 
 
-def _together(one: _Pool, other: _Pool) -> _Pool:
+def _merge(one: _BatchStatistics, other: _BatchStatistics) -> _BatchStatistics:
     entries = one.entries + other.entries
     share = other.entries / jnp.maximum(entries, 1)
 
@@ -279,12 +283,12 @@ def _together(one: _Pool, other: _Pool) -> _Pool:
         return a + share * (b - a)
 
     mean = between(one.mean, other.mean)
-    apart = share * (1 - share) * jnp.square(other.mean - one.mean)
-    variance = between(one.variance, other.variance) + apart
-    return _Pool(entries, mean, variance, between(one.entropy, other.entropy))
+    between_means = share * (1 - share) * jnp.square(other.mean - one.mean)
+    variance = between(one.variance, other.variance) + between_means
+    return _BatchStatistics(entries, mean, variance, between(one.entropy, other.entropy))
 
 
-def _of_reals(arrays: Sequence[jax.Array]) -> _Pool:
+def _statistics_of_reals(arrays: Sequence[jax.Array]) -> _BatchStatistics:
     finite = [jnp.isfinite(x) for x in arrays]
     values = [
         jnp.where(ok, jnp.clip(x.astype(jnp.float32), -_LARGEST, _LARGEST), 0)
@@ -300,20 +304,22 @@ def _of_reals(arrays: Sequence[jax.Array]) -> _Pool:
     scale = _REAL_BINS / 8 / jnp.sqrt(variance + 1e-30)
 
     def bins(x: jax.Array, ok: jax.Array) -> jax.Array:
-        place = jnp.floor((_thin(x) - mean) * scale) + _REAL_BINS // 2
-        return jnp.where(_thin(ok), jnp.clip(place, 0, _REAL_BINS - 1), -1)
+        place = jnp.floor((_subsample(x) - mean) * scale) + _REAL_BINS // 2
+        return jnp.where(_subsample(ok), jnp.clip(place, 0, _REAL_BINS - 1), -1)
 
     counted = [bins(x, ok) for x, ok in zip(values, finite, strict=True)]
-    return _Pool(entries, mean, variance, _entropy(_shares(counted, _REAL_BINS)))
+    return _BatchStatistics(entries, mean, variance, _entropy(_shares(counted, _REAL_BINS)))
 
 
-def _of_names(arrays: Sequence[jax.Array]) -> _Pool:
+def _statistics_of_integers(arrays: Sequence[jax.Array]) -> _BatchStatistics:
     entries = jnp.asarray(float(sum(x.size for x in arrays)), jnp.float32)
-    shares = _shares([_thin(x).astype(jnp.int32) % _NAME_BINS for x in arrays], _NAME_BINS)
-    # A bin's share p is met by a share p of the entries.
+    shares = _shares(
+        [_subsample(x).astype(jnp.int32) % _INTEGER_BINS for x in arrays], _INTEGER_BINS
+    )
+    # Each entry counts as the share p of its bin, and a share p of the entries is in it.
     mean = jnp.sum(jnp.square(shares))
     variance = jnp.sum(shares * jnp.square(shares - mean))
-    return _Pool(entries, mean, variance, _entropy(shares))
+    return _BatchStatistics(entries, mean, variance, _entropy(shares))
 
 
 def _total(terms: Sequence[jax.Array]) -> jax.Array:
@@ -326,7 +332,7 @@ def _shares(bins: Sequence[jax.Array], number: int) -> jax.Array:
         jnp.add,
         [
             jnp.sum(
-                x[..., None] == _numbered(number, x),
+                x[..., None] == _bin_numbers(number, x),
                 axis=tuple(range(x.ndim)),
                 dtype=jnp.float32,
             )
@@ -336,7 +342,7 @@ def _shares(bins: Sequence[jax.Array], number: int) -> jax.Array:
     return counts / jnp.maximum(jnp.sum(counts), 1)
 
 
-def _numbered(number: int, like: jax.Array) -> jax.Array:
+def _bin_numbers(number: int, like: jax.Array) -> jax.Array:
     return jnp.arange(number, dtype=like.dtype).reshape([1] * like.ndim + [number])
 
 
@@ -344,8 +350,8 @@ def _entropy(shares: jax.Array) -> jax.Array:
     return -jnp.sum(shares * jnp.log(jnp.where(shares > 0, shares, 1)))
 
 
-def _thin(array: jax.Array) -> jax.Array:
-    """About _COUNTED entries, evenly spaced; the first axis stays, for it may be sharded."""
+def _subsample(array: jax.Array) -> jax.Array:
+    """About _COUNTED entries, evenly spaced; the first axis may be sharded and stays."""
     spec = jax.typeof(array).sharding.spec
     for axis in sorted(range(1, array.ndim), key=lambda axis: -array.shape[axis]):
         stride = min(array.size // _COUNTED, array.shape[axis])

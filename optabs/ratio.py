@@ -1,4 +1,4 @@
-"""The sentence: a numerator over a denominator, and Adadelta's unit correction."""
+"""A numerator over a denominator, and Adadelta's unit correction."""
 
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ def scale_by_ratio(
       ValueError: for a negative eps, or what is no transformation.
 
     Examples:
-      An optimizer that no paper has: a sign-like step from a short mean of sizes.
+      A new optimizer: a sign-like step from a short mean of sizes.
 
       >>> import jax.numpy as jnp, optax, optabs
       >>> direction = optabs.scale_by_ratio(optabs.ema(0.9), optabs.mean_abs(0.9))

@@ -129,7 +129,7 @@ def test_no_step_exceeds_the_stated_bound(
 
 
 @pytest.mark.parametrize("steady", [False, True])
-def test_the_bound_of_abs_is_reached_by_a_spike_after_silence(steady: bool) -> None:
+def test_the_bound_of_abs_is_reached_by_a_gradient_after_zeros(steady: bool) -> None:
     optimizer = optabs.adam_abs(1.0, 0.9, 0.99, eps=0.0, steady=steady)
     with jax.enable_x64(True):
         state = optimizer.init(jnp.zeros(1))
@@ -168,7 +168,7 @@ def test_a_gradient_of_constant_size_gives_sign_steps(optimizer: Any) -> None:
         np.testing.assert_allclose(updates, [-0.1, 0.1], rtol=1e-5)
 
 
-def test_extra_arguments_reach_both_words() -> None:
+def test_extra_arguments_reach_both_parts() -> None:
     seen = []
 
     def listening(name: str) -> optax.GradientTransformationExtraArgs:
@@ -188,11 +188,11 @@ def test_extra_arguments_reach_both_words() -> None:
 def test_full_precision_rounds_once() -> None:
     """Two bfloat16 roundings in a row, ratio and rate, would miss the nearest value."""
     gradient = jnp.array([1.0 + 2**-7], jnp.bfloat16)
-    words = (
+    parts = (
         optabs.scale_by_ratio(optax.identity(), optabs.mean_abs(0.75)),
         optax.scale_by_learning_rate(0.3),
     )
-    once, _ = (t := optabs.full_precision(optax.chain(*words))).update(
+    once, _ = (t := optabs.full_precision(optax.chain(*parts))).update(
         gradient, t.init(gradient)
     )
     exact = jnp.array([-0.3 * 4], jnp.float32).astype(jnp.bfloat16)

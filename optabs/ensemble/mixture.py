@@ -70,7 +70,7 @@ def dao_e(
         (learning_rate -> transformation). None: optabs.sgd, adam, rmsprop, and optax's lion
         without weight decay.
       controller: how the weights are formed and learned, an :class:`optabs.Controller`;
-        `Controller.paper()` with `optabs.features.ALL` is the paper's form,
+        `Controller.paper()` with `optabs.features.ALL` is DAO-E as published,
         `Controller.uniform()` plain equal weights.
       features: pairs (function, length), such as `optabs.features.ALL`. By default none:
         in the study they hardly gained anything.

@@ -86,8 +86,8 @@ def adam_abs(
               \frac{m_t / (1-\beta_1^t)}{v_t / (1-\beta_2^t) + \epsilon}
 
     The largest step, steady or not, is :math:`\eta\,(1-\beta_1)/(1-\beta_2)` where
-    :math:`\beta_1 \le \beta_2`: 100 rates at the defaults, taken by a gradient that
-    follows silence, where Adam's is 3.2. With b1 = b2 it is 1 rate by itself.
+    :math:`\beta_1 \le \beta_2`: 100 rates at the defaults, taken at the first
+    gradient after a long run of zeros, where Adam's is 3.2. With b1 = b2 it is 1 rate.
 
     Args:
       learning_rate: :math:`\eta`, in parameter units; a number, a traced scalar or a schedule.

@@ -17,8 +17,8 @@ def adagrad(
     .. math:: G_t = G_{t-1} + g_t^2, \qquad \theta_t =
               \theta_{t-1} - \eta\, \frac{g_t}{\sqrt{G_t + \epsilon_{root}} + \epsilon}
 
-    The sum starts at 0 as in the paper; optax.adagrad starts it at 0.1. Steps shrink like
-    :math:`1/\sqrt t`.
+    The sum starts at 0 as Duchi et al. have it; optax.adagrad starts it at 0.1. Steps
+    shrink like :math:`1/\sqrt t`.
 
     Args:
       learning_rate: :math:`\eta`, in parameter units (the largest first step); a number, a
@@ -160,8 +160,8 @@ def rmsprop_abs(
     .. math:: D_t = \rho\, D_{t-1} + (1-\rho)\, |g_t|, \qquad
               \theta_t = \theta_{t-1} - \eta\, \frac{g_t}{D_t + \epsilon}
 
-    The largest step, steady or not, is :math:`\eta / (1-\rho)`, taken by a gradient that
-    follows silence.
+    The largest step, steady or not, is :math:`\eta / (1-\rho)`, taken at the
+    first gradient after a long run of zeros.
 
     Args:
       learning_rate: :math:`\eta`, in parameter units; a number, a traced scalar or a schedule.

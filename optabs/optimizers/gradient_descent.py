@@ -154,8 +154,8 @@ def nag(
         rate = rate_at(state.count)
         offset = cast_like(rate_at(count) * decay, state.offset)
         mu = jax.tree.map(lambda g, v: update_moment(v, g, decay), updates, state.mu)
-        # The old velocity is spelled from the new one and g: reading it once more after it
-        # was overwritten would cost a copy. A decay of 0 has no look-ahead to take back.
+        # The old velocity is computed from the new one and g: reading it after it was
+        # overwritten would cost a copy. With a decay of 0 there is no look-ahead to undo.
         back = state.offset / jnp.where(decay == 0, 1, cast_like(decay, state.offset))
         ahead = back - rate - offset
 
