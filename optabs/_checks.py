@@ -231,7 +231,7 @@ def cut(text: str) -> str:
 
 # A message of up to 300 characters has room for two or three values.
 _LONGEST = 80
-_WIDTH = 65  # of each of two structures, beside the words around them
+_WIDTH = 65  # of each of two structures in one message
 
 
 @functools.cache

@@ -12,7 +12,7 @@ State = TypeVar("State")
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A node that stands in a state for one array, and knows how to give it back."""
+    """A node of a state that holds one array in another form."""
 
     def decoded_array(self) -> Any:
         """The array."""

@@ -47,7 +47,7 @@ class ControllerState(NamedTuple):
 
 
 class Feedback(NamedTuple):
-    """What the gradient says about the step before."""
+    """What the gradient tells about the step before."""
 
     products: jax.Array  # float32 [L, K]: <g, U> for each leaf and expert
     gradient_norm: jax.Array  # float32 []
@@ -137,7 +137,7 @@ def learn(
 def _relative_rule(
     controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
 ) -> ControllerState:
-    # Of an expert that was shut out no product was measured.
+    # The stored update of an expert that was shut out is 0, and so is its product.
     present = state.lengths > 0
     advantage = jnp.sum(state.mixing * products, axis=1, keepdims=True) - products
     largest = jnp.max(jnp.abs(products), axis=1)
@@ -190,7 +190,7 @@ def _discount_shortening(
 
     excess_length = state.lengths / jnp.maximum(mean(state.lengths), _SHORTEST) - 1
     excess_length = jnp.where(present, excess_length, 0)
-    # The 1e-6 makes nothing of lengths that differ by less than a thousandth.
+    # With the 1e-6, lengths that differ by less than a thousandth hardly count.
     slope = jnp.minimum(
         mean(signal * excess_length) / (mean(jnp.square(excess_length)) + 1e-6), 0
     )
@@ -205,7 +205,7 @@ def _adam_rule(
     mean = jnp.sum(state.mixing * products, axis=1, keepdims=True)
     slope = state.mixing * (mean - products)
     ascent = slope[:, :, None] * _per_input(state.inputs)
-    # An expert that was shut out had no share, and no product was measured.
+    # An expert that was shut out had no weight, and its stored update is 0.
     known = _per_input(state.known) & (state.mixing > 0)[:, :, None]
     first, second = state.moments
     unit = _safe_scale(jnp.maximum(jnp.abs(ascent), second))

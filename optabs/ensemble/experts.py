@@ -21,7 +21,7 @@ DEFAULT_RATE = 1e-3
 
 
 def lion(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """optax's Lion without its weight decay, which the mixture has no share in."""
+    """optax's Lion without weight decay, as the other default experts are."""
     check(RATE, learning_rate=learning_rate)
     return optax.lion(learning_rate, weight_decay=0.0)
 
@@ -30,7 +30,7 @@ DEFAULT: Mapping[str, Factory] = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop, 
 
 
 class Proposal(NamedTuple):
-    """What one expert would do."""
+    """One expert's update, and what the mixture measures of it."""
 
     update: Any  # like the gradient
     state: Any
@@ -81,7 +81,7 @@ def _takes_a_rate(function: Any) -> bool:
         inspect.signature(function).bind(DEFAULT_RATE)
     except TypeError:
         return False
-    except ValueError:  # not known of everything written in C
+    except ValueError:  # functions written in C may have no signature
         return True
     return True
 

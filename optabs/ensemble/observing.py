@@ -11,7 +11,7 @@ from optabs._numerics import hash_uint32
 from optabs.ensemble.scalars import barrier, stack_scalars
 from optabs.features import Feature, Observation, gradient_variance, loss_decrease
 
-WARM_UP = 3  # steps that serve the running means alone
+WARM_UP = 3  # steps whose features only feed the running means
 MIN_RATE = 0.01  # in the end the means cover about 100 steps
 BOUND = 3.0  # standard deviations
 LARGEST = 1e15  # its square is finite in float32
@@ -45,7 +45,7 @@ def check_features(features: Any) -> tuple[Feature, ...]:
 
 
 def length_of(features: Sequence[Feature]) -> int:
-    """The number n of all their numbers."""
+    """How many numbers they are together, n."""
     return sum(length for _, length in features)
 
 
@@ -111,7 +111,7 @@ def observe(
         grads=grads,
         params=params,
     )
-    # What compares with steps before is absent until there is one.
+    # Differences from earlier steps are absent in the first one.
     since = ((loss_decrease, earlier.value_seen), (gradient_variance, count > 0))
     numbers, known = [], []
     for function, length in features:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-# Below it, squares that have become 0 would be missed in a sum of squares.
+# In a smaller sum of squares, squares that were flushed to 0 may matter.
 SMALLEST_SQUARE = 1e-22
-# A power of two, which rounds nothing.
+# A power of two, so that scaling by it is exact.
 HUGE = 2.0**80
 
 Tree = TypeVar("Tree")

@@ -49,7 +49,7 @@ def shards_of(parameter: Any) -> int:
     for mesh in (getattr(parameter, "mesh", None), jax.sharding.get_abstract_mesh()):
         if mesh is not None and set(names) <= set(mesh.shape):
             return math.gcd(shape[-1], _size(names, mesh))
-    # Names of no known mesh: as many devices as leave a block.
+    # No mesh has these names: as many devices as leave room for a block.
     shards = math.gcd(shape[-1], jax.device_count())
     while shards > 1 and shape[-1] // shards < FEWEST:
         shards = next(n for n in range(shards - 1, 0, -1) if shards % n == 0)
@@ -68,7 +68,7 @@ def _size(names: tuple[str, ...], mesh: Any) -> int:
 
 
 def block_length(codes: jax.Array, scales: jax.Array) -> int:
-    """The block_length of the blocks of such codes with such scales."""
+    """The length of the blocks of such codes with such scales."""
     return codes.shape[-1] // scales.shape[-1]
 
 

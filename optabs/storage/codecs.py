@@ -100,7 +100,7 @@ class UInt8Float(Blocks):
 
 
 class Codec(NamedTuple):
-    """A way of keeping an array."""
+    """A way of storing an array."""
 
     name: str
     node: type[Any]  # what stands in the state
@@ -121,8 +121,7 @@ def _values(node: Any) -> jax.Array:
 def _to_bfloat16(value: jax.Array, block: int, salt: Salt | None) -> Bfloat16:
     del block
     word = jax.lax.bitcast_convert_type(value, jnp.uint32)
-    # The carry reaches the next number away from 0 with the probability that the dropped bits
-    # are of a step.
+    # The probability of a carry is the share that the dropped bits have of a step.
     added = jnp.uint32(0x8000) if salt is None else bits(value, salt) >> 16
     up = (word + added) & jnp.uint32(0xFFFF0000)
     sign, size = up & jnp.uint32(0x80000000), up & jnp.uint32(0x7FFFFFFF)
@@ -134,7 +133,7 @@ def _to_bfloat16(value: jax.Array, block: int, salt: Salt | None) -> Bfloat16:
 
 
 def _quiet(word: jax.Array) -> jax.Array:
-    """A NaN with the bit set that keeps its upper half a NaN; other words as they are."""
+    """A NaN with the bit set that keeps its upper half a NaN; other numbers as they are."""
     is_nan = (word & jnp.uint32(0x7FFFFFFF)) > _INFINITY
     return jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
 

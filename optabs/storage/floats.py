@@ -31,7 +31,7 @@ _K_SHIFT = 14  # of k in the 16 bits of a block's range
 
 
 class Form(NamedTuple):
-    """What the codes of a field are for."""
+    """The codes of one kind of field."""
 
     sizes: bool  # nothing below 0, and no number above 0 has the code 0
     finest: int  # the largest k

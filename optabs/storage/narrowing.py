@@ -89,7 +89,7 @@ def narrow_state(
       transformation: an optax transformation; chains and wrappers may be inside or around.
       codecs: names of codecs by the fields of the state, of any class, added to the
         defaults; or a function (path, shape) -> name or None, which decides for every
-        leaf, where path is the leaf's location in the state as
+        leaf, where path is the leaf's place in the state as
         :func:`jax.tree_util.keystr` writes it and shape a :class:`jax.ShapeDtypeStruct`.
       keep: names of parameters, or of parts of a model, whose moments stay float32.
       block_size: entries that share a range or a scale, 2 or more. Leaves whose shards allow
@@ -151,7 +151,7 @@ def narrow_state(
 
 
 def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.OptState:
-    """Encodes a new state as it is choice for."""
+    """Encodes the leaves of a new state that the choice names."""
     choice.check_names(state, params)
     parameters = Parameters(params)
     left_alone: list[str] = []
@@ -186,7 +186,7 @@ def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.Opt
 def _encode_like(
     state: optax.OptState, before: NarrowState, parameters: Parameters
 ) -> optax.OptState:
-    """Encodes a new state as the one before it, each parameter's moments rounded alike."""
+    """Encodes a new state as the one before it, all moments of a parameter by the same bits."""
     others = itertools.count(len(parameters))
     salts: dict[int, Salt] = {}
 

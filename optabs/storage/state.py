@@ -10,7 +10,7 @@ import optax
 
 from optabs.storage.codecs import BY_NODE, decode, encode, is_node
 
-VERSION = "1"  # of what the codes mean
+VERSION = "1"  # changes where the codes' meaning does
 
 
 class NarrowState(NamedTuple):
@@ -38,7 +38,7 @@ def check_kind(state: Any) -> None:
 
 
 def has_right_format(state: NarrowState) -> Any:
-    """Whether the arrays are of the format that their places say: bool, perhaps traced."""
+    """Whether the arrays have the format that their state names: bool, perhaps traced."""
     wanted, given = format_of(state.inner), state.format
     if isinstance(given, jax.core.Tracer) or not getattr(given, "is_fully_addressable", True):
         return given == jnp.uint32(wanted)
