@@ -186,7 +186,7 @@ def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.Opt
 def _encode_like(
     state: optax.OptState, before: NarrowState, parameters: Parameters
 ) -> optax.OptState:
-    """Encodes a new state as the one before it, all moments of a parameter by the same bits."""
+    """Encodes a state as the one before it, with the same bits for a parameter's moments."""
     others = itertools.count(len(parameters))
     salts: dict[int, Salt] = {}
 
