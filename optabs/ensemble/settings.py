@@ -102,7 +102,7 @@ class Controller(NamedTuple):
 
     @classmethod
     def uniform(cls) -> "Controller":
-        """Equal weights for ever, and nothing else: the baseline."""
+        """Equal weights at all times, and nothing else: the baseline."""
         return cls(rate=None, cap=None, multiplier_rate=None)
 
     @property
