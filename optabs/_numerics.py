@@ -74,8 +74,10 @@ def kernel_of(
 
     A second wrapper would convert every leaf from float32 to float32.
     """
-    inner = getattr(transformation, "kernel", transformation)
-    return optax.with_extra_args_support(inner)
+    if isinstance(transformation, FullPrecision):
+        # jax.tree.map and _replace make copies without the attribute.
+        return getattr(transformation, "kernel", transformation)
+    return optax.with_extra_args_support(transformation)
 
 
 def transformation(
