@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from optabs import genetics
+from optabs._numerics import widen
 from optabs.evolution.layout import Layout
 from optabs.evolution.state import Genetics, Plan, Unit
 from optabs.evolution.units import map_units
-from optabs.precision import widen
 
 
 def breed(

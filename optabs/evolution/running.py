@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from optabs import genetics
-from optabs._extras import can_show_progress, require
+from optabs._checks import can_show_progress, require
 from optabs.evolution import programs
 from optabs.evolution.identity import identity
 from optabs.evolution.layout import Layout

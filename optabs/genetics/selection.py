@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optabs.precision import widen
+from optabs._numerics import widen
 
 
 def normalize_losses(losses: ArrayLike) -> jax.Array:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._alike import check_alike
-from optabs._arithmetic import arrays
+from optabs._checks import check_alike
+from optabs._numerics import arrays
 from optabs.genetics.draws import is_floating, uniform_like
 
 

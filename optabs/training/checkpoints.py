@@ -11,8 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from optabs._checks import cut, short
-from optabs._extras import require
+from optabs._checks import cut, require, short
 
 KEPT = 2  # one before the newest, should that be damaged
 PREFIX = "step"  # other folders beside the checkpoints are not ours to read or remove

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optabs.precision import widen
+from optabs._numerics import widen
 from optabs.training import batches
 
 ROWS = 1024  # epochs that one call can report

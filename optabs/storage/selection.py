@@ -1,4 +1,7 @@
-"""Which codec a leaf of a state gets: by its field, by a predicate, or none."""
+"""Which codec a leaf of a state gets: by its field, by a predicate, or none.
+
+A leaf's field and parameter are read from its path in the state.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import DictKey, GetAttrKey, KeyEntry, SequenceKey, keystr
 
 from optabs._checks import cut, short
+from optabs._tree import is_box, unboxed
 from optabs.storage.blocks import block_of, shards_of
 from optabs.storage.codecs import CODECS, Codec
-from optabs.storage.fields import Place, fields_in, names_in
 
 FULL = "float32"
-WIDE = (jnp.float32, jnp.bfloat16, jnp.float16)  # inside of a step they are float32
+WIDE = (jnp.float32, jnp.bfloat16, jnp.float16)  # in an update they are float32
 SIGNED, SIZE = "signed", "size"
 DEFAULTS = {SIGNED: "int8", SIZE: "uint8"}
 _OF_SIZES = {"float16": "float16_size"}  # what a denominator gets by the same name
@@ -50,10 +54,104 @@ ROLES: Mapping[str, Mapping[str, str]] = {
     "MuonState": {"mu": SIGNED},
     "SophiaState": {"mu": SIGNED},
 }
-_ROOM = 290  # letters of a sentence
+_ROOM = 290  # characters of a message, with its end below 300
 _USUAL = frozenset(field for roles in ROLES.values() for field in roles)
 
+Path = tuple[KeyEntry, ...]
 Predicate = Callable[[str, Any], str | None]
+
+
+class Location(NamedTuple):
+    """Where a leaf of a state stands, and which parameter it belongs to."""
+
+    path: str  # as jax.tree_util.keystr writes it
+    state_class: str | None  # that of the innermost state around it: ScaleByAdamState
+    field: str | None  # of that class, such as mu
+    parameter: tuple[str, ...]  # the names on the way to the leaf's parameter
+    like: Any  # the parameter, where the leaf has its shape; else None
+
+
+class Parameters:
+    """The parameters of a model, or a tree like them, by their paths."""
+
+    def __init__(self, params: Any) -> None:
+        leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
+        self._leaves: dict[Path, tuple[int, Any]] = {
+            path: (number, leaf) for number, (path, leaf) in enumerate(leaves)
+        }
+
+    def __len__(self) -> int:
+        return len(self._leaves)
+
+    def owner(self, path: Path) -> Path | None:
+        """The parameter that a leaf belongs to: the longest end of its path that is one's."""
+        ends = (path[start:] for start in range(len(path) + 1))
+        return next((end for end in ends if end in self._leaves), None)
+
+    def number(self, path: Path) -> int | None:
+        """The number of the parameter that a leaf belongs to."""
+        owner = self.owner(path)
+        return None if owner is None else self._leaves[owner][0]
+
+    def fields(self, path: Path) -> list[int]:
+        """The indices of the keys in a leaf's path that are fields of states."""
+        way = path[: len(path) - len(self.owner(path) or ())]
+        return [at for at, key in enumerate(way) if isinstance(key, GetAttrKey)]
+
+    def locate(self, path: Path, shape: tuple[int, ...], state: optax.OptState) -> Location:
+        """Tells a leaf's field from the names inside of the parameters.
+
+        A moment's path is its field's, and then its parameter's, which is cut off, so that
+        a parameter called `mu` is no moment.
+        """
+        owner = self.owner(path)
+        start = len(path) - len(owner or ())
+        fields = self.fields(path)
+        state_class = _at(state, path[: fields[-1]]) if fields else None
+        parameter = None if owner is None else self._leaves[owner][1]
+        follows = owner is not None and jnp.shape(unboxed(parameter)) == shape
+        return Location(
+            keystr(path),
+            None if state_class is None else type(state_class).__name__,
+            path[fields[-1]].name if fields else None,
+            tuple(map(_name, path[start:])),
+            parameter if follows else None,
+        )
+
+
+def names_in(params: Any) -> set[str]:
+    """All names on the way to parameters, also to those that a mask hides."""
+
+    def is_end(node: Any) -> bool:
+        return node is None or isinstance(node, optax.MaskedNode) or is_box(node)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_end)
+    return {_name(key) for path, _ in leaves for key in path}
+
+
+def fields_in(state: optax.OptState, params: Any) -> set[str]:
+    """The fields of all states that hold anything."""
+    parameters = Parameters(params)
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_box)
+    return {path[at].name for path, _ in leaves for at in parameters.fields(path)}
+
+
+def _at(state: Any, path: Path) -> Any:
+    """The node of a state at the end of a path; None where a key is of no known kind."""
+    for key in path:
+        if isinstance(key, GetAttrKey):
+            state = getattr(state, key.name, None)
+        elif isinstance(key, SequenceKey):
+            state = state[key.idx]
+        elif isinstance(key, DictKey):
+            state = state[key.key]
+        else:
+            return None
+    return state
+
+
+def _name(key: KeyEntry) -> str:
+    return keystr((key,), simple=True)
 
 
 class Choice(NamedTuple):
@@ -64,41 +162,43 @@ class Choice(NamedTuple):
     block_size: int
     min_size: int
 
-    def wanted(self, place: Place, leaf: jax.ShapeDtypeStruct) -> Codec | None:
+    def wanted(self, location: Location, leaf: jax.ShapeDtypeStruct) -> Codec | None:
         """The codec for a leaf of this shape, whatever its blocks are; None for float32."""
-        return self._codec(place, leaf) if leaf.dtype in WIDE else None
+        return self._codec(location, leaf) if leaf.dtype in WIDE else None
 
-    def left_alone(self, place: Place, leaf: jax.ShapeDtypeStruct) -> str | None:
+    def left_alone(self, location: Location, leaf: jax.ShapeDtypeStruct) -> str | None:
         """Why a leaf stays as it is that would else be encoded; None for all others."""
-        if self._is_small(place, leaf):
+        if self._is_small(location, leaf):
             return None
         if leaf.dtype not in WIDE:
-            return f"{leaf.dtype}" if self._codec(place, leaf) else None
-        known = callable(self.codecs) or place.field in self.codecs
-        if known or place.field not in _USUAL or place.holder in ROLES:
+            return f"{leaf.dtype}" if self._codec(location, leaf) else None
+        known = callable(self.codecs) or location.field in self.codecs
+        if known or location.field not in _USUAL or location.state_class in ROLES:
             return None
-        return f"of the unknown {place.holder}"
+        return f"of the unknown {location.state_class}"
 
-    def _is_small(self, place: Place, leaf: jax.ShapeDtypeStruct) -> bool:
-        return leaf.size < self.min_size or not self.keep.isdisjoint(place.parameter)
+    def _is_small(self, location: Location, leaf: jax.ShapeDtypeStruct) -> bool:
+        return leaf.size < self.min_size or not self.keep.isdisjoint(location.parameter)
 
-    def _codec(self, place: Place, leaf: jax.ShapeDtypeStruct) -> Codec | None:
-        if self._is_small(place, leaf):
+    def _codec(self, location: Location, leaf: jax.ShapeDtypeStruct) -> Codec | None:
+        if self._is_small(location, leaf):
             return None
-        role = ROLES.get(place.holder or "", {}).get(place.field or "")
+        role = ROLES.get(location.state_class or "", {}).get(location.field or "")
         if callable(self.codecs):
-            name = self.codecs(place.path, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
+            name = self.codecs(location.path, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
         else:
-            name = self.codecs.get(place.field or "") or DEFAULTS.get(role or "")
-        return codec_of(FULL if name is None else name, place.field, role)
+            name = self.codecs.get(location.field or "") or DEFAULTS.get(role or "")
+        return codec_of(FULL if name is None else name, location.field, role)
 
-    def block(self, codec: Codec, place: Place, leaf: jax.ShapeDtypeStruct) -> int | None:
+    def block(
+        self, codec: Codec, location: Location, leaf: jax.ShapeDtypeStruct
+    ) -> int | None:
         """The block of an encoded leaf, 0 where there are none; None: it stays float32."""
         if not codec.blocks:
             return 0
         if not leaf.shape:
             return None
-        shards = 1 if place.like is None else shards_of(place.like)
+        shards = 1 if location.like is None else shards_of(location.like)
         return block_of(leaf.shape[-1] // shards, self.block_size)
 
     def check_names(self, state: optax.OptState, params: Any) -> None:
@@ -117,13 +217,13 @@ class Choice(NamedTuple):
         return frozenset() if callable(self.codecs) else frozenset(self.codecs)
 
 
-def checked(
+def make_choice(
     codecs: Mapping[str, str] | Predicate | None,
     keep: Sequence[str],
     block_size: int,
     min_size: int,
 ) -> Choice:
-    """The choice; raises ValueError for what cannot be meant."""
+    """The choice of these arguments; raises ValueError for one that is not usable."""
     if isinstance(keep, str):
         raise ValueError(f"keep is {short(keep)}, one string; pass a sequence of names.")
     if not isinstance(keep, Iterable):
@@ -183,7 +283,7 @@ def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
 
 
 def _choosing(problem: str, names: Sequence[str]) -> str:
-    """A sentence about a wrong name, with as many of the right ones as it has room for."""
+    """A message about a wrong name, with as many of the right ones as fit."""
     start = f"{problem}; choose from "
     shown = [short(name) for name in names[:32]]
     while len(start) + len(", ".join(shown)) > _ROOM:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from optabs.precision import widen
+from optabs._numerics import widen
 
 
 def over_classes(
@@ -21,49 +21,49 @@ def over_classes(
 ) -> jax.Array:
     """A loss over the last axis, of class indices or of rows: the labels' shape decides."""
     values = _last_axis(name, floating(name, scores), "classes", 2)
-    marks = _real(label_name, labels)
+    given = _real(label_name, labels)
     shape, number = values.shape, values.shape[-1]
-    if marks.shape == shape:
-        return of_rows(values, jnp.asarray(marks, values.dtype))
-    if marks.shape != shape[:-1]:
+    if given.shape == shape:
+        return of_rows(values, jnp.asarray(given, values.dtype))
+    if given.shape != shape[:-1]:
         raise ValueError(
-            f"{label_name} have shape {marks.shape} where {name} have {shape}; pass class "
+            f"{label_name} have shape {given.shape} where {name} have {shape}; pass class "
             f"indices of shape {shape[:-1]} or rows of shape {shape}."
         )
-    if not jnp.issubdtype(marks.dtype, jnp.integer):
+    if not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(
-            f"{label_name} are {marks.dtype} in the shape of class indices, {marks.shape}; "
+            f"{label_name} are {given.dtype} in the shape of class indices, {given.shape}; "
             f"pass integers, or rows of shape {shape}."
         )
-    # An int8 label cannot be compared with 999.
-    last = min(number - 1, int(jnp.iinfo(marks.dtype).max))
-    valid = in_range(label_name, marks, last, f"class indices from 0 to {number - 1}")
-    classes = jnp.clip(jnp.asarray(marks), 0, last).astype(jnp.int32)
-    return of_classes(poison(values, valid), classes)
+    # A class index beyond the labels' dtype would overflow in the comparison.
+    last = min(number - 1, int(jnp.iinfo(given.dtype).max))
+    valid = in_range(label_name, given, last, f"class indices from 0 to {number - 1}")
+    classes = jnp.clip(jnp.asarray(given), 0, last).astype(jnp.int32)
+    return of_classes(nan_where_invalid(values, valid), classes)
 
 
 def in_range(
     name: str, labels: np.ndarray | jax.Array, last: int, wanted: str
 ) -> jax.Array | None:
     """Which traced labels are in [0, last]; None where all are, or ValueError, in NumPy."""
-    sentence = f"{name} hold {{bad}}; pass {wanted}."
+    message = f"{name} hold {{bad}}; pass {wanted}."
     if isinstance(labels, np.ndarray):
         wrong = labels[~((labels >= 0) & (labels <= last))]
         if wrong.size:
-            raise ValueError(sentence.format(bad=wrong[0]))
+            raise ValueError(message.format(bad=wrong[0]))
         return None
     valid = (labels >= 0) & (labels <= last)
     # Reductions only: a mesh with explicit axes refuses to index a sharded array.
     low, high = jnp.min(labels, initial=0), jnp.max(labels, initial=0)
-    checkify.debug_check(jnp.all(valid), sentence, bad=jnp.where(low < 0, low, high))
+    checkify.debug_check(jnp.all(valid), message, bad=jnp.where(low < 0, low, high))
     return valid
 
 
-def poison(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """NaN for the scores of a wrong label, in value and in gradient."""
+def nan_where_invalid(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """NaN for the scores of a label out of range, in value and in gradient."""
     if valid is None:
         return scores
-    # A where would give them a gradient of 0, and training would go on without a word.
+    # A where would give them a gradient of 0, and the mistake would go unnoticed.
     factor = jnp.where(valid, 1.0, jnp.nan).astype(scores.dtype)
     return scores * jnp.expand_dims(factor, range(valid.ndim, scores.ndim))
 
@@ -72,9 +72,9 @@ def one_hot(classes: jax.Array, scores: jax.Array) -> jax.Array:
     return jax.nn.one_hot(classes, scores.shape[-1], dtype=bool)
 
 
-def share_of(costs: jax.Array, shares: jax.Array, ruled_out: jax.Array) -> jax.Array:
+def weighted_cost(costs: jax.Array, shares: jax.Array, ruled_out: jax.Array) -> jax.Array:
     """shares * costs; what is ruled out may cost infinity, and nothing at a share of 0."""
-    # Finite scores that lie further apart than the largest number cost infinity, too.
+    # The difference of two finite scores may be infinite, too.
     nothing = (shares == 0) & (ruled_out | jnp.isinf(costs))
     return shares * jnp.where(nothing, 0.0, costs)
 
@@ -83,7 +83,7 @@ def vectors(predictions: ArrayLike, targets: ArrayLike) -> tuple[jax.Array, jax.
     """Both as arrays [..., d_y] of the dtype that the predictions decide."""
     values = floating("predictions", predictions)
     values = _last_axis("predictions", values, "entries", 1)
-    targets = like("predictions", values, "targets", targets)
+    targets = same_shape("predictions", values, "targets", targets)
     return values, jnp.asarray(targets, values.dtype)
 
 
@@ -104,7 +104,7 @@ def _last_axis(name: str, array: jax.Array, what: str, least: int) -> jax.Array:
     return array
 
 
-def like(
+def same_shape(
     name: str, array: jax.Array, other_name: str, other: ArrayLike
 ) -> np.ndarray | jax.Array:
     others = _real(other_name, other)

@@ -1,5 +1,6 @@
-"""What the words promise, on random trees, shapes and scales."""
+"""What the parts promise, on random trees, shapes and scales."""
 
+import collections
 import operator
 from typing import Any
 
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import NAMED, Case
 from hypothesis import HealthCheck, given, settings
 
 import optabs
+from optabs import _numerics
 
 STEPS = 4
 
@@ -126,7 +129,7 @@ def test_no_step_exceeds_the_stated_bound(
 
 
 @pytest.mark.parametrize("steady", [False, True])
-def test_the_bound_of_abs_is_reached_by_a_spike_after_silence(steady: bool) -> None:
+def test_the_bound_of_abs_is_reached_by_a_gradient_after_zeros(steady: bool) -> None:
     optimizer = optabs.adam_abs(1.0, 0.9, 0.99, eps=0.0, steady=steady)
     with jax.enable_x64(True):
         state = optimizer.init(jnp.zeros(1))
@@ -165,7 +168,7 @@ def test_a_gradient_of_constant_size_gives_sign_steps(optimizer: Any) -> None:
         np.testing.assert_allclose(updates, [-0.1, 0.1], rtol=1e-5)
 
 
-def test_extra_arguments_reach_both_words() -> None:
+def test_extra_arguments_reach_both_parts() -> None:
     seen = []
 
     def listening(name: str) -> optax.GradientTransformationExtraArgs:
@@ -185,16 +188,53 @@ def test_extra_arguments_reach_both_words() -> None:
 def test_full_precision_rounds_once() -> None:
     """Two bfloat16 roundings in a row, ratio and rate, would miss the nearest value."""
     gradient = jnp.array([1.0 + 2**-7], jnp.bfloat16)
-    words = (
+    parts = (
         optabs.scale_by_ratio(optax.identity(), optabs.mean_abs(0.75)),
         optax.scale_by_learning_rate(0.3),
     )
-    once, _ = (t := optabs.full_precision(optax.chain(*words))).update(
+    once, _ = (t := optabs.full_precision(optax.chain(*parts))).update(
         gradient, t.init(gradient)
     )
     exact = jnp.array([-0.3 * 4], jnp.float32).astype(jnp.bfloat16)
     assert once.dtype == jnp.bfloat16
     assert once[0] == exact[0]
+
+
+def conversions(
+    optimizer: optax.GradientTransformation, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[tuple[str, str], int], int]:
+    """What an update of one bfloat16 leaf converts, and how often `widen` is called."""
+    asked = []
+    widen = _numerics.widen
+    params = jnp.zeros(3, jnp.bfloat16)
+    state = optimizer.init(params)
+    monkeypatch.setattr(_numerics, "widen", lambda leaf: asked.append(leaf) or widen(leaf))
+    program = jax.make_jaxpr(optimizer.update)(params, state, params)
+    pairs = [
+        (equation.invars[0].aval.dtype.name, equation.outvars[0].aval.dtype.name)
+        for equation in program.eqns
+        if equation.primitive.name == "convert_element_type"
+    ]
+    return collections.Counter(pair for pair in pairs if "bfloat16" in pair), len(asked)
+
+
+@pytest.mark.parametrize("case", NAMED, ids=str)
+def test_a_leaf_is_widened_once_and_narrowed_once(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted, asked = conversions(case.make(), monkeypatch)
+    # The gradient and the parameters.
+    assert converted == {("bfloat16", "float32"): 2, ("float32", "bfloat16"): 1}
+    assert asked == 2
+
+
+def test_a_chain_of_public_parts_rounds_after_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = optax.chain(optabs.ema(0.9), optabs.sgd(0.1))
+    converted, asked = conversions(parts, monkeypatch)
+    assert converted == {("bfloat16", "float32"): 4, ("float32", "bfloat16"): 2}
+    assert asked == 4
+    once = conversions(optabs.full_precision(parts), monkeypatch)[0]
+    assert once == {("bfloat16", "float32"): 2, ("float32", "bfloat16"): 1}
 
 
 class TestNagEvalParams:
