@@ -10,7 +10,7 @@ import pytest
 from trees import assert_equal
 
 import optabs
-from optabs.training.identity import digest
+from optabs.training.checkpoints import digest
 
 NOTHING = np.zeros((3, 0), np.float32)
 DATA = (np.ones((8, 4), np.float32), np.ones((8, 2), np.float32), np.zeros((8, 0), np.int32))

@@ -9,7 +9,7 @@ import numpy as np
 from optabs.evolution import programs
 from optabs.evolution.layout import Layout
 from optabs.evolution.state import GadamState, Genetics, Losses, Plan
-from optabs.training.identity import digest, numbers, program_text, structure
+from optabs.training.checkpoints import digest, numbers, program_text, structure
 
 
 def identity(

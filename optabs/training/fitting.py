@@ -12,9 +12,8 @@ import optax
 
 from optabs._checks import NONNEGATIVE, WHOLE, as_transformation, check, concrete, optional
 from optabs.training import batches, checks, program
-from optabs.training.checkpoints import Checkpoints
-from optabs.training.identity import identity
-from optabs.training.loop import Ending, Rows, train
+from optabs.training.checkpoints import Checkpoints, identity
+from optabs.training.loop import Ending, Rows, last_good, train
 from optabs.training.program import (
     LOSS_CONVERGED,
     LOSS_NOT_FINITE,
@@ -25,7 +24,6 @@ from optabs.training.program import (
     Plan,
     Run,
 )
-from optabs.training.recovery import last_good
 
 
 class FitResult(NamedTuple):

@@ -1,6 +1,7 @@
-"""Calls the compiled program until a run ends: the clock, the bar and the checkpoints."""
+"""Calls the compiled program until a run ends, and finds its last finite state."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,12 +18,14 @@ from optabs.training.program import (
     Run,
     advance,
     all_finite,
+    copy,
 )
 
 CALL_SECONDS = 1.0  # of compiled work between two looks at the clock, the bar and Ctrl-C
 GROWTH = 8  # at the most, of the steps from one call to the next
 
 Rows = dict[str, list[float]]  # a column per name, a row per finished epoch
+Begin = Callable[[int], tuple[Run, Rows]]  # the run again, from at most this step
 
 
 class Ending(NamedTuple):
@@ -69,6 +72,37 @@ def train(
                 checkpoints.save(here.step, run, rows)
                 saved_at = time.monotonic()
     return Ending(run, rows, None)
+
+
+def last_good(
+    plan: Plan, begin: Begin, ending: Ending, inputs: Inputs, limits: Limits
+) -> tuple[Run, Rows]:
+    """Makes a run once more, up to where its loss and its parameters were last finite.
+
+    To keep that state in every step would cost a copy of it in every step.
+    """
+    run, rows, finite_at = ending
+    while finite_at is not None and int(run.status) == LOSS_NOT_FINITE:
+        good = max(0, int(run.step) - 1)  # where the last finite loss was taken
+        run, rows, finite_at = train(
+            plan, *begin(good), inputs=inputs, limits=limits._replace(step=good)
+        )
+    if finite_at is None:
+        return run, rows
+    # A gradient that was not finite, under a loss that was: look for its step.
+    bad = int(run.step)
+    ending = train(
+        plan, *begin(finite_at), inputs=inputs, limits=limits._replace(step=finite_at)
+    )
+    run, rows = ending.run, ending.rows
+    for step in range(finite_at + 1, bad + 1):
+        kept = copy(run), {name: list(column) for name, column in rows.items()}
+        run, rows, lost_at = train(
+            plan, run, rows, inputs=inputs, limits=limits._replace(step=step)
+        )
+        if lost_at is not None:
+            return kept
+    return run, rows
 
 
 class _Place(NamedTuple):
