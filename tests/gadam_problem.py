@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import optabs
-from optabs.evolution.distributed import connect
+from optabs.evolution.devices import connect
 
 SIZE, COUNT, INPUTS, HIDDEN = 8, 24, 6, 8
 

@@ -14,7 +14,7 @@ from trees import assert_close, assert_equal
 
 import optabs
 from benchmarks.gadam.traffic import received, size_of
-from optabs.evolution import breeding, programs
+from optabs.evolution.generation import breed, programs, select_survivors
 from optabs.evolution.state import Losses, Unit
 
 KEY = jax.random.key(3)
@@ -87,24 +87,25 @@ def test_a_population_made_elsewhere_is_laid_out_where_it_is_needed() -> None:
 def test_the_operators_are_the_same_bit_for_bit(devices: int) -> None:
     """Of equal losses, children, parents and survivors on any number of devices."""
     losses = jnp.linspace(0.0, 1.0, SIZE) ** 2
-    kept = jnp.array([3, 9, 0, 15, 4, 8, 1, 7], jnp.int32)
-    made = []
+    survivors = jnp.array([3, 9, 0, 15, 4, 8, 1, 7], jnp.int32)
+    results = []
     for mesh in (None, mesh_of(devices=devices)):
         learner = networks.learner(mesh=mesh, mutation_rate=0.5)
-        plan, layout = learner.plan, learner.plan.layout
+        layout = learner.plan.layout
         state = learner.init(KEY, init_fn)
 
-        def own(units: Unit, shared: Any, plan: Any = plan, rates: Any = learner.rates) -> Any:
-            key, losses, kept = shared
-            everyone = plan.layout.everyone(units)
-            children, pairs = breeding.breed(plan, rates, key, everyone, losses)
-            alive = breeding.survive(plan.layout, everyone, children, kept)
-            return (children, alive), pairs
+        def breed_and_select(units: Unit, replicated: Any, learner: Any = learner) -> Any:
+            key, losses, survivors = replicated
+            plan = learner.plan
+            population = plan.layout.all_gather(units)
+            children, pairs = breed(plan, learner.hyperparams, key, population, losses)
+            selected = select_survivors(plan.layout, population, children, survivors)
+            return (children, selected), pairs
 
-        shared = layout.replicated((KEY, losses, kept))
-        bred = jax.jit(layout.spread(own))(state.units, shared)
-        made.append(jax.device_get(bred))
-    assert_equal(*made)
+        replicated = layout.replicated((KEY, losses, survivors))
+        outputs = jax.jit(layout.shard_map(breed_and_select))(state.units, replicated)
+        results.append(jax.device_get(outputs))
+    assert_equal(*results)
 
 
 def compiled(name: str, learner: optabs.Gadam, state: optabs.GadamState) -> str:
@@ -112,9 +113,9 @@ def compiled(name: str, learner: optabs.Gadam, state: optabs.GadamState) -> str:
     put = learner.plan.layout.replicated
     arguments = [state, put(data())]
     if name == "evolve":
-        rates = put(jax.tree.map(jnp.float32, learner.rates))
+        rates = put(jax.tree.map(jnp.float32, learner.hyperparams))
         arguments = [state, rates, put(data()), put(VALIDATION)]
-    program = getattr(programs.programs(learner.plan, LOSSES), name)
+    program = getattr(programs(learner.plan, LOSSES), name)
     return program.lower(*arguments).compile().as_text()
 
 

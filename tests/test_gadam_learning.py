@@ -14,7 +14,7 @@ from gadam_quadratic import unit_of
 from trees import assert_close, assert_equal, avals
 
 import optabs
-from optabs.evolution.state import NOT_JUDGED
+from optabs.evolution.state import UNEVALUATED
 
 KEY = jax.random.key(3)
 
@@ -76,7 +76,7 @@ def test_every_unit_learns_as_a_loop_of_optax_and_no_two_see_the_same_batches() 
         assert_close(unit_of(after.opt_state, index), opt_state, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(losses[index], np.mean(found), rtol=1e-5)
     assert len(firsts) == 5 * networks.SIZE
-    assert np.all(after.losses == NOT_JUDGED)
+    assert np.all(after.losses == UNEVALUATED)
 
 
 @pytest.mark.slow

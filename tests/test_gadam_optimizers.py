@@ -16,7 +16,7 @@ from trees import assert_equal, avals
 
 import optabs
 from optabs import genetics
-from optabs.evolution import breeding
+from optabs.evolution.generation import breed
 from optabs.evolution.state import Unit
 
 KEY = jax.random.key(5)
@@ -90,9 +90,9 @@ def bred(inheritance: str, losses: list[float], unit: Any = networks.ADAM) -> An
         return jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
 
     units = Unit(state.params, jax.tree.map(numbered, state.opt_state), ())
-    rates = learner.rates
-    breed = jax.jit(functools.partial(breeding.breed, learner.plan, rates))
-    children, pairs = breed(KEY, units, jnp.array(losses))
+    rates = learner.hyperparams
+    compiled = jax.jit(functools.partial(breed, learner.plan, rates))
+    children, pairs = compiled(KEY, units, jnp.array(losses))
     return units, children, np.asarray(pairs)
 
 
@@ -198,8 +198,8 @@ def test_batch_norm_trains_and_its_means_come_from_the_better_parent() -> None:
 
         # Bred without training: one of the two parents' statistics, whole.
         state, losses = result.state, jnp.arange(8.0)
-        breed = jax.jit(functools.partial(breeding.breed, learner.plan, learner.rates))
-        children, pairs = breed(KEY, state.units, losses)
+        compiled = jax.jit(functools.partial(breed, learner.plan, learner.hyperparams))
+        children, pairs = compiled(KEY, state.units, losses)
         better = np.min(pairs, axis=1)
         assert_equal(
             children.model_state, jax.tree.map(lambda leaf: leaf[better], state.model_state)

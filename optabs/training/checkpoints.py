@@ -21,8 +21,8 @@ from optabs._extras import require
 from optabs.training import batches
 from optabs.training.program import Inputs, Limits, Plan, Run, update
 
-KEPT = 2  # one before the newest, should that be damaged
-PREFIX = "step"  # other folders beside the checkpoints are not ours to read or remove
+MAX_TO_KEEP = 2  # the newest, and one before it, should that be damaged
+STEP_PREFIX = "step"  # other folders beside the checkpoints are neither read nor removed
 
 # A jaxpr prints the address of a function, which is another one in every process.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -80,9 +80,9 @@ class Checkpoints:
                 try:
                     notes = self._read(manager, step, notes=self._orbax.args.JsonRestore())
                     self._compare(notes["identity"])
-                    named = self._orbax.args.StandardRestore(_by_number(like))
+                    named = self._orbax.args.StandardRestore(_to_numbered(like))
                     arrays = self._read(manager, step, arrays=named)
-                except _AnotherRun as difference:
+                except _OtherRunError as difference:
                     raise ValueError(str(difference)) from None
                 except Exception as error:  # damaged files raise all kinds
                     damaged.append(step)
@@ -94,7 +94,7 @@ class Checkpoints:
                         f"({reason}); going on from {step}, and leaving it as it is.",
                         stacklevel=3,
                     )
-                return _like(arrays, like), notes["notes"]
+                return _from_numbered(arrays, like), notes["notes"]
         if damaged:
             raise ValueError(
                 f"no checkpoint in {str(self._folder)!r} can be read ({reason}); pass another "
@@ -108,12 +108,12 @@ class Checkpoints:
         try:
             if jax.process_index() == 0:
                 self._set_aside(step)
-            _wait_for_all(f"optabs set checkpoints aside from {step}")
+            _sync_processes(f"optabs set checkpoints aside from {step}")
             with self._manager() as manager:
                 manager.save(
                     step,
                     args=args.Composite(
-                        arrays=args.StandardSave(_by_number(arrays)),
+                        arrays=args.StandardSave(_to_numbered(arrays)),
                         notes=args.JsonSave({"identity": self._identity, "notes": notes}),
                     ),
                 )
@@ -127,14 +127,14 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         """Renames checkpoints from this step on, which could not be read."""
         # orbax writes no step below one that is there.
-        for path in self._folder.glob(f"{PREFIX}_*"):
-            number = path.name.removeprefix(f"{PREFIX}_")
+        for path in self._folder.glob(f"{STEP_PREFIX}_*"):
+            number = path.name.removeprefix(f"{STEP_PREFIX}_")
             if number.isdecimal() and int(number) >= step:
                 path.rename(path.with_name(f"unread_{path.name}_{time.time_ns()}"))
 
     def _manager(self) -> Any:
         options = self._orbax.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, step_prefix=PREFIX
+            max_to_keep=MAX_TO_KEEP, enable_async_checkpointing=False, step_prefix=STEP_PREFIX
         )
         return self._orbax.CheckpointManager(self._folder, options=options)
 
@@ -145,30 +145,30 @@ class Checkpoints:
     def _compare(self, found: dict[str, Any]) -> None:
         for name, value in self._identity.items():
             if found.get(name) != value:
-                raise _AnotherRun(
+                raise _OtherRunError(
                     f"checkpoint_dir {str(self._folder)!r} holds a run with another {name}; "
                     "pass another folder, or what that run was given."
                 )
 
 
-def _wait_for_all(name: str) -> None:
+def _sync_processes(name: str) -> None:
     """Where there are several processes, which read one folder, until all are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-class _AnotherRun(Exception):
+class _OtherRunError(Exception):
     pass
 
 
-def _by_number(tree: Any) -> dict[str, jax.Array]:
+def _to_numbered(tree: Any) -> dict[str, jax.Array]:
     # Numbered leaves need no knowledge of the tree's node types to be read again, and orbax
     # refuses arrays without entries.
     leaves = jax.tree.leaves(tree)
     return {str(number): leaf for number, leaf in enumerate(leaves) if leaf.size}
 
 
-def _like(numbered: dict[str, jax.Array], tree: Any) -> Any:
+def _from_numbered(numbered: dict[str, jax.Array], tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     found = [numbered.get(str(number), leaf) for number, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, found)
@@ -177,7 +177,7 @@ def _like(numbered: dict[str, jax.Array], tree: Any) -> Any:
 def identity(
     plan: Plan, run: Run, given: Any, inputs: Inputs, limits: Limits
 ) -> dict[str, Any]:
-    """Everything that a run's numbers depend on.
+    """Everything that a run's as_numpy depend on.
 
     Args:
       plan: what the program is compiled for.
@@ -189,8 +189,8 @@ def identity(
     Returns:
       name -> a JSON value, the names to be read after "a run with another".
     """
-    batch = batches.example(inputs.data, plan.batch_size)
-    step = program_text(
+    batch = batches.batch_struct(inputs.data, plan.batch_size)
+    step = program_digest(
         lambda *args: update(plan, *args), run.params, run, run.loss_sum, batch
     )
     return {
@@ -199,12 +199,12 @@ def identity(
         "data set": [structure(inputs.data), digest(inputs.data)],
         "batch_size": plan.batch_size,
         "sampling": plan.sampling,
-        "key": numbers(inputs.key).tolist(),
+        "key": as_numpy(inputs.key).tolist(),
         "tolerance or params_tolerance": [
             float(limits.tolerance),
             float(limits.params_tolerance),
         ],
-        "loss_fn": program_text(plan.loss_fn, run.params, batch),
+        "loss_fn": program_digest(plan.loss_fn, run.params, batch),
         "optimizer": [structure(run.opt_state), step],
         "validation_data": [structure(inputs.validation), digest(inputs.validation)],
         "metrics": [name for name, _ in plan.metrics],
@@ -213,11 +213,11 @@ def identity(
 
 
 def digest(tree: Any) -> str:
-    """A digest of all numbers of a tree of arrays."""
+    """A digest of all as_numpy of a tree of arrays."""
     hashed = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         # A memoryview cannot be cast where an extent is 0.
-        hashed.update(np.ascontiguousarray(numbers(leaf)).reshape(-1).view(np.uint8).data)
+        hashed.update(np.ascontiguousarray(as_numpy(leaf)).reshape(-1).view(np.uint8).data)
     return hashed.hexdigest()
 
 
@@ -227,12 +227,12 @@ def structure(tree: Any) -> list[str]:
     return [f"{jax.tree_util.keystr(path)} {leaf.dtype}{leaf.shape}" for path, leaf in leaves]
 
 
-def program_text(function: Callable[..., Any], *args: Any) -> str:
+def program_digest(function: Callable[..., Any], *args: Any) -> str:
     """A digest of what a function computes, and of what it closes over."""
     closed = jax.make_jaxpr(function)(*args)
     text = _CHECK.sub("check", _ADDRESS.sub("", str(closed.jaxpr)))
     hashed = hashlib.sha256(text.encode())
-    # The text has no numbers that functions inside of a jit or a scan close over.
+    # The text has no as_numpy that functions inside of a jit or a scan close over.
     hashed.update(digest(list(_constants(closed))).encode())
     return hashed.hexdigest()
 
@@ -247,8 +247,8 @@ def _constants(program: Any) -> Iterator[Any]:
                 yield from _constants(inner)
 
 
-def numbers(array: Any) -> np.ndarray:
-    """An array's numbers, those of a key too."""
+def as_numpy(array: Any) -> np.ndarray:
+    """An array's as_numpy, those of a key too."""
     array = jnp.asarray(array)
     typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(array) if typed else array)
