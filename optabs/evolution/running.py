@@ -123,7 +123,7 @@ def identity(
     tolerance: float,
     relearn: bool,
 ) -> dict[str, Any]:
-    """Everything that a run's as_numpy depend on; not where its units are.
+    """Everything that a run's numbers depend on; not where its units are.
 
     Args:
       plan: what the programs are compiled for.

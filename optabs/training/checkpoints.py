@@ -177,7 +177,7 @@ def _from_numbered(numbered: dict[str, jax.Array], tree: Any) -> Any:
 def identity(
     plan: Plan, run: Run, given: Any, inputs: Inputs, limits: Limits
 ) -> dict[str, Any]:
-    """Everything that a run's as_numpy depend on.
+    """Everything that a run's numbers depend on.
 
     Args:
       plan: what the program is compiled for.
@@ -213,7 +213,7 @@ def identity(
 
 
 def digest(tree: Any) -> str:
-    """A digest of all as_numpy of a tree of arrays."""
+    """A digest of all numbers in a tree of arrays."""
     hashed = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         # A memoryview cannot be cast where an extent is 0.
@@ -232,7 +232,7 @@ def program_digest(function: Callable[..., Any], *args: Any) -> str:
     closed = jax.make_jaxpr(function)(*args)
     text = _CHECK.sub("check", _ADDRESS.sub("", str(closed.jaxpr)))
     hashed = hashlib.sha256(text.encode())
-    # The text has no as_numpy that functions inside of a jit or a scan close over.
+    # The text has no numbers that functions inside of a jit or a scan close over.
     hashed.update(digest(list(_constants(closed))).encode())
     return hashed.hexdigest()
 
@@ -248,7 +248,7 @@ def _constants(program: Any) -> Iterator[Any]:
 
 
 def as_numpy(array: Any) -> np.ndarray:
-    """An array's as_numpy, those of a key too."""
+    """An array's numbers, also a typed key's."""
     array = jnp.asarray(array)
     typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(array) if typed else array)
