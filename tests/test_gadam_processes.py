@@ -48,25 +48,26 @@ def assert_same(ours: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> N
         np.testing.assert_allclose(ours[name], wanted[name], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_the_run_of_one_process(devices: int, on_two_processes: dict[str, np.ndarray]) -> None:
     mesh = jax.make_mesh((devices,), ("population",), devices=jax.devices()[:devices])
-    assert_same(on_two_processes, networks.whole(networks.run(learns={"mesh": mesh})))
+    wanted = networks.run(learns={"mesh": mesh}, relearn=False)
+    assert_same(on_two_processes, networks.whole(wanted))
 
 
 @pytest.mark.slow
-def test_damage_and_more_generations(
-    folder: pathlib.Path, on_two_processes: dict[str, np.ndarray]
-) -> None:
-    for path in (folder / "run" / "step_2" / "arrays" / "d").iterdir():
+def test_damage_and_more_generations(folder: pathlib.Path) -> None:
+    first = launched(folder / "relearned.npz", folder / "relearn", 2, "relearn")
+    assert_same(first, networks.whole(networks.uninterrupted()))
+    for path in (folder / "relearn" / "step_2" / "arrays" / "d").iterdir():
         path.write_bytes(b"")
-    ours = launched(folder / "three.npz", folder / "run", 3)
-    assert_same(ours, networks.whole(networks.run(generations=3)))
+    ours = launched(folder / "three.npz", folder / "relearn", 3, "relearn")
+    assert_same(ours, networks.whole(networks.uninterrupted(3)))
     for name in ("survivors", "trial_losses"):
-        np.testing.assert_array_equal(ours[name][:2], on_two_processes[name])
-    assert len(list((folder / "run").glob("unread_step_2_*"))) == 1
+        np.testing.assert_array_equal(ours[name][:2], first[name])
+    assert len(list((folder / "relearn").glob("unread_step_2_*"))) == 1
     # And one process goes on where two have been.
-    alone = networks.run(checkpoint_dir=folder / "run", generations=4)
+    alone = networks.run(checkpoint_dir=folder / "relearn", generations=4)
     assert len(alone.history["losses"]) == 4
 
 
