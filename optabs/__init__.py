@@ -51,11 +51,11 @@ from optabs.ensemble.settings import Controller as Controller
 from optabs.ensemble.state import mixing_weights as mixing_weights
 
 # Gadam: a population that learns and evolves
-from optabs.evolution.distributed import connect as connect
+from optabs.evolution.devices import connect as connect
 from optabs.evolution.population import Gadam as Gadam, gadam as gadam
 from optabs.evolution.running import GadamResult as GadamResult
 from optabs.evolution.state import Evolution as Evolution, GadamState as GadamState
-from optabs.evolution.units import vmapped as vmapped
+from optabs.evolution.learning import vmapped as vmapped
 from optabs import genetics as genetics
 
 # Storage: optimizers' moments in fewer bits

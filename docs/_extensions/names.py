@@ -24,7 +24,7 @@ def public_names() -> list[str]:
         *_callables(optabs, "optabs", "optabs"),
         *_callables(optabs.losses, "optabs.losses", optabs.losses.__name__),
         *_callables(optabs.features, "optabs.features", optabs.features.__name__),
-        *_callables(optabs.genetics, "optabs.genetics", "optabs"),
+        *_callables(optabs.genetics, "optabs.genetics", optabs.genetics.__name__),
     ]
 
 
