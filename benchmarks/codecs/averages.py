@@ -50,6 +50,11 @@ class Setting(NamedTuple):
     decay: float
     spread: float  # of the coordinates' scales, whose logarithms are normal
 
+    @property
+    def name(self) -> str:
+        """As it stands in a record's key."""
+        return f"{self.gradients}, decay {self.decay}, spread {self.spread:g}"
+
 
 class Kept(NamedTuple):
     """How the average is kept between the steps."""
