@@ -384,13 +384,14 @@ def command_of(study: Study) -> Callable[..., None]:
         if steps is not None:
             positive(steps, "steps")
         positive(seeds, "seeds")
+        positive(workers, "workers")
         records = Records(prepare_folder(out or pathlib.Path("runs") / study.name))
         if not only_report:
             if study.timings is not None:
                 whole = [(name, study.task(name, data, steps)) for name in chosen]
                 run_units(study.timings(whole, names), records)
             units = study.units(chosen, names, seeds=seeds, steps=steps, source=data)
-            run_units(units, records, workers=positive(workers, "workers"))
+            run_units(units, records, workers=workers)
         study.report(records)
 
     command.__name__, command.__doc__ = study.name, study.doc
