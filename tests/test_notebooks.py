@@ -19,9 +19,9 @@ import pytest
 import optabs
 from benchmarks.lab import explore as exploring
 from benchmarks.lab.arguments import ArgumentError
-from benchmarks.lab.explore import explore, explored_figure
+from benchmarks.survey.explore import explore, explored_figure
 from benchmarks.lab.landscapes import LANDSCAPES
-from benchmarks.lab.paths import COLORS, emitted, path, paths_figure
+from benchmarks.lab.landscapes import COLORS, emitted, path, paths_figure
 from benchmarks.lab.report import png
 
 ROOT = pathlib.Path(__file__).parents[1]
