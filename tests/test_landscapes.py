@@ -1,6 +1,8 @@
-"""Landscapes, paths over them and their pictures."""
+"""Landscapes, paths over them, their pictures, and the notebooks' sliders."""
 
+import base64
 import doctest
+import functools
 import io
 import sys
 from typing import Any
@@ -12,20 +14,15 @@ import numpy as np
 import optax
 import PIL.Image
 import pytest
-from matplotlib.figure import Figure
 
 import optabs
 from benchmarks.lab import landscapes
-from benchmarks.lab.landscapes import (
-    COLORS,
-    CONDITION,
-    LANDSCAPES,
-    Landscape,
-    emitted,
-    path,
-    paths_figure,
-)
-from benchmarks.lab.report import png
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.landscapes import COLORS, LANDSCAPES, Landscape, emitted, path
+from benchmarks.survey import explore as exploring
+from benchmarks.survey.explore import explore
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @pytest.fixture(params=LANDSCAPES.values(), ids=LANDSCAPES)
@@ -36,17 +33,14 @@ def landscape(request: pytest.FixtureRequest) -> Landscape:
 def test_a_landscape_is_0_at_its_minima_and_curves_both_ways_at_its_saddles(
     landscape: Landscape,
 ) -> None:
-    slope, curvatures = jax.grad(landscape.function), jax.hessian(landscape.function)
-    for place in map(jnp.array, landscape.minima):
-        assert float(landscape.function(place)) == 0.0
-        np.testing.assert_allclose(slope(place), 0.0, atol=1e-6)
-        assert np.linalg.eigvalsh(curvatures(place))[0] > 0
-    for place in map(jnp.array, landscape.saddles):
-        np.testing.assert_allclose(slope(place), 0.0, atol=1e-6)
-        low, high = np.linalg.eigvalsh(curvatures(place))
-        assert low < -0.5 < 0.5 < high
-    assert landscape.grid(64)[2].min() >= 0
-    assert float(landscape.function(jnp.array(landscape.start))) > 0
+    for place in map(jnp.array, (*landscape.minima, *landscape.saddles)):
+        np.testing.assert_allclose(jax.grad(landscape.function)(place), 0.0, atol=1e-6)
+        low, high = np.linalg.eigvalsh(jax.hessian(landscape.function)(place))
+        if tuple(map(float, place)) in landscape.saddles:
+            assert low < -0.5 < 0.5 < high
+        else:
+            assert low > 0 == float(landscape.function(place))
+    assert landscape.grid(64)[2].min() >= 0 < landscape.function(jnp.array(landscape.start))
     levels = landscape.levels()
     assert levels[0] > 0
     np.testing.assert_allclose(np.diff(np.log(levels), 2), 0.0, atol=1e-5)
@@ -60,8 +54,8 @@ def test_a_landscape_is_0_at_its_minima_and_curves_both_ways_at_its_saddles(
 def test_the_rotated_ravine_is_the_ravine() -> None:
     places = [LANDSCAPES[name] for name in ("ravine", "rotated_ravine")]
     straight, rotated = (jax.hessian(place.function)(jnp.zeros(2)) for place in places)
-    np.testing.assert_allclose(straight, np.diag([1.0, CONDITION]))
-    np.testing.assert_allclose(np.diag(rotated), (1 + CONDITION) / 2, rtol=1e-6)
+    np.testing.assert_allclose(straight, np.diag([1.0, landscapes.CONDITION]))
+    np.testing.assert_allclose(np.diag(rotated), (1 + landscapes.CONDITION) / 2, rtol=1e-6)
     np.testing.assert_allclose(rotated @ np.ones(2), np.ones(2), atol=1e-2)
     losses = [float(place.function(jnp.array(place.start))) for place in places]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
@@ -73,70 +67,116 @@ def test_a_path_is_what_a_hand_written_loop_visits(name: str) -> None:
     optimizer = getattr(optabs, name)(0.01)
     points = path(place, optimizer, 7, start=(0.5, -0.5), noise=noise, key=key)
     params = jnp.array([0.5, -0.5])
-    state, expected = optimizer.init(params), [params]
+    state, expected, gradients = optimizer.init(params), [params], []
     for step_key in jax.random.split(key, 7):
         grads = jax.grad(place.function)(params) + noise * jax.random.normal(step_key, (2,))
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
+        gradients.append(grads)
         expected.append(optabs.nag_eval_params(state, params) if name == "nag" else params)
     assert points.dtype == np.float32
     np.testing.assert_allclose(points, np.stack(expected), rtol=1e-5)
+    if name == "nag":
+        moved = emitted(optimizer, jnp.stack(gradients)).sum(0)
+        np.testing.assert_allclose(moved, params - expected[0], rtol=1e-4)
+    for arguments, sentence in (
+        ({"steps": 0}, "steps is 0; pass a whole number above 0."),
+        (
+            {"steps": 1, "noise": np.nan},
+            "noise is nan; pass a finite number that is 0 or more",
+        ),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            path(place, optimizer, **arguments)
 
 
-def test_the_examples_of_landscapes_run() -> None:
+def test_the_examples_run() -> None:
     assert doctest.testmod(landscapes) == (0, 2)
 
 
-def test_emitted_is_a_loop_of_updates() -> None:
-    gradients = jnp.array([[1.0, -2.0], [3.0, 0.5], [0.0, 4.0]])
-    optimizer, params = optabs.adamw(0.1), jnp.zeros(2)
-    state = optimizer.init(params)
-    for gradient, update in zip(gradients, emitted(optimizer, gradients), strict=True):
-        expected, state = optimizer.update(gradient, state, params)
-        np.testing.assert_allclose(update, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"steps": 0}, "steps is 0; pass a whole number above 0."),
-        ({"steps": 1, "noise": -1.0}, "noise is -1.0; pass a finite number that is 0 or more"),
-        ({"steps": 1, "noise": float("nan")}, "noise is nan; pass a finite number"),
-    ],
-)
-def test_a_bad_path_is_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        path(LANDSCAPES["saddle"], optabs.sgd(0.1), **arguments)
-
-
-def test_a_figure_of_paths_leaves_matplotlib_as_it_was(landscape: Landscape) -> None:
-    def open_figures() -> list[int]:
+def test_a_figure_of_paths_is_light_and_leaves_matplotlib_as_it_was(
+    landscape: Landscape,
+) -> None:
+    def state() -> Any:
         pyplot = sys.modules.get("matplotlib.pyplot")
-        return [] if pyplot is None else pyplot.get_fignums()
+        return dict(matplotlib.rcParams), pyplot.get_fignums() if pyplot else []
 
-    before, opened = dict(matplotlib.rcParams), open_figures()
-    diverging = path(landscape, optabs.sgd(1e6), 50)
-    assert not np.isfinite(diverging[-1]).all()
-    paths = {"diverging": diverging, "still": path(landscape, optabs.sgd(0.0), 50)}
-    axis = paths_figure(landscape, paths).axes[0]
-    assert axis.get_xlim() == landscape.box[:2]
+    before = state()
+    optimizers = {"diverging": optabs.sgd(1e6), "adam": optabs.adam(0.1)}
+    paths = {name: path(landscape, each, 50) for name, each in optimizers.items()}
+    assert not np.isfinite(paths["diverging"][-1]).all()
+    np.testing.assert_allclose(paths["adam"][0], landscape.start)
+    figure = landscapes.paths_figure(landscape, paths, title="T")
+    axis = figure.axes[0]
+    assert (axis.get_xlim(), axis.get_title()) == (landscape.box[:2], "T")
     assert [text.get_text() for text in axis.get_legend().get_texts()] == list(paths)
     assert all(np.isfinite(line.get_xydata()).all() for line in axis.lines)
-    np.testing.assert_allclose(paths["still"], [landscape.start] * 51)
-    figure = Figure()
-    given, colors = figure.subplots(1, 2)[1], dict.fromkeys(paths, "#123456")
-    assert paths_figure(landscape, paths, axis=given, title="T", colors=colors) is figure
-    assert given.get_title() == "T"
-    assert "#123456" in [line.get_color() for line in given.lines]
-    assert (dict(matplotlib.rcParams), open_figures()) == (before, opened)
-
-
-def test_a_light_picture_keeps_the_colours_of_thin_lines() -> None:
-    optimizers = {"sgd": optabs.sgd(0.01), "adam": optabs.adam(0.1), "nag": optabs.nag(0.1)}
-    beale = LANDSCAPES["beale"]
-    paths = {name: path(beale, optimizer, 50) for name, optimizer in optimizers.items()}
-    with PIL.Image.open(io.BytesIO(png(paths_figure(beale, paths)))) as picture:
+    with PIL.Image.open(io.BytesIO(exploring.png(figure))) as picture:
         seen = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
-    for color in COLORS[: len(optimizers)]:
+    for color in COLORS[:2]:  # of thin lines, kept
         wanted = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
         assert np.abs(seen - wanted).max(axis=1).min() <= 8
+    assert state() == before
+
+
+@pytest.mark.parametrize("name", ["nag", "adam_abs_steady"])
+def test_an_explored_path_is_the_path(name: str) -> None:
+    decays = exploring.decays_of(name)
+    points, losses = exploring.program("beale", name, 20)({"learning_rate": 0.01} | decays)
+    expected = path(LANDSCAPES["beale"], exploring.OPTIMIZERS[name](0.01), 20)
+    np.testing.assert_allclose(points, expected, rtol=1e-5)
+    assert losses[-1] == pytest.approx(float(LANDSCAPES["beale"].function(points[-1])))
+
+
+def test_every_control_redraws_and_compiles_no_more_than_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced: list[str] = []
+
+    @functools.wraps(optabs.adam)
+    def counting(**settings: Any) -> optax.GradientTransformation:
+        traced.append("adam")
+        return optabs.adam(**settings)
+
+    monkeypatch.setitem(exploring.OPTIMIZERS, "adam", counting)
+    exploring.program.cache_clear()
+    shown = explore(["ravine", "beale"], ["adam", "momentum"], learning_rate=0.1, steps=10)
+    bundle = shown._repr_mimebundle_(include=None, exclude=None)
+    assert set(bundle) == {"text/plain", "image/png", WIDGET}
+    assert base64.b64decode(bundle["image/png"]) == shown.first == shown.image.value
+    assert bundle[WIDGET]["model_id"] == shown.widget.model_id
+    controls = shown.controls
+    assert list(controls) == ["landscape", "optimizer", "rate", "b1", "b2", "decay"]
+    for used, changes in (
+        ({"b1", "b2"}, {"rate": 0.01, "b1": 0.5, "b2": 0.9}),
+        ({"decay"}, {"optimizer": "momentum", "decay": 0.5, "landscape": "beale"}),
+    ):
+        for name, value in changes.items():
+            before, controls[name].value = shown.image.value, value
+            assert shown.image.value != before
+        hidden = {name for name in controls if controls[name].layout.display == "none"}
+        assert hidden == {"b1", "b2", "decay"} - used
+        assert traced == ["adam"]
+    exploring.program.cache_clear()
+
+
+def test_without_ipywidgets_there_is_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    bundle = explore(["ravine"], ["sgd"], learning_rate=1.0, steps=50)._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "image/png"}
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    figure = exploring.explored_figure("ravine", "sgd", learning_rate=1.0, decays={}, steps=50)
+    assert figure.axes[1].get_title() == "diverged"
+
+
+def test_what_cannot_be_explored_is_refused() -> None:
+    for options, sentence in (
+        ({"landscapes": ["hill"]}, "landscapes is 'hill'; choose from rosenbrock, beale"),
+        ({"landscapes": "saddle"}, "landscapes is 'saddle'; pass a list of one or more names"),
+        ({"optimizers": ["lion"]}, "optimizers is 'lion'; choose from sgd"),
+        ({"optimizers": []}, r"optimizers is \[\]; pass a list of one or more names"),
+        ({"learning_rate": 20}, "learning_rate is 20; pass a number from 1e-06 to 10"),
+        ({"steps": 0}, "steps is 0; pass a whole number above 0"),
+    ):
+        with pytest.raises(ArgumentError, match=f"^{sentence}"):
+            explore(**options)

@@ -3,6 +3,7 @@
 import pathlib
 import pickle
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from commands import assert_refused, call
 
 import optabs
 from benchmarks.lab import report as lab_report
-from benchmarks.lab.records import FILE, Key, Records
+from benchmarks.lab.records import FILE, Records
 from benchmarks.lab.study import TUNING_SEEDS, Tuning
 from benchmarks.lab.tasks import NOISE, breast_cancer_splits
 from benchmarks.lab.training import Task
@@ -104,10 +105,10 @@ def test_a_target_is_reached_where_the_loss_stays_below_it() -> None:
 def test_the_choice_reads_no_reported_seed_and_no_test_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def results(seeds: int) -> dict[Key, dict[str, object]]:
+    def results(seeds: int) -> dict[str, dict[str, Any]]:
         (unit,) = STUDY.units(["breast_cancer"], ["adam"], seeds=seeds, steps=20)
-        assert pickle.loads(pickle.dumps(unit)).keys == unit.keys
-        return dict(unit.make(unit.keys, {}))
+        made = pickle.loads(pickle.dumps(unit)).make(unit.keys, {})  # as workers have it
+        return {f"{key.kind} {key.seed}": result for key, result in made}
 
     def broken(source: pathlib.Path | None) -> Task:
         task = problem.make(source)
@@ -116,16 +117,14 @@ def test_the_choice_reads_no_reported_seed_and_no_test_data(
     first, problem = results(2), PROBLEMS["breast_cancer"]
     monkeypatch.setitem(PROBLEMS, "breast_cancer", problem._replace(make=broken))
     other = results(3)
-    tuning, run = (
-        Key("breast_cancer", "adam", **key) for key in ({"kind": "tuning"}, {"seed": 1})
-    )
-    assert first[tuning] == other[tuning]
-    assert np.shape(first[tuning]["final"]) == (len(first[tuning]["rates"]), len(TUNING_SEEDS))
-    assert not set(TUNING_SEEDS) & {key.seed for key in other}
-    accuracies = [float(each[run].pop("test_accuracy")) for each in (first, other)]
+    tuning = first["tuning None"]
+    assert tuning == other["tuning None"]
+    assert np.shape(tuning["final"]) == (len(tuning["rates"]), len(TUNING_SEEDS))
+    assert list(other) == ["tuning None", "run 0", "run 1", "run 2", "curve None"]
+    accuracies = [each["run 1"].pop("test_accuracy") for each in (first, other)]
     assert accuracies[0] > 0.8
     assert sum(accuracies) == pytest.approx(1.0)
-    assert first[run] == other[run]
+    assert first["run 1"] == other["run 1"]
 
 
 def test_end_to_end_and_nothing_is_run_again(
@@ -165,29 +164,21 @@ def test_the_committed_records_give_the_committed_tables(
 
 
 def test_a_divergence_is_shown_as_one() -> None:
-    rows = report.rows_of(Records(RESULTS))["saddle"]
-    run = {"rate": 1e-6, "steps": None, "final": None}
     tuning = Tuning([1e-6, 1e-5], np.array([[1.0], [2.0]])).result()
-    row = rows["sgd"]._replace(runs=[run, run], tuning=tuning)
-    table = report._task_table({"sgd": row})
+    run = {"rate": 1e-6, "steps": None, "final": None}
+    config = PROBLEMS["saddle"]._asdict() | {"title": "x", "steps": 5, "tuning_seeds": [7]}
+    table = report._task_table({"sgd": report.Row(config, tuning, [run, run], {}, None)})
     assert table.rows == [["sgd", "1e-06*", "0/2", "-", "diverged", "diverged", "diverged"]]
 
 
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ("survey --tasks saddle,foo", "tasks is 'foo'; choose from rosenbrock, beale"),
-        ("survey --arms foo", "arms is 'foo'; choose from sgd, momentum"),
-        ("survey --steps 0", "steps is 0; pass a whole number above 0"),
-        ("survey --seeds -1", "seeds is -1; pass a whole number above 0"),
-        ("survey --out pyproject.toml/x", "output folder 'pyproject.toml/x' cannot be"),
-    ],
-)
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    line: str,
-    sentence: str,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert_refused(line, sentence, tmp_path, monkeypatch, capsys)
+    for line, sentence in (
+        ("--tasks saddle,foo", "tasks is 'foo'; choose from rosenbrock, beale"),
+        ("--arms foo", "arms is 'foo'; choose from sgd, momentum"),
+        ("--steps 0", "steps is 0; pass a whole number above 0"),
+        ("--seeds -1", "seeds is -1; pass a whole number above 0"),
+        ("--out pyproject.toml/x", "output folder 'pyproject.toml/x' cannot be"),
+    ):
+        assert_refused(f"survey {line}", sentence, tmp_path, monkeypatch, capsys)
