@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import optabs
 from benchmarks.lab.arguments import ArgumentError, choice_of, positive
-from benchmarks.lab.landscapes import LANDSCAPES
-from benchmarks.lab.paths import COLORS, paths_figure, walk
+from benchmarks.lab.landscapes import COLORS, LANDSCAPES, paths_figure, walk
 from benchmarks.lab.report import png
-from benchmarks.survey.optimizers import ENTRIES
+from benchmarks.survey.study import ARMS, DECAYING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,12 +24,8 @@ DECAYS = ("decay", "b1", "b2")
 RATE_EXPONENTS = (-6, 1)  # the ends of the rate's slider
 LOWEST_LOSS = 1e-10  # lower ones are the landscapes' rounding in float32
 
-# The study's entries take a rate only; here the decays are set too.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    name: functools.partial(getattr(optabs, name.removesuffix("_steady")), steady=True)
-    if name.endswith("_steady")
-    else getattr(optabs, name)
-    for name in ENTRIES
+    name: arm.make for name, arm in ARMS.items() if name not in DECAYING
 }
 
 
@@ -76,7 +70,7 @@ def explored_figure(
     left.plot(*points[finite].T, "o-", color=COLORS[0], ms=2.5, lw=0.9)
     left.plot(*place.start, "o", color="white", mec="black", ms=7)
     spelled = ", ".join(f"{name} {value:.4g}" for name, value in arguments.items())
-    left.set_title(f"{ENTRIES[optimizer].label}: {spelled.replace('learning_', '')}")
+    left.set_title(f"{ARMS[optimizer].label}: {spelled.replace('learning_', '')}")
     right.semilogy(finite, losses[finite], color=COLORS[0])
     # Fixed, so that a curve moves and not its axes.
     right.set(xlim=(0, steps), ylim=(LOWEST_LOSS, 10 * place.levels()[-1]), xlabel="step")
