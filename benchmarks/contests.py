@@ -6,7 +6,7 @@ from typing import NamedTuple
 import optax
 
 import optabs
-from benchmarks.steady_rules import RULES
+from benchmarks.steady import RULES
 
 RATE = 1e-3
 FULL = "float32"

@@ -22,7 +22,7 @@ from benchmarks.lab.models import MLP
 from benchmarks.lab.networks import Network, network
 from benchmarks.mixture_report import ADAM, BASELINES, DAO_E
 from optabs.ensemble import experts
-from optabs.ensemble.previous import Storage
+from optabs.ensemble.state import Storage
 
 SIZES = f"1e6,1.6e7,{arrays.MLP},{arrays.RESNET}"
 BATCH = 128

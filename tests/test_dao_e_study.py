@@ -2,14 +2,13 @@
 
 import functools
 import pathlib
-import shutil
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import assert_refused, call
+from commands import assert_refused, assert_reported, call
 from dao_e_problem import drawn
 
 from benchmarks import dao_e
@@ -18,10 +17,9 @@ from benchmarks.dao_e.study import ABLATIONS, EXPERTS, LABELS, SETTINGS, TASKS, 
 from benchmarks.lab import report as lab_report
 from benchmarks.lab import tasks
 from benchmarks.lab.paired import Pair, Runs
-from benchmarks.lab.records import FILE, Key, Record, Records
+from benchmarks.lab.records import Key, Record, Records
 from benchmarks.lab.training import Outcome, cosine
 
-RESULTS = pathlib.Path("benchmarks/results/dao_e")
 EMBEDDED = [name for name in TASKS if name not in study.NEED_IMAGES]
 
 
@@ -241,13 +239,9 @@ def test_drift_is_judged_by_paired_differences(tmp_path: pathlib.Path) -> None:
 def test_the_committed_records_give_the_committed_tables(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(RESULTS / FILE, tmp_path)
-    assert call(monkeypatch, f"dao_e --report --out {tmp_path}") == 0
-    written = (tmp_path / "README.md").read_bytes()
-    assert written == (RESULTS / "README.md").read_bytes()
-    bars = report.bars_of(
-        runs := study.runs_of(Records(RESULTS)), study.pairs_of(runs, "all", "few")
-    )
+    assert_reported("dao_e", tmp_path, monkeypatch)
+    runs = study.runs_of(Records(tmp_path))
+    bars = report.bars_of(runs, study.pairs_of(runs, "all", "few"))
     assert all(bar.met for bar in bars)
 
 

@@ -3,11 +3,11 @@
 import json
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import assert_equal
 
 import optabs
 from benchmarks import population_time as timed
@@ -80,7 +80,7 @@ def test_a_resting_population_evolves_and_learns_nothing() -> None:
     learner, resting = optabs.gadam(ADAM, 4, 0.0), optabs.gadam(RESTING, 4, 0.0)
     state = learner.init(jax.random.key(0), problem.init_fn)
     rested, _ = resting.learn(state, timed._nothing)
-    assert_equal(rested.units, state.units)
+    chex.assert_trees_all_equal(rested.units, state.units, strict=True)
     ended, told = resting.evolve(
         state, timed._nothing, None, problem.validation, fitness_fn=problem.loss_fn
     )

@@ -36,8 +36,8 @@ from benchmarks.lab.arguments import (
     ReportOption,
     StepsOption,
     WorkersOption,
-    names_of,
     positive,
+    some_of,
     tasks_of,
 )
 from benchmarks.lab.records import Key, Records, prepare_folder, rounded
@@ -204,10 +204,10 @@ def command(
         steps, seeds = steps or QUICK_STEPS, min(seeds, 2)
     if steps is not None:
         positive(steps, "steps")
-    wanted = names_of(arms or ",".join(LABELS), "arms", LABELS)
+    wanted = some_of(arms, "arms", LABELS)
     plan = Plan(
-        tasks=tasks_of(tasks, TASKS, NEED_IMAGES, data),
-        settings=names_of(settings or ",".join(SETTINGS), "settings", SETTINGS),
+        tasks=[] if only_report else tasks_of(tasks, TASKS, NEED_IMAGES, data),
+        settings=some_of(settings, "settings", SETTINGS),
         arms=[arm for arm in LABELS if arm in (*wanted, *EXPERTS, "uniform")],
         seeds=positive(seeds, "seeds"),
         source=data,

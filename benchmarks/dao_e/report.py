@@ -124,8 +124,8 @@ def _introduction(runs: Runs) -> Sections:
         rates = config["rates"].get("tuned", {})
         cells = [f"{rates[name]:g}" if rates else "-" for name in EXPERTS]
         rows.append([task, config["title"], str(config["steps"]), *cells])
-    table = Table("Tasks and best rates", ["task", "what", "steps", *EXPERTS.values()], rows)
-    return ["\n".join(text), table]
+    header = ["task", "what", "steps", *EXPERTS.values()]
+    return ["\n".join(text), Table("Tasks and best rates", header, rows)]
 
 
 def _bars(runs: Runs, judged: Pairs, everywhere: Pairs) -> Sections:

@@ -18,7 +18,7 @@ from benchmarks.lab.records import Records
 from benchmarks.lab.tasks import Split
 from benchmarks.lab.training import Arm, Optimizer, Task, cosine
 from optabs.ensemble.experts import DEFAULT
-from optabs.ensemble.previous import Storage
+from optabs.ensemble.state import Storage
 from optabs.training.batches import take
 
 MOMENTUM = {"momentum": 0.9}  # of the expert SGD, by task

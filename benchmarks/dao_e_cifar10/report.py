@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 OPTIMIZERS = EXPERTS | {name: FORMS[name].label for name in ("uniform", "published", "dao_e")}
 LEARNED = ("published", "dao_e")  # whose weights are
 CONSTANT, AUGMENTED = "constant rate", "crop, flip, cosine rate"
-# Percent; the first is what the DAO-E paper reports.
+# Percent; the first is what DAO-E reports.
 BARS = {CONSTANT: 91.6, AUGMENTED: 95.0}
 FULL = {
     "dataset": "cifar10",
@@ -52,7 +52,7 @@ def write(records: Records) -> None:
             name = kind if len(tasks) == 1 else f"{kind}-{task}"
             figures[name] = figure
             sections.append(f"![{kind.capitalize()}]({name}.png)\n")
-    report.write(records.folder, "DAO-E: its own experiment", sections, figures)
+    report.write(records.folder, "DAO-E: the published experiment", sections, figures)
 
 
 def groups_of(records: Rows) -> Groups:
@@ -74,7 +74,7 @@ def _scores(rows: Rows, measure: str = "test_accuracy") -> np.ndarray:
 
 
 def claims_of(runs: Groups) -> list[str]:
-    """What the DAO-E paper says, and whether it is so in these runs."""
+    """What DAO-E says, and whether it is so in these runs."""
     settings = dict.fromkeys(setting for setting, _ in runs)
     claims = [_about_accuracy(at, runs) for at in settings if (at, "dao_e") in runs]
     return claims + [
@@ -97,12 +97,10 @@ def _about_weights(name: str, rows: Rows) -> str:
     first, last = of["sgd"]
     leading, growing = early > 0.5 and early > late, last > first
     verdict = {
-        (True, True): "as the DAO-E paper describes",
-        (True, False): "Adam and RMSProp lead early as in the DAO-E paper, but SGD does not "
-        "grow",
-        (False, True): "SGD grows as in the DAO-E paper, but Adam and RMSProp do not lead "
-        "early only",
-        (False, False): "not as the DAO-E paper describes: SGD does not grow, nor do Adam and "
+        (True, True): "as DAO-E describes",
+        (True, False): "Adam and RMSProp lead early as in DAO-E, but SGD does not grow",
+        (False, True): "SGD grows as in DAO-E, but Adam and RMSProp do not lead early only",
+        (False, False): "not as DAO-E describes: SGD does not grow, nor do Adam and "
         "RMSProp lead early only",
     }[leading, growing]
     return (
