@@ -12,6 +12,7 @@ SYMBOLS = "\n" + "".join(map(chr, range(32, 127)))  # of text
 WINDOW = 33  # characters of a window of text: each but the first is predicted
 # Of batch norm's running statistics; flax's 0.99 remembers more than a short run.
 MOMENTUM = 0.9
+PIECE = 2500  # images that are scored at once
 
 
 class Network(NamedTuple):
@@ -47,6 +48,21 @@ def network(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
 def _pure(model: nnx.Module, kind: type[nnx.Variable]) -> Any:
     return nnx.to_pure_dict(nnx.state(model, kind))
+
+
+def in_pieces(net: Network) -> Network:
+    """The network, which outside of training takes many inputs piece by piece, as they fit."""
+
+    def apply(params: Any, statistics: Any, inputs: jax.Array, training: bool) -> Any:
+        if training:
+            return net.apply(params, statistics, inputs, True)
+        pieces = [
+            net.apply(params, statistics, inputs[at : at + PIECE], False)[0]
+            for at in range(0, len(inputs), PIECE)
+        ]
+        return jnp.concatenate(pieces), statistics
+
+    return net._replace(apply=apply)
 
 
 class MLP(nnx.Module):
