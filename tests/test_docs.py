@@ -102,10 +102,10 @@ def spelled(rate: float, *, eps: float = 1e-8) -> float:
     return -step
 
 
-def test_a_sentence_is_the_body_after_docstring_and_checks() -> None:
-    assert written.sentence(spelled) == "step = rate + eps\n\nreturn -step"
+def test_a_body_is_what_follows_docstring_and_checks() -> None:
+    assert written.body(spelled) == "step = rate + eps\n\nreturn -step"
     assert written.signature(spelled) == ("(rate: float, *, eps: float = 1e-8)", "float")
-    assert written.sentence(gradient_descent.momentum) == (
+    assert written.body(gradient_descent.momentum) == (
         "return descend(ema(decay), learning_rate=learning_rate)"
     )
 

@@ -14,7 +14,7 @@ from optax import contrib
 import optabs
 from benchmarks.lab.tasks import Task
 from optabs.ensemble.experts import DEFAULT, Factory
-from optabs.ensemble.previous import Storage
+from optabs.ensemble.state import Storage
 
 Rates = Mapping[str, jax.Array | float]
 Rate = jax.Array | float | Callable[[Any], Any]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from optabs.evolution.distributed import ADDRESS, COUNT, NUMBER
+from optabs.evolution.devices import ADDRESS, COUNT, NUMBER
 
 _DEVICES = re.compile(r"--xla_force_host_platform_device_count=\d+")
 

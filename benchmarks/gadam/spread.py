@@ -16,7 +16,7 @@ from benchmarks import store
 from benchmarks.gadam.tasks import network_task, spread_like
 from benchmarks.gadam.traffic import received, size_of
 from optabs import GadamState
-from optabs.evolution.distributed import connect
+from optabs.evolution.devices import connect
 
 RATE, LEARNING, GENERATIONS = 1e-2, 2, 5
 UNITS_A_DEVICE = 2

@@ -52,16 +52,20 @@ def names_of(
     return list(dict.fromkeys(names))
 
 
-def some_of(text: str, name: str, known: Collection[str]) -> list[str]:
-    """Known names from a list, or with 'all' every one."""
-    return list(known) if text == "all" else names_of(text, name, known)
+def some_of(
+    text: str, name: str, known: Collection[str], *, separator: str = ","
+) -> list[str]:
+    """Known names from a list, or with 'all' or '' every one."""
+    if text in ("", "all"):
+        return list(known)
+    return names_of(text, name, known, separator=separator)
 
 
 def tasks_of(
     text: str, known: Collection[str], need_images: Collection[str], data: pathlib.Path | None
 ) -> list[str]:
-    """Known tasks from a list; for '', all of them for which there are data."""
-    if text:
+    """Known tasks from a list; for '' or 'all', all of them for which there are data."""
+    if text not in ("", "all"):
         names = names_of(text, "tasks", known)
         missing = [name for name in names if name in need_images]
         if missing and data is None:
@@ -69,7 +73,7 @@ def tasks_of(
                 f"tasks has {', '.join(missing)}, which need images; pass data, too."
             )
         return names
-    if data is None:
+    if data is None and need_images:
         typer.echo(f"Left out, since they need images (pass --data): {', '.join(need_images)}")
     return [name for name in known if data is not None or name not in need_images]
 

@@ -144,6 +144,7 @@ def write(
     figures: Mapping[str, "Figure"] | None = None,
     *,
     name: str = "README.md",
+    show: bool = True,
 ) -> None:
     """Shows the tables, and writes sections and figures into a folder.
 
@@ -153,9 +154,10 @@ def write(
       sections: tables and paragraphs of Markdown, in their order.
       figures: by the name of its file, without its ending; a paragraph shows each.
       name: of the file.
+      show: whether the tables are printed, too.
     """
     for section in sections:
-        if isinstance(section, Table):
+        if show and isinstance(section, Table):
             section.show()
     texts = [each.markdown() if isinstance(each, Table) else each for each in sections]
     body = "\n".join(text for text in [f"# {title}\n", *texts] if text)

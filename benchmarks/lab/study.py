@@ -3,12 +3,13 @@
 import concurrent.futures
 import functools
 import importlib
+import itertools
 import math
 import multiprocessing
 import os
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,8 +25,8 @@ from benchmarks.lab.arguments import (
     ReportOption,
     StepsOption,
     WorkersOption,
-    names_of,
     positive,
+    some_of,
     tasks_of,
 )
 from benchmarks.lab.records import Key, Records, prepare_folder, record_of, rounded
@@ -38,6 +39,9 @@ from benchmarks.lab.training import (
     program_of,
     state_bytes,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # One set for all studies; the reported seeds count from 0. Three, so that one odd start does
 # not choose a rate.
@@ -252,15 +256,27 @@ class Study(NamedTuple):
     measures: Mapping[str, report.Measure] = report.MEASURES
     need_images: Collection[str] = ()  # tasks that read the folder of images
     module: str = ""  # `__name__` of the file that has it as STUDY, for several workers
+    rate: float | None = None  # of every arm, where none is chosen from the grid
+    # What else each task is trained under, by name: a batch size, a schedule.
+    settings: Mapping[str, Callable[[Task], Task]] = {"": lambda task: task}
+    downloads: bool = False  # whether tasks that are named fetch images, where none are given
+    test: bool = True  # whether the reported runs are scored on the test data
+    sections: Callable[[Records], Sequence[report.Table | str]] | None = None
+    """Of the README, in place of a table a task; the bars follow."""
+    figures: Callable[[Records], Mapping[str, "Figure"]] = lambda records: {}
+    timings: Callable[[Sequence[tuple[str, Task]], Sequence[str]], list[Unit]] | None = None
+    """From tasks and names of arms to units that are made first, by one process."""
 
     def __reduce__(self) -> Any:
         if not self.module:
             raise ArgumentError(f"study {self.name!r} has no module; leave workers at 1.")
         return _study_in, (self.module,)
 
-    def task(self, name: str, source: pathlib.Path | None, steps: int | None) -> Task:
-        """A task, with another number of steps where one is given."""
-        task = self.tasks[name](source)
+    def task(
+        self, name: str, source: pathlib.Path | None, steps: int | None, setting: str = ""
+    ) -> Task:
+        """A task under a setting, with another number of steps where one is given."""
+        task = self.settings[setting](self.tasks[name](source))
         return task if steps is None else task._replace(steps=steps)
 
     def units(
@@ -272,29 +288,29 @@ class Study(NamedTuple):
         steps: int | None = None,
         source: pathlib.Path | None = None,
     ) -> list[Unit]:
-        """One for each arm on each task: its tuning, and a run of each seed at its best rate.
+        """One for each arm on each task: its tuning, if it has no rate, and its runs.
 
         Args:
-          tasks: names of tasks.
+          tasks: names of tasks, each under every setting.
           arms: names of arms.
           seeds: how many are reported.
           steps: in place of each task's own number.
           source: the folder of images.
         """
+        chosen: dict[str, Any] = {"rate": self.rate}
+        if self.rate is None:
+            chosen = {"grid": self.grid.rates, "tuning_seeds": TUNING_SEEDS}
         units = []
-        for name in tasks:
-            task = self.task(name, source, steps)
+        for name, setting in itertools.product(tasks, self.settings):
+            task = self.task(name, source, steps, setting)
             for arm in arms:
-                config = {
-                    "title": task.title,
-                    "label": self.arms[arm].label,
-                    "steps": task.steps,
-                    "grid": self.grid.rates,
-                    "tuning_seeds": TUNING_SEEDS,
-                }
-                keys = [Key(name, arm, seed=seed) for seed in range(seeds)]
-                make = functools.partial(_trained, self, name, arm, source, steps)
-                units.append(Unit((Key(name, arm, kind="tuning"), *keys), config, make))
+                label = self.arms[arm].label
+                config = {"title": task.title, "label": label, "steps": task.steps, **chosen}
+                keys = [Key(name, arm, setting, seed=seed) for seed in range(seeds)]
+                if self.rate is None:
+                    keys.insert(0, Key(name, arm, setting, "tuning"))
+                make = functools.partial(_trained, self, name, setting, arm, source, steps)
+                units.append(Unit(tuple(keys), config, make))
         return units
 
     def tables(self, records: Records) -> list[report.Table]:
@@ -307,8 +323,9 @@ class Study(NamedTuple):
 
     def report(self, records: Records) -> None:
         """Shows the tables and bars, and writes them into the records' folder."""
+        sections = (self.sections or self.tables)(records)
         bars = report.bars_table(self.bars(records))
-        report.write(records.folder, self.name, [*self.tables(records), *bars])
+        report.write(records.folder, self.name, [*sections, *bars], self.figures(records))
 
 
 def _study_in(module: str) -> Study:
@@ -318,6 +335,7 @@ def _study_in(module: str) -> Study:
 def _trained(
     study: Study,
     name: str,
+    setting: str,
     arm_name: str,
     source: pathlib.Path | None,
     steps: int | None,
@@ -325,10 +343,12 @@ def _trained(
     done: Mapping[Key, Any],
 ) -> Iterator[tuple[Key, dict[str, Any]]]:
     """Tunes the rate, then trains the missing seeds; the test data are seen then."""
-    task, arm = study.task(name, source, steps), study.arms[arm_name]
-    program = program_of(task, arm, test=True)
-    tuning_key = Key(name, arm_name, kind="tuning")
-    if tuning_key in done:
+    task, arm = study.task(name, source, steps, setting), study.arms[arm_name]
+    program = program_of(task, arm, test=study.test)
+    tuning_key = Key(name, arm_name, setting, "tuning")
+    if study.rate is not None:
+        best = study.rate
+    elif tuning_key in done:
         best = done[tuning_key]["best"]
     else:
         tuning = tuned(program, study.grid)
@@ -344,14 +364,15 @@ def _trained(
 
 def command_of(study: Study) -> Callable[..., None]:
     """The command line of a study."""
+    separator = ";" if any("," in arm for arm in study.arms) else ","
 
     def command(
         tasks: Annotated[
             str, typer.Option(help=f"all, or some of {', '.join(study.tasks)}")
         ] = "",
         arms: Annotated[
-            str, typer.Option(help=f"all, or some of {', '.join(study.arms)}")
-        ] = "",
+            str, typer.Option(help=f"all, or some of {f'{separator} '.join(study.arms)}")
+        ] = "all",
         seeds: Annotated[int, typer.Option(help="reported runs of each arm")] = 5,
         steps: StepsOption = None,
         data: DataOption = None,
@@ -360,17 +381,24 @@ def command_of(study: Study) -> Callable[..., None]:
         only_report: ReportOption = False,
         out: OutOption = None,
     ) -> None:
-        chosen = tasks_of(tasks, study.tasks, study.need_images, data)
-        names = names_of(arms or ",".join(study.arms), "arms", study.arms)
+        names = some_of(arms, "arms", study.arms, separator=separator)
+        chosen = []
+        if not only_report:
+            needy = () if study.downloads and tasks else study.need_images
+            chosen = tasks_of(tasks, study.tasks, needy, data)
         if quick:
             chosen, seeds, steps = chosen[:1], min(seeds, 2), steps or QUICK_STEPS
         if steps is not None:
             positive(steps, "steps")
         positive(seeds, "seeds")
+        positive(workers, "workers")
         records = Records(prepare_folder(out or pathlib.Path("runs") / study.name))
         if not only_report:
+            if study.timings is not None:
+                whole = [(name, study.task(name, data, steps)) for name in chosen]
+                run_units(study.timings(whole, names), records)
             units = study.units(chosen, names, seeds=seeds, steps=steps, source=data)
-            run_units(units, records, workers=positive(workers, "workers"))
+            run_units(units, records, workers=workers)
         study.report(records)
 
     command.__name__, command.__doc__ = study.name, study.doc

@@ -21,6 +21,7 @@ POOLED = 2  # 28 x 28 images become 14 x 14
 HELD_OUT = 0.05  # share of the text for validation, and as much for the test
 HELD_OUT_WINDOWS = 128
 DIMENSIONS, NOISE = 50, 0.1  # of the quadratic: the standard deviation in each coordinate
+HIDDEN = (256, 128)  # widths of the perceptron of the OptimABS experiment
 BREAST_CANCER_SPLIT = (300, 400)  # where validation and test begin, of 569 cases
 
 
@@ -158,6 +159,39 @@ def classification(
 def mlp(*widths: int) -> Network:
     """A perceptron of such widths."""
     return network(lambda rngs: MLP(widths, rngs=rngs))
+
+
+def permuted(key: jax.Array, steps: int, examples: int, batch_size: int) -> jax.Array:
+    """As `shuffled`, in the orders that the records of optimabs and steady have seen."""
+    batches = examples // batch_size
+
+    def epoch(key: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        key, own = jax.random.split(key)
+        rows = jax.random.permutation(own, examples)
+        return key, rows[: batches * batch_size].reshape(batches, batch_size)
+
+    _, rows = jax.lax.scan(epoch, key, length=-(-steps // batches))
+    return rows.reshape(-1, batch_size)[:steps]
+
+
+def perceptron(name: str, source: pathlib.Path | None) -> Task:
+    """The perceptron of the OptimABS experiment, on the images of a data set."""
+    splits = image_splits(name, source)
+    widths = (math.prod(splits[0].inputs.shape[1:]), *HIDDEN, 10)
+    title = f"MLP {'-'.join(map(str, widths))}, {name.replace('_', ' ')}"
+    return classification(title, mlp(*widths), splits, steps=2000, batch_size=64)
+
+
+def in_epochs(task: Task, batch_size: int, epochs: int) -> Task:
+    """A classification in whole epochs of such batches, looked at after each."""
+    examples = len(task.train.labels)
+    return task._replace(
+        title=f"{task.title}, batch {batch_size}",
+        steps=examples // batch_size * epochs,
+        feed=lambda key, steps: permuted(key, steps, examples, batch_size),
+        points=epochs,
+        scored=True,
+    )
 
 
 def quadratic() -> Task:

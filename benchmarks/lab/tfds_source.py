@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lab import data
-from benchmarks.lab.data import Arrays, DataError, require
-from benchmarks.lab.original_files import BATCHES, read_archive, read_idx
+from benchmarks.lab import originals
+from benchmarks.lab.originals import Arrays, DataError, get_spec, require
 
 PROBE_SECONDS = 5.0
 READ_AT_ONCE = 5000
@@ -35,16 +34,15 @@ def read(
     data_dir: pathlib.Path | None = None,
     manual_dir: pathlib.Path | None = None,
 ) -> Arrays:
-    """Reads a data set through tensorflow-datasets, which prepares it the first time.
+    """The published arrays in their original order, prepared by tfds the first time.
+
+    They are also kept as `arrays.npz` next to what tfds prepared, because decoding takes
+    many times as long as reading that file.
 
     Args:
       name: "mnist", "fashion_mnist" or "cifar10".
       data_dir: where tfds keeps data sets; None means TFDS_DATA_DIR or tfds' own default.
       manual_dir: a folder with the original files, checked by tfds; None downloads them.
-
-    Returns:
-      The published arrays in their original order. They are also kept as `arrays.npz` next
-      to what tfds prepared, because decoding takes many times as long as reading that file.
 
     Raises:
       DataError: a package is missing, or the data set can be neither read nor prepared.
@@ -56,8 +54,8 @@ def read(
         origin = f"tfds folder {str(folder)!r}"
         if cache.is_file():
             with contextlib.suppress(DataError):  # what is wrong is mended below
-                arrays = Arrays(*data.read_npz(cache, Arrays._fields))
-                return data.check_published(name, arrays, origin)
+                arrays = Arrays(*originals.read_npz(cache, Arrays._fields))
+                return originals.check_published(name, arrays, origin)
         if not folder.is_dir():
             _prepare(name, builder, manual_dir)
         arrays = Arrays(*_decode(builder, "train"), *_decode(builder, "test"))
@@ -68,12 +66,12 @@ def read(
         raise DataError(
             f"data set {name!r} cannot be had through tfds ({type(error).__name__}: "
             f"{reason}); set TFDS_DATA_DIR to another folder or pass --data with "
-            f"{data.get_spec(name).expects}."
+            f"{get_spec(name).expects}."
         ) from error
-    data.check_published(name, arrays, origin)
+    originals.check_published(name, arrays, origin)
     # A folder that cannot be written stays slow but useful.
     with contextlib.suppress(DataError):
-        data.save_arrays(arrays, cache)
+        originals.save_arrays(arrays, cache)
     return arrays
 
 
@@ -108,15 +106,19 @@ def _make_builder(name: str, data_dir: pathlib.Path | None) -> Any:
 
 
 def _idx_examples(builder: Any, files: Files, split: str) -> Examples:
-    images, labels = data.IDX_FILES[:2] if split == "train" else data.IDX_FILES[2:]
-    return _examples(read_idx(files[images], 3), read_idx(files[labels], 1))
+    names = originals.IDX_FILES[:2] if split == "train" else originals.IDX_FILES[2:]
+    images, labels = (
+        originals.read_idx(files[name], dimensions)
+        for name, dimensions in zip(names, (3, 1), strict=True)
+    )
+    return _examples(images, labels)
 
 
 def _cifar10_examples(builder: Any, files: Files, split: str) -> Examples:
-    batches = BATCHES[:5] if split == "train" else BATCHES[5:]
+    batches = originals.BATCHES[:5] if split == "train" else originals.BATCHES[5:]
     names = [*(f"{name}.bin" for name in batches), "batches.meta.txt"]
     (archive,) = files.values()
-    *contents, classes = read_archive(archive, "cifar-10-batches-bin/", names)
+    *contents, classes = originals.read_archive(archive, "cifar-10-batches-bin/", names)
     builder.info.features["label"].names = classes.decode().split()
     records = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -153,7 +155,7 @@ def _probe(name: str, url: str) -> None:
         raise DataError(
             f"data set {name!r} is not prepared yet and {request.host} "
             f"cannot be reached ({getattr(error, 'reason', error)}); pass --data with "
-            f"{data.get_spec(name).expects}."
+            f"{get_spec(name).expects}."
         ) from error
 
 

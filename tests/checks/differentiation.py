@@ -1,11 +1,12 @@
 """A gradient passes through updates: meta-learning of rates and starting points."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from cases import Case
-from trees import assert_finite, params, tree
+from trees import params, tree
 
 from checks.registry import check
 
@@ -30,7 +31,7 @@ def check_gradient_through_updates(case: Case) -> None:
         return _after_updates(case, start, rate, centre)
 
     by_start, by_rate = jax.grad(loss, (0, 1))(start, rate)
-    assert_finite(by_start, by_rate)
+    chex.assert_tree_all_finite((by_start, by_rate))
     step = 0.03 * rate
     quotient = (loss(start, rate + step) - loss(start, rate - step)) / (2 * step)
     # A float32 difference of nearby losses has about this many digits; a row that keeps
@@ -50,7 +51,7 @@ def check_gradient_at_rest(case: Case) -> None:
         centre = jax.lax.stop_gradient(start)
         return _after_updates(case, start, rate, centre, **numbers)
 
-    assert_finite(jax.grad(loss, (0, 1))(start, case.rate))
+    chex.assert_tree_all_finite(jax.grad(loss, (0, 1))(start, case.rate))
 
 
 @check()
@@ -65,6 +66,6 @@ def check_forward_mode_equals_reverse(case: Case) -> None:
     forward, reverse = jax.jit(lambda move: (jax.jacfwd(loss)(move), jax.grad(loss)(move)))(
         jnp.zeros(2)
     )
-    assert_finite(forward, reverse)
+    chex.assert_tree_all_finite((forward, reverse))
     assert jnp.all(forward != 0)
     np.testing.assert_allclose(forward, reverse, rtol=1e-3)
