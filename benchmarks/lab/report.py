@@ -69,12 +69,12 @@ class Bar(NamedTuple):
     name: str
     wanted: str
     measured: str
-    met: bool
+    met: bool | None  # None: it was set for another device
 
     @property
     def verdict(self) -> str:
         """As it stands in tables."""
-        return "met" if self.met else "missed"
+        return {True: "met", False: "missed", None: "-"}[self.met]
 
 
 def bars_table(bars: Sequence[Bar], title: str = "What was wanted") -> list[Table]:

@@ -154,6 +154,13 @@ class Unit(NamedTuple):
         }
 
 
+def unit_of(
+    key: Key, config: Mapping[str, Any], make: Callable[..., Mapping[str, Any]]
+) -> Unit:
+    """One record, which one call makes; what is asked for are its keyword arguments."""
+    return Unit((key,), config, lambda missing, done: [(key, make(**config))])
+
+
 def run_units(units: Sequence[Unit], records: Records, *, workers: int = 1) -> None:
     """Makes the records that are missing, each kept as soon as it is there.
 

@@ -2,46 +2,36 @@
 
 import functools
 import math
-import pathlib
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 FEWEST_ROUNDS = 3
 SHORTEST = 0.02  # seconds: a shorter measurement is repeated, so that the clock is no part
 
 MODES = {"call": "called from Python", "loop": "inside a compiled loop"}
 
+FULL = "float32"
+STATES: Mapping[str, Mapping[str, str]] = {  # how `narrow_state` keeps both moments
+    "8bit": {"mu": "int8", "nu": "uint8"},
+    "bfloat16": {"mu": "bfloat16", "nu": "bfloat16"},
+    "float16": {"mu": "float16", "nu": "float16"},
+}
+
 _INSTRUCTION = re.compile(r"= (?P<shape>\([^)]*\)|\S+) (?P<opcode>[a-z][\w-]*)\(")
 _KERNELS = ("fusion", "copy", "call", "custom-call")
-
-
-class Spread(NamedTuple):
-    """A median with its quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 class Cost(NamedTuple):
     """What one compiled step costs, per parameter."""
 
     flops: float
-    transcendentals: float  # as XLA counts them; `roots_are_transcendental` says what
+    transcendentals: float  # as XLA counts them; on a CPU roots, too
     roots: float  # sqrt and rsqrt in the optimized program
     bytes_accessed: float  # all passes over memory, temporary arrays included
     temporary_bytes: float  # arrays that live during the step only
@@ -49,19 +39,8 @@ class Cost(NamedTuple):
     copies: int  # those of them that only copy
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles."""
-    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return Spread(float(median), float(low), float(high))
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Ours over theirs, round by round: a slow moment of the machine slows both."""
-    return spread([a / b for a, b in zip(ours, theirs, strict=True)])
-
-
 def in_turns(
-    contenders: Mapping[str, Callable[[], float]], rounds: int, seconds: float
+    contenders: Mapping[str, Callable[[], float]], rounds: int, seconds: float = math.inf
 ) -> dict[str, list[float]]:
     """What each contender returns, round by round, each round in another order.
 
@@ -86,26 +65,13 @@ def seconds_of(run: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def step_of(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
-    """One step: (params, state), gradients and what `update` is told -> (params, state)."""
-    optimizer = optax.with_extra_args_support(optimizer)
-
-    def step(carry: tuple[Any, Any], grads: Any, **told: Any) -> tuple[Any, Any]:
-        params, state = carry
-        updates, state = optimizer.update(grads, state, params, **told)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
-class Timed(Protocol):
-    """What is timed in MODES."""
-
-    def call(self, repeats: int) -> float:
-        """Seconds per step, called from Python."""
-
-    def inside(self, repeats: int) -> float:
-        """Seconds per step inside one compiled loop."""
+def timed(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What a first call of each gives, to warm it up, and the seconds of more in turns."""
+    first = {name: jax.block_until_ready(run()) for name, run in contenders.items()}
+    clocks = {name: functools.partial(seconds_of, run) for name, run in contenders.items()}
+    return first, in_turns(clocks, rounds)
 
 
 class Runner:
@@ -140,10 +106,30 @@ class Runner:
 
     def inside(self, repeats: int) -> float:
         """Seconds per step inside one compiled loop."""
-        loop = self.loop
-        started = time.perf_counter()
+        loop, started = self.loop, time.perf_counter()
         self.carry = jax.block_until_ready(loop(self.carry, self.grads, repeats))
         return (time.perf_counter() - started) / repeats
+
+
+def step_of(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    """One step: (params, state), gradients and what `update` is told -> (params, state)."""
+    update = optax.with_extra_args_support(optimizer).update
+
+    def step(carry: tuple[Any, Any], grads: Any, **told: Any) -> tuple[Any, Any]:
+        params, state = carry
+        updates, state = update(grads, state, params, **told)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def runner_of(
+    optimizer: optax.GradientTransformation, params: Any, grads: Any, **told: Any
+) -> Runner:
+    """Steps of an optimizer whose `update` is told more; the parameters are donated."""
+    step = step_of(optimizer)
+    carry = (params, jax.jit(optimizer.init)(params))
+    return Runner(lambda carry, fed: step(carry, fed[0], **fed[1]), carry, (grads, told))
 
 
 def repeats_of(measure: Callable[[int], float]) -> int:
@@ -155,33 +141,19 @@ def repeats_of(measure: Callable[[int], float]) -> int:
     return max(1, math.ceil(SHORTEST / estimate))
 
 
-def in_modes(
-    runners: Mapping[str, Timed], rounds: int, seconds: float, *, alike: bool
-) -> Iterator[tuple[str, dict[str, int], dict[str, list[float]]]]:
-    """Times runners in turns, in one of MODES after the other.
+def repeated(
+    timers: Mapping[str, Callable[[int], float]], rounds: int, seconds: float, alike: bool
+) -> dict[str, Any]:
+    """Repeats, and seconds per step round by round, of steps that are timed in turns.
 
-    Args:
-      runners: by name.
-      rounds: measurements of each.
-      seconds: after which no new round begins.
-      alike: whether all repeat their step equally often in a measurement. Where some are
-        many times slower than others, each often enough takes less time.
-
-    Yields:
-      The mode, the repeats, and the seconds per step of each runner, round by round.
+    With `alike` all repeat equally often; where some are many times slower than others, each
+    often enough takes less time.
     """
-    for mode in MODES:
-        timers = {
-            side: runner.call if mode == "call" else runner.inside
-            for side, runner in runners.items()
-        }
-        repeats = {side: repeats_of(timer) for side, timer in timers.items()}
-        if alike:
-            repeats = dict.fromkeys(repeats, max(repeats.values()))
-        runs = {
-            side: functools.partial(timer, repeats[side]) for side, timer in timers.items()
-        }
-        yield mode, repeats, in_turns(runs, rounds, seconds)
+    repeats = {side: repeats_of(timer) for side, timer in timers.items()}
+    if alike:
+        repeats = dict.fromkeys(repeats, max(repeats.values()))
+    runs = {side: functools.partial(timer, repeats[side]) for side, timer in timers.items()}
+    return {"repeats": repeats, "seconds": in_turns(runs, rounds, seconds)}
 
 
 def cost_of(compiled: jax.stages.Compiled, parameters: int) -> Cost:
@@ -210,58 +182,14 @@ def cost_of(compiled: jax.stages.Compiled, parameters: int) -> Cost:
     )
 
 
-def roots_are_transcendental() -> bool:
-    """Whether this backend's cost analysis counts a square root as transcendental."""
-    compiled = jax.jit(jax.numpy.sqrt).lower(np.ones(8, np.float32)).compile()
-    return (compiled.cost_analysis() or {}).get("transcendentals", 0) > 0
-
-
-def record_path(out: pathlib.Path, size: str, name: str) -> pathlib.Path:
-    """Where the record of an optimizer at a size is kept."""
-    slug = re.sub(r"[^a-z0-9.]+", "-", size.lower())
-    return out / "runs" / f"{slug}-{name}.json"
-
-
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree, real or abstract."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    """The bytes of all arrays of a tree, real or abstract."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def median(values: Sequence[float]) -> float:
     """Of the rounds of one contender."""
     return statistics.median(values)
-
-
-def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Of the rounds of each contender."""
-    return {side: median(values) for side, values in times.items()}
-
-
-def draw(axis: "Axes", points: Sequence[Spread], offset: float, label: str) -> None:
-    """Draws a row of medians with their quartiles, one below the other."""
-    whiskers = [[x.median - x.low for x in points], [x.high - x.median for x in points]]
-    axis.errorbar(
-        [x.median for x in points],
-        [at + offset for at in range(len(points))],
-        xerr=whiskers,
-        fmt="o",
-        ms=3.5,
-        lw=1,
-        label=label,
-    )
-
-
-def finish(figure: "Figure", axes: np.ndarray, names: Sequence[str], title: str) -> None:
-    """Names the rows of panels of ratios, marks the ratio of 1, and adds legend and title."""
-    for axis in axes.flat:
-        axis.set_xlim(left=0)
-        axis.axvline(1, color="black", lw=0.8)
-        axis.grid(alpha=0.25)
-        axis.set_yticks(range(len(names)), names)
-    axes[0][0].invert_yaxis()  # shared, so it turns all
-    axes[0][-1].legend(title="parameters", bbox_to_anchor=(1.02, 1), loc="upper left")
-    figure.suptitle(title)
-    figure.tight_layout()
 
 
 def _elements(shape: str) -> int:
