@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import optax
+from optabs.ensemble.previous import Storage
 
 import optabs
 from benchmarks.lab import tasks, timing, torch_peer
@@ -18,9 +19,8 @@ from benchmarks.lab.models import RESNETS, Network, resnet
 from benchmarks.lab.records import Key
 from benchmarks.lab.study import Unit, unit_of
 from benchmarks.lab.timing import FULL, MODES, STATES
-from benchmarks.steady_rules import RULES
+from benchmarks.steady import RULES
 from optabs.ensemble import experts
-from optabs.ensemble.previous import Storage
 
 Maker = Callable[[], optax.GradientTransformation]
 
