@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import optax
-from optabs.ensemble.previous import Storage
 
 import optabs
 from benchmarks.lab import tasks, timing, torch_peer
@@ -21,6 +20,7 @@ from benchmarks.lab.study import Unit, unit_of
 from benchmarks.lab.timing import FULL, MODES, STATES
 from benchmarks.steady import RULES
 from optabs.ensemble import experts
+from optabs.ensemble.state import Storage
 
 Maker = Callable[[], optax.GradientTransformation]
 
