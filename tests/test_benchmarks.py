@@ -90,6 +90,8 @@ def test_the_committed_records_give_the_committed_tables(
         ("steady --seeds 0", "seeds is 0; pass a whole number above 0"),
         ("steady --arms foo", "arms is 'foo'; choose from"),
         ("steady --tasks easy", "tasks is 'easy'; choose from digits, digits-permuted,"),
+        ("survey --tasks saddle,foo", "tasks is 'foo'; choose from rosenbrock, beale"),
+        ("survey --arms foo", "arms is 'foo'; choose from sgd, momentum"),
         ("narrow --tasks cifar", "tasks is 'cifar'; choose from mnist,"),
         ("narrow --arms sgd", "arms is 'sgd'; choose from adam,"),
         ("narrow --seeds 0", "seeds is 0; pass a whole number above 0."),
