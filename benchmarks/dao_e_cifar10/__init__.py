@@ -1,4 +1,4 @@
-"""DAO-E's published experiment: a ResNet on CIFAR-10, the mixture beside each of its experts."""
+"""DAO-E's published experiment: a ResNet on CIFAR-10, the mixture beside its experts."""
 
 import functools
 import math
