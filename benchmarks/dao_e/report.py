@@ -15,19 +15,8 @@ from benchmarks.dao_e.study import (
     pairs_of,
     runs_of,
 )
-from benchmarks.lab import report
-from benchmarks.lab.paired import (
-    Line,
-    Pair,
-    Runs,
-    by_setting,
-    curves_grid,
-    log_ratio,
-    mean_and_error,
-    means_table,
-    ratio_table,
-    standard_error,
-)
+from benchmarks.lab import paired, report
+from benchmarks.lab.paired import Line, Pair, Runs, by_setting
 from benchmarks.lab.records import Records
 from benchmarks.lab.report import Bar, Table, mean_and_spread
 from benchmarks.lab.training import CEILING, FLOOR, LAST
@@ -48,6 +37,7 @@ NAMES = {BEST: "best single in hindsight"} | LABELS
 AREA_BAR = "training-loss area not above the best single's"
 LEAST_SHARE = 0.8  # of the pairs, with an area not above the best single's
 LOST_POINTS = 0.3  # of mean validation accuracy, below the best single's
+LOSSES = "Training loss, mean over seeds"
 SHOWN = ("mnist", "convnet", "long", "transformer")  # tasks of the pictures over time
 
 
@@ -91,13 +81,12 @@ def write(records: Records) -> None:
     sections = _introduction(runs)
     if judged:
         sections += _bars(runs, judged, everywhere) if ruled else []
-        sections += ["## Against uniform weights\n"]
-        sections += _ratios(runs, everywhere)
+        sections += ["## Against uniform weights\n", *_ratios(runs, everywhere)]
         sections += _ablations(runs, everywhere) if ruled else []
         sections += _ratios(runs, few)
         sections += ["## Task by task\n", *_by_task(runs, judged, ruled)]
-        sections += ["![Training loss](curves.png)\n"]
-        sections += ["![Weights over time](weights.png)\n"] * ruled
+        pictures = ["![Training loss](curves.png)\n", "![Weights over time](weights.png)\n"]
+        sections += pictures[: 1 + ruled]
     sections += _drift(runs, pairs_of(runs, "drift"))
     figures = _figures(runs, judged, ruled) if judged else {}
     report.write(records.folder, "DAO-E: the study", sections, figures)
@@ -166,7 +155,7 @@ def _ratios(runs: Runs, pairs: Pairs) -> Sections:
     tables: Sections = []
     for measure, name in MEASURES.items() if pairs else ():
         title = f"{name.capitalize()} over that of uniform weights"
-        tables.append(ratio_table(runs, pairs, arms, "uniform", measure, title))
+        tables.append(paired.ratio_table(runs, pairs, arms, "uniform", measure, title))
     return tables
 
 
@@ -181,12 +170,16 @@ def _ablations(runs: Runs, pairs: Pairs) -> Sections:
         lost = sum(_diverged(runs, pair, arm) > 0 for pair in pairs)
         cells = [mean_and_spread(list(each), 3) for each in ratios]
         rows.append([LABELS[arm], *cells, accuracy, str(lost)])
-    header = [f"{of.replace('_', ' ')}, {name}" for of, name in columns]
     table = Table(
         "Losses over those of the whole rule on the same seeds (above 1 the rule is better; "
         "geometric means over tasks, mean ± standard deviation over seeds), validation "
         "accuracy minus the rule's in points, and pairs with a divergence",
-        ["arm", *header, "accuracy, all", "diverged"],
+        [
+            "arm",
+            *(f"{of.replace('_', ' ')}, {name}" for of, name in columns),
+            "accuracy, all",
+            "diverged",
+        ],
         rows,
     )
     return ["## Each part taken away, or added\n", table] if rows else []
@@ -202,9 +195,9 @@ def _by_task(runs: Runs, pairs: Pairs, ruled: bool) -> Sections:
     scored = _scored(runs, pairs)
     tables: Sections = [_areas(runs, pairs)] if ruled else []
     if scored:
-        tables.append(means_table(runs, scored, arms, ACCURACY, "Validation accuracy"))
+        tables.append(paired.means_table(runs, scored, arms, ACCURACY, "Validation accuracy"))
     if scored and tested:
-        tables.append(means_table(runs, scored, tested, TEST, "Test accuracy"))
+        tables.append(paired.means_table(runs, scored, tested, TEST, "Test accuracy"))
     rows = [
         [str(p), *(str(_diverged(runs, p, arm)) if runs.has(p, arm) else "" for arm in arms)]
         for p in pairs
@@ -221,8 +214,9 @@ def _areas(runs: Runs, pairs: Pairs) -> Table:
         which = LABELS[runs.best(pair, BEST, "area")]
         which += " diverged" if _diverged(runs, pair, BEST) else ""
         rows.setdefault(pair.task, [pair.task]).append(f"{ratio:.3f} ({which})")
+    header = ["task", *list(by_setting(pairs))[:-1]]
     title = "DAO-E's area over that of the best single in hindsight (which)"
-    return Table(title, ["task", *list(by_setting(pairs))[:-1]], list(rows.values()))
+    return Table(title, header, list(rows.values()))
 
 
 def _drift(runs: Runs, pairs: Pairs) -> Sections:
@@ -248,7 +242,7 @@ DRIFT = {
 
 def _differences(runs: Runs, pair: Pair, other: str, measure: str) -> np.ndarray:
     """DAO-E minus another: points, or 100 times the logarithm of the losses' ratio."""
-    difference = np.subtract if measure == ACCURACY else log_ratio
+    difference = np.subtract if measure == ACCURACY else paired.log_ratio
     return 100 * runs.paired(pair, "dao_e", other, measure, difference)
 
 
@@ -259,7 +253,7 @@ def drift_verdict(runs: Runs, pairs: Pairs) -> str:
         sign = -1 if measure == ACCURACY else 1
         of = [sign * _differences(runs, pair, "features", measure) for pair in pairs]
         better, worse = (
-            sum(s * d.mean() > 2 * standard_error(d) for d in of) for s in (1, -1)
+            sum(s * d.mean() > 2 * paired.standard_error(d) for d in of) for s in (1, -1)
         )
         parts.append(f"{name.split(',')[0]} better in {better} and worse in {worse}")
     start = (
@@ -277,7 +271,7 @@ def drift_table(runs: Runs, pairs: Pairs, other: str) -> Table:
         "seeds (losses: 100 times the logarithm of the ratio; below 0 DAO-E is better)",
         ["task, setting", *DRIFT.values()],
         [
-            [name, *map(mean_and_error, row)]
+            [name, *map(paired.mean_and_error, row)]
             for name, row in zip([*map(str, pairs), "all"], [*of, means], strict=True)
         ],
     )
@@ -289,11 +283,12 @@ def _figures(runs: Runs, pairs: Pairs, ruled: bool) -> dict[str, "Figure"]:
     settings = list(by_setting(pairs))[:-1]
     lines = [Line(LABELS[arm], arm, "loss") for arm in (*EXPERTS, "uniform")]
     lines.append(Line("DAO-E", "dao_e", "loss", {"color": "black", "lw": 1.6}))
-    title = "Training loss, mean over seeds"
-    figures = {"curves": curves_grid(runs, tasks, settings, lines, title=title, yscale="log")}
+    figure = paired.curves_grid(runs, tasks, settings, lines, title=LOSSES, yscale="log")
+    figures = {"curves": figure}
     if ruled:
-        figures["weights"] = curves_grid(
-            runs, tasks, settings, [Line(EXPERTS[name], "dao_e", name) for name in EXPERTS],
+        lines = [Line(EXPERTS[name], "dao_e", name) for name in EXPERTS]
+        figures["weights"] = paired.curves_grid(
+            runs, tasks, settings, lines,
             title="DAO-E's weights, mean over leaves and seeds; dotted: step multiplier",
             right=Line("", "dao_e", "multiplier", {"color": "0.5", "lw": 0.8, "ls": ":"}),
             ylim=(0, 1),
