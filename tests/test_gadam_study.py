@@ -15,8 +15,9 @@ from commands import assert_refused, call
 
 import optabs
 from benchmarks import gadam
-from benchmarks.gadam import pictures, program, report, tasks
+from benchmarks.gadam import program, report, tasks
 from benchmarks.gadam.program import PEERS, Setting, program_of, search_of
+from benchmarks.gadam.results import FLOOR, Results, bars_of
 from benchmarks.gadam.tasks import Alone, Arm, Problem, Rule, Task, count_of, spent_at
 from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.functions import FUNCTIONS
@@ -158,20 +159,20 @@ def test_bars_are_medians_ratios_and_standard_errors(
     add("digits", "best_of_g", 0.9, 1.0, 1.1)
     add("digits", "tuned", 1.0, 1.1, 1.2)
     add("ackley-30-shifted", "literal", 0.0, 0.0, -1e-6)
-    found = report.Results(kept)
-    functions, networks = report.bars_of(found, "tuned")
+    found = Results(kept)
+    functions, networks = bars_of(found, "tuned")
     assert functions.measured == f"{lowered} of 5"
     assert functions.met == (lowered == 4)
     # 0.1 over the root of 0.01/3 + 0.01/3.
     assert found.errors("digits", "tuned") == pytest.approx(1.2247, rel=1e-3)
     assert not networks.met
     assert found.ratio("rastrigin-30-shifted", "tuned") == pytest.approx(11)
-    assert found.median("ackley-30-shifted", "literal") == report.FLOOR
+    assert found.median("ackley-30-shifted", "literal") == FLOOR
 
 
 def test_a_lineage_follows_survivors_and_both_parents() -> None:
     parents = np.array([[0, 1], [2, 2], [1, 0]])
-    edges = pictures.edges_of(parents, np.array([3, 0, 4]))
+    edges = report.edges_of(parents, np.array([3, 0, 4]))
     assert sorted(edges) == [(0, 0, False), (0, 1, True), (1, 0, False), (2, 2, False)]
 
 
@@ -182,7 +183,7 @@ def test_committed_records_give_the_committed_report(
     shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
     names = {path.stem for path in RESULTS.glob("*.png")}
     assert names == {"curves", "diversity", "lineage"}
-    monkeypatch.setattr(pictures, "figures_of", lambda _: dict.fromkeys(sorted(names)))
+    monkeypatch.setattr(report, "figures_of", lambda _: dict.fromkeys(sorted(names)))
     monkeypatch.setattr("benchmarks.lab.report.png", lambda _: b"")
     assert call(monkeypatch, f"gadam --report --out {tmp_path}") == 0
     text = (RESULTS / "README.md").read_bytes()
@@ -272,7 +273,7 @@ def parabola(loss: Any, judged: Any) -> Task:
 
     def start(key: jax.Array) -> Any:
         start = jax.random.uniform(key, (3,), minval=-1.0)
-        return {"a": start[:2], "b": start[2]}
+        return {"a": start[:2], "b": jnp.abs(start[2])}
 
     of_task, of_judge = (lambda point, _, f=f: f(point) for f in (loss, judged))
     problem = Problem(start, of_task, None, None, of_judge, None, {})

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from benchmarks.lab.networks import network
 from flax import nnx
 
 from benchmarks import arrays, mixture_report, mixture_time
 from benchmarks.lab import timing
 from benchmarks.lab.models import MLP
+from benchmarks.lab.networks import network
 from benchmarks.mixture_report import ADAM, DAO_E, Bar, bars_of, bars_table
 from optabs.ensemble import experts
 from tests.commands import assert_refused, call

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.lab.tasks_data import digits
 from commands import assert_refused, call, interrupt
 
 from benchmarks import narrow, store
 from benchmarks.lab import report
 from benchmarks.lab.tasks import classification, mlp
+from benchmarks.lab.tasks_data import digits
 
 
 def small(source: pathlib.Path | None) -> Any:

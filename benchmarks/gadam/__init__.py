@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import typer
 
-from benchmarks.gadam import pictures, program, report
+from benchmarks.gadam import program, report
 from benchmarks.gadam.tasks import (
     ARMS,
     MAIN,
@@ -106,7 +106,7 @@ def command(
         run_units(units_of(made, wanted, seeds), records)
         if peers:
             run_units(peer_units_of(made, seeds, records), records)
-    report.write(records, pictures.figures_of)
+    report.write(records)
 
 
 def _names(text: str, data: pathlib.Path | None) -> list[str]:

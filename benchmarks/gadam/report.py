@@ -3,25 +3,24 @@
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.gadam.program import PEERS
-from benchmarks.gadam.tasks import BASELINE, CONDITIONS, LITERAL, MAIN, NETWORKS, TASKS, TUNED
+from benchmarks.gadam.results import FLOOR, Results, bars_of, title_of
+from benchmarks.gadam.tasks import BASELINE, CONDITIONS, LITERAL, MAIN, NETWORKS, TUNED
 from benchmarks.lab import report
 from benchmarks.lab.arguments import ArgumentError
-from benchmarks.lab.functions import FUNCTIONS
 from benchmarks.lab.records import Records, as_floats
-from benchmarks.lab.report import Bar, Table
+from benchmarks.lab.report import Curve, Table, curves_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FLOOR = 1e-4  # a function's final loss below it counts as it; float32 is no more exact
-WANTED_RATIO, WANTED_FUNCTIONS, JUDGED_AT = 10.0, 4, "30"
-SPENT = ("gradients", "judged")
+GENERATIONS = 12  # of a lineage, as far as it is kept
 NETWORK_TITLES = {
     "loss": "validation loss, and how far above the best of g's in standard errors",
     "test_loss": "test loss, likewise",
@@ -41,95 +40,7 @@ validation loss is above it, in standard errors.
 """
 
 
-class Found(NamedTuple):
-    """An arm's or a method's results on a task."""
-
-    config: Mapping[str, Any]
-    tuning: Mapping[str, Any]
-    whole: Mapping[str, Any]  # what is of all seeds together
-    runs: Sequence[Mapping[str, Any]]  # one a seed
-
-    def measured(self, name: str = "loss") -> np.ndarray:
-        """A measure of each seed; null, which is not finite, is infinite: float [seeds]."""
-        values = as_floats([run[name] for run in self.runs])
-        return np.where(np.isnan(values), np.inf, values)
-
-
-class Results(dict[tuple[str, str], Found]):
-    """By task and arm, in the order of the tasks: those that are finished."""
-
-    def __init__(self, records: Records, run: str = "run", whole: str = "curves") -> None:
-        parts: dict[tuple[str, str], dict[str, list[Any]]] = {}
-        for record in records:
-            key = record.key
-            kind = "runs" if key.kind == run and key.seed is not None else key.kind
-            parts.setdefault((key.task, key.arm), {}).setdefault(kind, []).append(record)
-        for pair in sorted(parts, key=lambda pair: TASKS.index(pair[0])):
-            part = parts[pair]
-            if whole in part:
-                results = {kind: [each.result for each in part[kind]] for kind in part}
-                tuning = results.get("tuning", [{}])[0]
-                config = part[whole][0].config
-                self[pair] = Found(config, tuning, results[whole][0], results["runs"])
-
-    def tasks(self, arm: str = BASELINE, end: str = "") -> list[str]:
-        """Those that an arm has results on, whose names end so."""
-        return [task for task, name in self if name == arm and task.endswith(end)]
-
-    def networks(self) -> list[str]:
-        """Those that the best of g has results on."""
-        return [task for task in self.tasks() if task in NETWORKS]
-
-    def arms(self, tasks: Sequence[str]) -> list[str]:
-        """Those that have results on some of the tasks: MAIN, then the others by name."""
-        known = {arm for task, arm in self if task in tasks}
-        return [arm for arm in MAIN if arm in known] + sorted(known - set(MAIN))
-
-    def label(self, arm: str, tasks: Sequence[str] = TASKS) -> str:
-        """How an arm is called in tables and legends of some tasks."""
-        named = ((each, task) for (task, name), each in self.items() if name == arm)
-        config = next(each.config for each, task in named if task in tasks)
-        return config["peer" if arm in PEERS else "arm"]["label"]
-
-    def median(self, task: str, arm: str) -> float:
-        """Of the final losses, which on functions are at least FLOOR."""
-        middle = float(np.median(self[task, arm].measured()))
-        return middle if task in NETWORKS else max(middle, FLOOR)
-
-    def ratio(self, task: str, arm: str) -> float:
-        """How many times lower the arm's median final loss is than the best of g's."""
-        return self.median(task, BASELINE) / self.median(task, arm)
-
-    def errors(self, task: str, arm: str, name: str = "loss") -> float:
-        """How far the arm's mean is above the best of g's, in the difference's errors."""
-        own, other = (self[task, each].measured(name) for each in (arm, BASELINE))
-        return report.errors_above(own, other)
-
-    def cell(self, task: str, arm: str) -> str:
-        """A loss, and in brackets how it compares with the best of g's."""
-        if task in NETWORKS:
-            text = f"{self[task, arm].measured().mean():.4f} ({self.errors(task, arm):+.1f})"
-        else:
-            text = f"{self.median(task, arm):.2g} ({self.ratio(task, arm):.3g})"
-        return text.split()[0] if arm == BASELINE else text
-
-    def table(
-        self,
-        title: str,
-        tasks: Sequence[str],
-        cell: Callable[[str, str], str],
-        arms: Sequence[str] = MAIN,
-    ) -> Table:
-        """A row a task, a column an arm that has results; empty where there are none."""
-        arms = [arm for arm in arms if any((task, arm) in self for task in tasks)]
-        rows = [
-            [title_of(task), *(cell(task, arm) if (task, arm) in self else "" for arm in arms)]
-            for task in tasks
-        ]
-        return Table(title, ["task", *(self.label(arm, tasks) for arm in arms)], rows)
-
-
-def write(records: Records, figures_of: "Callable[[Results], Mapping[str, Figure]]") -> None:
+def write(records: Records) -> None:
     """Shows the tables; writes README.md and the pictures into the records' folder."""
     found, peers = Results(records), Results(records, "peer", "peer")
     if not found.tasks():
@@ -137,8 +48,8 @@ def write(records: Records, figures_of: "Callable[[Results], Mapping[str, Figure
             f"out is {str(records.folder)!r}, without records; call without --report first."
         )
     figures = figures_of(found)
-    arms = [arm for arm in (TUNED, LITERAL) if found.tasks(arm)]
-    bars = [report.bars_table(bars_of(found, arm), found.label(arm)) for arm in arms]
+    arms = (arm for arm in (TUNED, LITERAL) if found.tasks(arm))
+    bars = (report.bars_table(bars_of(found, arm), found.label(arm)) for arm in arms)
     sections = [
         _introduction(found),
         *report.written_by_hand(records.folder, "What was seen"),
@@ -168,31 +79,6 @@ def _introduction(found: Results) -> str:
         "Functions are judged by their values without noise; networks by the loss on all "
         f"validation data. A function's loss below {FLOOR:g} counts as {FLOOR:g}.\n"
     )
-
-
-def bars_of(found: Results, arm: str) -> list[Bar]:
-    """The bars for an arm, one per condition of the functions and one for networks."""
-    bars = []
-    for condition in CONDITIONS:
-        if tasks := found.tasks(arm, f"-{JUDGED_AT}-{condition}"):
-            reached = sum(found.ratio(task, arm) >= WANTED_RATIO for task in tasks)
-            name = (
-                f"functions in {JUDGED_AT} dimensions, {condition}: median final loss at "
-                f"least {WANTED_RATIO:g} times lower than the best of g's"
-            )
-            measured, met = f"{reached} of {len(tasks)}", reached >= WANTED_FUNCTIONS
-            bars.append(Bar(name, f"{WANTED_FUNCTIONS} of {len(FUNCTIONS)}", measured, met))
-    if tasks := [task for task in found.tasks(arm) if task in NETWORKS]:
-        within = sum(found.errors(task, arm) <= 1 for task in tasks)
-        name = "networks: validation loss at most 1 standard error above the best of g's"
-        wanted, measured = (f"{count} of {len(tasks)}" for count in (len(tasks), within))
-        bars.append(Bar(name, wanted, measured, within == len(tasks)))
-    return bars
-
-
-def title_of(task: str) -> str:
-    """A task's name in tables and pictures."""
-    return task.replace("_", " ").replace("-", ", ")
 
 
 def _loss_tables(found: Results) -> list[Table]:
@@ -255,13 +141,13 @@ def _cost_table(found: Results) -> Table:
 
     functions = [task for task in found.tasks() if task not in NETWORKS]
     rows = [
-        [f"{kind}: {found.label(arm, tasks)}", *(span(n, tasks, arm) for n in SPENT)]
+        [f"{kind}: {found.label(arm, tasks)}", span("gradients", *at), span("judged", *at)]
         for kind, tasks in (("functions", functions), ("networks", found.networks()))
         for arm in found.arms(tasks)
-        if arm in MAIN
+        if arm in MAIN and (at := (tasks, arm))
     ]
-    header = ["arm", "gradients", "losses, to judge"]
-    return Table("Evaluations for one seed at one rate", header, rows)
+    title = "Evaluations for one seed at one rate"
+    return Table(title, ["arm", "gradients", "losses, to judge"], rows)
 
 
 def _rates_table(found: Results) -> Table:
@@ -315,3 +201,98 @@ def _options(found: Results, tasks: Sequence[str]) -> dict[str, str]:
         for arm, config in configs.items()
         if others(config) == others(configs[TUNED])
     }
+
+
+def figures_of(found: Results) -> "dict[str, Figure]":
+    """Of networks, and of functions in 30 dimensions or the highest there are."""
+    functions = [task for task in found.tasks() if task not in NETWORKS]
+    sizes = {int(task.split("-")[1]) for task in functions}
+    size = 30 if 30 in sizes else max(sizes, default=0)
+    tasks = [task for task in functions if f"-{size}-" in task] + found.networks()
+    title = "Best loss so far: median and quartiles over the seeds"
+    figures = {"curves": _curves(found, tasks, "quartiles", title)}
+    grown = [(task, arm) for task in tasks for arm in (LITERAL, TUNED) if (task, arm) in found]
+    if grown:
+        figures["diversity"] = _curves(
+            found, list(dict.fromkeys(task for task, _ in grown)), "diversity",
+            "Root mean square distance of an entry from its mean over the population",
+        )  # fmt: skip
+        # One function and one network tell it.
+        ends = {grown[0][0], next((task for task, _ in grown if task in NETWORKS), "")}
+        figures["lineage"] = _lineages(found, [pair for pair in grown if pair[0] in ends])
+    return figures
+
+
+def _curves(found: Results, tasks: list[str], name: str, title: str) -> "Figure":
+    panels = []
+    for task in tasks:
+        floor = FLOOR if task not in NETWORKS and name == "quartiles" else 0.0
+        curves = []
+        for arm in MAIN:
+            whole = found[task, arm].whole if (task, arm) in found else {}
+            if name in whole:
+                values = np.maximum(np.atleast_2d(as_floats(whole[name])), floor)
+                curves.append(Curve(found.label(arm, [task]), values, whole["looks"]))
+        panels.append((title_of(task), curves))
+    return curves_figure(
+        panels, ylabel="", title=title, xlabel="gradient evaluations", columns=4, log=True,
+        middle=np.median,
+    )  # fmt: skip
+
+
+def _lineages(found: Results, pairs: list[tuple[str, str]]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    rows = -(-len(pairs) // 2)
+    figure = Figure(figsize=(8.7, 1 + 2.8 * rows), layout="constrained")
+    for axis, (task, arm) in zip(figure.subplots(rows, 2).flat, pairs, strict=False):
+        first = found[task, arm].runs[0]
+        survivors = np.array(first["survivors"])[:GENERATIONS]
+        draw_lineage(axis, np.array(first["parents"])[:GENERATIONS], survivors)
+        axis.set_title(f"{title_of(task)}: {found.label(arm, [task])}", fontsize="small")
+    figure.suptitle(
+        "Who descends from whom, the first seed: units by rank; lines from both parents to a "
+        "child,\nthick where the unit itself survived; red: ancestors of the last one's best"
+    )
+    return figure
+
+
+def edges_of(parents: np.ndarray, survivors: np.ndarray) -> list[tuple[int, int, bool]]:
+    """From whom each survivor of one generation comes: (from, to, whether it is itself).
+
+    Args:
+      parents: int [g, 2], of each child.
+      survivors: int [g], indices into the parents, then the children.
+    """
+    size = len(survivors)
+    edges = []
+    for place, who in enumerate(survivors.tolist()):
+        if who < size:
+            edges.append((who, place, True))
+        else:
+            edges += [(origin, place, False) for origin in set(parents[who - size].tolist())]
+    return edges
+
+
+def draw_lineage(axis: "Axes", parents: np.ndarray, survivors: np.ndarray) -> None:
+    """Draws parents int [generations, g, 2] and survivors int [generations, g]."""
+    from matplotlib.ticker import MaxNLocator
+
+    edges = [edges_of(*rows) for rows in zip(parents, survivors, strict=True)]
+    ancestors = {0}
+    for number in range(len(edges), 0, -1):
+        before = set()
+        for start, end, itself in edges[number - 1]:
+            dark = end in ancestors
+            if dark:
+                before.add(start)
+            axis.plot(
+                (number - 1, number), (start, end), color="C3" if dark else "0.8",
+                lw=1.8 if itself else 0.7, zorder=2 if dark else 1,
+            )  # fmt: skip
+        ancestors = before
+    units = range(survivors.shape[1])
+    for number in range(len(edges) + 1):
+        axis.plot([number] * len(units), units, ".", color="0.4", ms=3)
+    axis.set(xlabel="generation", ylabel="unit, the best below")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
