@@ -2,7 +2,7 @@
 
 import io
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -190,39 +190,77 @@ class Curve(NamedTuple):
 
     name: str
     values: np.ndarray  # float [seeds, epochs]
+    at: Sequence[float] | None = None  # on the x axis; None: 1, 2, 3 ...
 
 
 def curves_figure(
-    panels: Sequence[tuple[str, Sequence[Curve]]], *, ylabel: str, title: str
+    panels: Sequence[tuple[str, Sequence[Curve]]],
+    *,
+    ylabel: str,
+    title: str,
+    xlabel: str = "epoch",
+    columns: int | None = None,
+    log: bool = False,
+    middle: Callable[..., np.ndarray] = np.mean,
 ) -> "Figure":
-    """A panel per setting, a line per optimizer (mean) and a band over seeds (min to max)."""
+    """A panel per setting, a line per optimizer (its middle) and a band from min to max.
+
+    Args:
+      panels: captions and curves.
+      ylabel: of the y axis.
+      title: of the figure.
+      xlabel: of the x axis.
+      columns: panels beside each other; None: all.
+      log: whether losses are drawn by their logarithms, each panel on a scale of its own.
+      middle: of a curve's rows: their mean, or another of NumPy's functions.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.5 + 4.6 * len(panels), 4.2))
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+    columns = min(columns or len(panels), len(panels))
+    rows = -(-len(panels) // columns)
+    width, height = (4.6, 4.2) if rows == 1 else (3.4, 2.6)
+    figure = Figure(figsize=(1.5 + width * columns, height * rows))
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=not log)
     names = list(dict.fromkeys(curve.name for _, curves in panels for curve in curves))
     colors = {name: f"C{index}" for index, name in enumerate(names)}
     drawn = [curve.values for _, curves in panels for curve in curves] or [np.zeros(1)]
-    middle = min(float(np.median(values)) for values in drawn)
-    highest = max(float(values.max()) for values in drawn)
-    for axis, (caption, curves) in zip(axes[0], panels, strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (caption, curves) in zip(axes.flat, panels, strict=False):
         for curve in curves:
-            epochs = np.arange(1, curve.values.shape[1] + 1)
+            at = np.arange(1, curve.values.shape[1] + 1) if curve.at is None else curve.at
             color = colors[curve.name]
-            axis.plot(epochs, curve.values.mean(0), color=color, label=curve.name, lw=1.1)
+            axis.plot(at, middle(curve.values, 0), color=color, label=curve.name, lw=1.1)
             low, high = curve.values.min(0), curve.values.max(0)
-            axis.fill_between(epochs, low, high, color=color, alpha=0.1, lw=0)
+            axis.fill_between(at, low, high, color=color, alpha=0.1, lw=0)
         axis.set_title(caption)
-        axis.set_xlabel("epoch")
+        axis.set_xlabel(xlabel)
         axis.grid(alpha=0.25)
-    # The first epochs would squeeze what distinguishes the optimizers into a few pixels.
-    least = min(float(values.min()) for values in drawn)
-    lowest = max(middle - 1.2 * (highest - middle), least)
-    margin = 0.05 * (highest - lowest) or 1.0
-    axes[0][0].set_ylim(lowest - margin, highest + margin)
-    axes[0][0].set_ylabel(ylabel)
+        if log:
+            axis.set_yscale("log")
+    if not log:
+        # The first epochs would squeeze what distinguishes the optimizers into a few pixels.
+        median = min(float(np.median(values)) for values in drawn)
+        highest = max(float(values.max()) for values in drawn)
+        least = min(float(values.min()) for values in drawn)
+        lowest = max(median - 1.2 * (highest - median), least)
+        margin = 0.05 * (highest - lowest) or 1.0
+        axes[0][0].set_ylim(lowest - margin, highest + margin)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
     figure.suptitle(title, fontsize="medium")
     # Beside the last panel; the saved picture grows to hold it.
-    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    axes[0][-1].legend(
+        lines.values(), lines, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False
+    )
     figure.tight_layout()
     return figure
+
+
+def written_by_hand(folder: pathlib.Path, heading: str) -> list[str]:
+    """The section of the folder's README.md under a heading, to be kept in a new one."""
+    path = folder / "README.md"
+    text = path.read_text("utf-8") if path.exists() else ""
+    _, found, rest = text.partition(f"\n## {heading}\n")
+    return [f"## {heading}\n{rest.partition(chr(10) + '## ')[0]}"] if found else []
