@@ -8,12 +8,12 @@ from typing import Any
 import optax
 
 import optabs
-from benchmarks.contests import FULL, STATES
 from benchmarks.lab.models import Architecture, resnet
 from benchmarks.lab.records import Records
 from benchmarks.lab.report import Bar, Table, errors_above, measured
 from benchmarks.lab.study import Grid, Study, command_of
 from benchmarks.lab.tasks import classification, image_splits, needed, perceptron, transformer
+from benchmarks.lab.timing import FULL, STATES
 from benchmarks.lab.training import Arm, Task, cosine
 
 CHANNELS = (32, 64, 128)  # of the residual network's stages

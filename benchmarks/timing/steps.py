@@ -18,9 +18,9 @@ from benchmarks.lab.models import RESNETS, Network, resnet
 from benchmarks.lab.records import Key
 from benchmarks.lab.study import Unit, unit_of
 from benchmarks.lab.timing import FULL, MODES, STATES
-from benchmarks.steady_rules import RULES
+from benchmarks.steady import RULES
 from optabs.ensemble import experts
-from optabs.ensemble.previous import Storage
+from optabs.ensemble.state import Storage
 
 Maker = Callable[[], optax.GradientTransformation]
 
