@@ -140,6 +140,11 @@ def test_links_of_the_readme_lead_to_pages() -> None:
         "[a](project:/results/steady.md) ![b](benchmarks/results/steady/b.png)"
     )
     assert outside.with_page_links(text, "steady").startswith("`a` ![b]")
+    text = "[a](benchmarks/results/timing/README.md#a-population)"
+    assert outside.with_page_links(text, "gadam") == (
+        "[a](project:/results/timing.md#a-population)"
+    )
+    assert outside.with_page_links(text, "timing") == "[a](#a-population)"
 
 
 def test_a_notebook_shows_pictures_in_place_of_widgets(tmp_path: pathlib.Path) -> None:

@@ -2,16 +2,16 @@
 
 import inspect
 import math
-import pathlib
 import sys
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import assert_refused, call
+from commands import assert_refused, assert_reported, call
 
 import optabs
 from benchmarks.lab import spreads, tasks, timing, torch_peer
@@ -21,7 +21,6 @@ from benchmarks.timing import programs, steps, tables
 from benchmarks.timing.programs import CHUNKS, EVOLVE, FIT, FITS, HAND, ITSELF, LEARNING, VMAP
 from benchmarks.timing.steps import ADAM, COPY, DAO_E, OPTAX, OURS, TORCH, makers_of, measure
 
-RESULTS = pathlib.Path("benchmarks/results/timing")
 EXPERTS = {"sgd alone", "adam alone", "rmsprop alone", "lion alone"}
 
 
@@ -75,7 +74,7 @@ def test_cost_counts_passes_over_arrays_and_loops_do_what_calls_do():
     first, second = (timing.runner_of(optabs.adam(0.1), jnp.zeros(2), grads) for _ in range(2))
     first.call(3)
     second.inside(3)
-    jax.tree.map(np.testing.assert_allclose, first.carry, second.carry)
+    chex.assert_trees_all_close(first.carry, second.carry)
 
 
 def test_a_step_is_told_what_it_is_given():
@@ -192,9 +191,7 @@ def test_a_training_step_is_the_gradient_and_the_update():
         loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, _ = update(grads, 0, params, value=loss, batch=batch)
         params = optax.apply_updates(params, updates)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), carry[0], params
-    )
+    chex.assert_trees_all_close(carry[0], params, rtol=1e-5, atol=1e-6)
     assert carry[2] == 3
 
 
@@ -254,8 +251,7 @@ def test_a_resting_population_evolves_and_learns_nothing():
     resting = optabs.gadam(programs.RESTING, 4, 0.0)
     state = optabs.gadam(programs.ADAM, 4, 0.0).init(jax.random.key(0), init_fn)
     rested, _ = resting.learn(state, programs.nothing)
-    jax.tree.map(np.testing.assert_array_equal, rested.params, state.params)
-    jax.tree.map(np.testing.assert_array_equal, rested.opt_state, state.opt_state)
+    chex.assert_trees_all_equal(rested.units, state.units, strict=True)
     ended, told = resting.evolve(state, programs.nothing, None, splits[1], fitness_fn=loss_fn)
     # Without mutation or learning every entry is one of the first population's.
     pairs = zip(jax.tree.leaves(ended.params), jax.tree.leaves(state.params), strict=True)
@@ -326,9 +322,7 @@ def test_a_subject_writes_records_and_tables_and_goes_on_from_them(
 
 
 def test_the_committed_records_give_the_committed_tables(tmp_path, monkeypatch):
-    (tmp_path / FILE).write_bytes((RESULTS / FILE).read_bytes())
-    assert call(monkeypatch, f"timing --report --out {tmp_path}") == 0
-    assert (tmp_path / "README.md").read_bytes() == (RESULTS / "README.md").read_bytes()
+    assert_reported("timing", tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
