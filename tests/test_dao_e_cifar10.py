@@ -63,7 +63,7 @@ def test_augmented_images_are_crops_and_half_of_them_are_mirrored() -> None:
     crops = [padded[r : r + 6, c : c + 5] for r in range(9) for c in range(9)]
     at = [divmod(number, 9) for number in range(81)]
     rows, columns = np.array(at).T
-    np.testing.assert_array_equal(images.crop(np.stack([picture] * 81), rows, columns), crops)
+    np.testing.assert_array_equal(images.crop(jnp.stack([picture] * 81), rows, columns), crops)
     places = {cut.tobytes(): number for number, cut in enumerate(crops)}
     plain = [places.get(view.tobytes()) for view in seen]
     mirrored = [places.get(view.tobytes()) for view in seen[:, :, ::-1]]

@@ -64,7 +64,7 @@ def check_task(name: str, source: pathlib.Path | None) -> None:
         task.train, jax.tree.map(lambda leaf: leaf[:50], task.validation)
     )
     assert 0 < float(loss) < np.inf
-    assert jax.tree.structure(after) == jax.tree.structure(statistics)
+    jax.tree.map(lambda old, new: None, statistics, after)  # of one structure
     if name == "convnet":  # batch norm's
         pairs = zip(jax.tree.leaves(statistics), jax.tree.leaves(after), strict=True)
         assert not all(np.array_equal(*pair) for pair in pairs)

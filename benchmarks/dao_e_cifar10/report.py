@@ -1,7 +1,7 @@
 """What the records show: tables, claims in plain words, and pictures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -28,7 +28,7 @@ FULL = {
 }
 
 Rows: TypeAlias = Sequence[Record]
-Groups: TypeAlias = dict[tuple[str, str], Rows]  # by setting and optimizer
+Groups: TypeAlias = Mapping[tuple[str, str], Rows]  # by setting and optimizer
 
 
 def write(records: Records) -> None:
