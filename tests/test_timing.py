@@ -103,6 +103,8 @@ def test_turns_rotate_end_after_the_budget_and_are_divided_round_by_round():
 def test_the_networks_have_their_sizes():
     shapes = steps.shapes_of("resnet18")
     assert (len(shapes), sum(map(math.prod, shapes))) == (62, 11_173_962)
+    kernels = [(3, 3, 3, 64), (3, 3, 64, 64), (3, 3, 512, 512), (1, 1, 256, 512), (512, 10)]
+    assert [shapes.count(kernel) for kernel in kernels] == [1, 4, 3, 1, 1]
     assert sum(map(math.prod, steps.shapes_of("mlp"))) == pytest.approx(1e6, rel=0.01)
     assert steps.shapes_of("1.6e7") == ((16_000_000,),)
 

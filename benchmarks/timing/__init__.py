@@ -39,7 +39,9 @@ SUBJECTS = {  # title and tables of each kind of records
     "population": ("A population", tables.population_sections),
 }
 
-command = typer.Typer(invoke_without_command=True)
+command = typer.Typer(
+    invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 
 @command.callback()
