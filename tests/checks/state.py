@@ -17,7 +17,7 @@ from trees import (
     filled,
     gradients,
     params,
-    run,
+    plain,
     step,
 )
 
@@ -84,8 +84,7 @@ def check_donation(case: Case) -> None:
 
 @check()
 def check_moments_are_found(case: Case) -> None:
-    optimizer = case.make()
-    _, state = run(case, optimizer)
+    _, state = plain(case)
     state = optabs.decode_state(state)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params())]
     for name in {"mu", "nu", "nu_max", *case.moments}:
