@@ -13,7 +13,7 @@ from cases import Case
 
 import optabs
 
-NARROW = (jnp.float16, jnp.bfloat16)
+NARROW = ("float16", "bfloat16")
 SHAPES = {"layer": {"w": (3, 2), "b": (2,)}, "scale": ()}
 
 

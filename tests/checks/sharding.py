@@ -100,22 +100,37 @@ def check_state_follows_explicit_mesh(case: Case) -> None:
 @check()
 def check_sharded_equals_single_device(case: Case) -> None:
     optimizer = case.make()
-    update = jax.jit(_update(case, optimizer))
+    init, update = jax.jit(optimizer.init), jax.jit(_update(case, optimizer))
     host = _host_params()
-    wanted = jax.device_get(update(host, optimizer.init(host), host))
+    wanted = jax.device_get(update(host, init(host), host))
     mesh = _mesh(AxisType.Explicit)
     with jax.set_mesh(mesh):
         params = _sharded(mesh)
-        actual = jax.device_get(update(params, optimizer.init(params), params))
+        actual = jax.device_get(update(params, init(params), params))
     assert_close(actual, wanted)
+
+
+def _init_shapes(optimizer: Any, mesh: Mesh) -> Any:
+    """Shapes of the state, each where init puts it: types under an Explicit mesh tell."""
+    explicit = _mesh(AxisType.Explicit)
+    with jax.set_mesh(explicit):
+        state = jax.eval_shape(optimizer.init, _abstract(_sharded(explicit)))
+
+    def on_mesh(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if leaf.sharding is None:  # a counter, which goes where it is used
+            return leaf
+        place = NamedSharding(mesh, leaf.sharding.spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(on_mesh, state)
 
 
 def _collectives(case: Case) -> list[str]:
     optimizer = case.make()
     mesh = _mesh(AxisType.Auto)
+    state = _init_shapes(optimizer, mesh)
     with jax.set_mesh(mesh):
         params = _sharded(mesh)
-        state = optimizer.init(params)
         lowered = jax.jit(_update(case, optimizer)).lower(params, state, params)
         program = lowered.compile().as_text()
     return [name for name in _COLLECTIVES if name in program]
