@@ -11,9 +11,9 @@ from trees import coarsely
 import optabs
 
 
-def _marks(name: str, case: Case, dtype: str | None) -> list[pytest.MarkDecorator]:
+def _marks(name: str, case: Case, variant: str | None) -> list[pytest.MarkDecorator]:
     marks = []
-    if dtype is not None and dtype != CHECKS[name].quick_dtype(case):
+    if variant is not None and variant != CHECKS[name].quick_variant(case):
         marks.append(pytest.mark.slow)
     if case.error:
         # It leaves complex and float64 moments alone, and says so.
@@ -25,21 +25,21 @@ RUNS = [
     pytest.param(
         name,
         case,
-        dtype,
-        id="-".join(filter(None, (name.removeprefix("check_"), case.name, dtype))),
-        marks=_marks(name, case, dtype),
+        variant,
+        id="-".join(filter(None, (name.removeprefix("check_"), case.name, variant))),
+        marks=_marks(name, case, variant),
     )
     for name, each in CHECKS.items()
     for case in CASES
     if each.applies(case)
-    for dtype in each.dtypes or (None,)
+    for variant in each.variants or (None,)
 ]
 
 
-@pytest.mark.parametrize(("name", "case", "dtype"), RUNS)
-def test_contract(name: str, case: Case, dtype: str | None) -> None:
+@pytest.mark.parametrize(("name", "case", "variant"), RUNS)
+def test_contract(name: str, case: Case, variant: str | None) -> None:
     with coarsely(case.error):
-        CHECKS[name].run(case, dtype)
+        CHECKS[name].run(case, variant)
 
 
 STACKED = {"vmapped"}  # of parameters with one more axis: test_vmapped.py

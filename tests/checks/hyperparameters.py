@@ -114,7 +114,7 @@ def _emitted(case: Case, optimizer: typing.Any, dtype: typing.Any) -> typing.Any
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), updates)
 
 
-@check(dtypes=NARROW)
+@check(variants=NARROW)
 def check_injected_in_float32_equals_plain_on_narrow_params(case: Case, dtype: str) -> None:
     updates = _emitted(case, _injected(case, jnp.float32), dtype)
     assert_close(updates, _emitted(case, case.make(), dtype), rtol=jnp.finfo(dtype).eps)

@@ -47,15 +47,18 @@ def _with_empty(tree: Any) -> Any:
     return {"tree": tree, "matrix": jnp.zeros((4, 0)), "vector": jnp.zeros(0)}
 
 
-@check()
-def check_empty_arrays_change_nothing(case: Case) -> None:
+@check(variants=("eager", "compiled"))
+def check_empty_arrays_change_nothing(case: Case, mode: str) -> None:
     """An array without entries has an update like itself; the others step as without it."""
     optimizer = case.make()
     grads = gradients(2)
     wanted = plain(case)[0][:2]
     position, grads = _with_empty(params()), list(map(_with_empty, grads))
     updates, state = run(case, optimizer, position, grads)
+    if mode == "compiled":
+        found = run(case, compiled(optimizer), position, grads)
+        assert_close(found, (updates, state), rtol=1e-5)
+        return
     # Coupled leaves are summed in another order where there are more of them.
     rtol = 0.0 if case.apart else 1e-5
     assert_close(updates, list(map(_with_empty, wanted)), rtol)
-    assert_close(run(case, compiled(optimizer), position, grads), (updates, state), rtol=1e-5)

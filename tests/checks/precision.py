@@ -54,12 +54,12 @@ def _keeps_avals(case: Case, position: Any) -> None:
     assert avals(jax.eval_shape(optimizer.init, position)) == avals(state)
 
 
-@check(dtypes=(*REAL, "mixed"))
+@check(variants=(*REAL, "mixed"))
 def check_dtypes_are_stable(case: Case, dtype: str) -> None:
     _keeps_avals(case, _mixed(params(), "float16") if dtype == "mixed" else params(dtype))
 
 
-@check(dtypes=(*REAL, "float64", "mixed"))
+@check(variants=(*REAL, "float64", "mixed"))
 def check_dtypes_are_stable_under_x64(case: Case, dtype: str) -> None:
     with jax.enable_x64(True):
         _keeps_avals(case, _mixed(params(), "float64") if dtype == "mixed" else params(dtype))
@@ -145,7 +145,7 @@ def check_complex_is_refused(case: Case) -> None:
         step(case, optimizer, position, optimizer.init(position), position)
 
 
-@check(dtypes=REAL)
+@check(variants=REAL)
 def check_zero_gradients_stay_finite(case: Case, dtype: str) -> None:
     position, ones = params(dtype), gradients(1, dtype)[0]
     zero = filled(position, 0.0)
@@ -156,7 +156,7 @@ def check_zero_gradients_stay_finite(case: Case, dtype: str) -> None:
 _HUGE = {"float32": (1e30, 3e38), "bfloat16": (1e38,), "float16": (6e4,)}
 
 
-@check(dtypes=tuple(_HUGE))
+@check(variants=tuple(_HUGE))
 def check_huge_gradients_leave_state_finite(case: Case, dtype: str) -> None:
     position = params(dtype)
     optimizer = case.make()

@@ -1,4 +1,4 @@
-"""Which checks there are, which rows each is for, and in which dtypes it runs."""
+"""Which checks there are, which rows each is for, and in which variants it runs."""
 
 import zlib
 from collections.abc import Callable
@@ -8,22 +8,22 @@ from cases import Case
 
 
 class Check(NamedTuple):
-    function: Callable[..., None]  # (case), or (case, dtype)
+    function: Callable[..., None]  # (case), or (case, variant)
     where: str | None  # the trait that a row needs
     replaces: str | None  # the check whose counterpart this is
-    dtypes: tuple[str, ...]
+    variants: tuple[str, ...]
 
-    def run(self, case: Case, dtype: str | None = None) -> None:
-        """In one dtype, or in all that the check has."""
-        if not self.dtypes:
+    def run(self, case: Case, variant: str | None = None) -> None:
+        """In one variant, or in all that the check has."""
+        if not self.variants:
             self.function(case)
-        for each in self.dtypes if dtype is None else [dtype]:
+        for each in self.variants if variant is None else [variant]:
             self.function(case, each)
 
-    def quick_dtype(self, case: Case) -> str:
-        """The one of `dtypes` in which a quick run has this row: each has some rows."""
+    def quick_variant(self, case: Case) -> str:
+        """The one that a quick run has of this row: each variant has some rows."""
         pair = f"{self.function.__name__}-{case}".encode()
-        return self.dtypes[zlib.crc32(pair) % len(self.dtypes)]
+        return self.variants[zlib.crc32(pair) % len(self.variants)]
 
     def applies(self, case: Case) -> bool:
         if self.replaces is not None:
@@ -38,16 +38,16 @@ def check(
     *,
     where: str | None = None,
     instead_of: Callable[..., None] | None = None,
-    dtypes: tuple[str, ...] = (),
+    variants: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Registers a function; `instead_of` takes the rows that the other one leaves out.
 
-    With `dtypes` the function takes one of them as its second argument.
+    With `variants`, as of a dtype, the function takes one of them as its second argument.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         replaces = None if instead_of is None else instead_of.__name__
-        CHECKS[function.__name__] = Check(function, where, replaces, dtypes)
+        CHECKS[function.__name__] = Check(function, where, replaces, variants)
         return function
 
     return register
