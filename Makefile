@@ -64,7 +64,7 @@ wheel: $(VENV)/.development
 
 check: lint types test-all notebooks pages wheel  ## what continuous integration runs
 
-peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for epoch_time
+peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for timing
 	$(INSTALL) "torch==2.13.0"
 
 clean:

@@ -1,9 +1,10 @@
 """A population of small networks, for the tests of Gadam.
 
 Started as a program, it runs the population on all devices of all processes:
-`python gadam_problem.py FILE [FOLDER] [GENERATIONS]` writes the result into the file.
+`python gadam_problem.py FILE [FOLDER] [GENERATIONS] [relearn]` writes the result to FILE.
 """
 
+import functools
 import pathlib
 import sys
 from typing import Any
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import optabs
-from optabs.evolution.distributed import connect
+from optabs.evolution.devices import connect
 
 SIZE, COUNT, INPUTS, HIDDEN = 8, 24, 6, 8
 
@@ -41,7 +42,7 @@ def loss_fn(params: Any, batch: Any) -> jax.Array:
     return jnp.mean((hidden @ params["head"] - targets) ** 2)
 
 
-# One object, so that tests share the compiled programs.
+# One object, so that tests share its compiled programs.
 ADAM = optabs.adam(0.02)
 
 
@@ -72,13 +73,24 @@ def run(*, learns: Any = None, **changed: Any) -> optabs.GadamResult:
     return learner(**learns or {}).run(**given | changed)
 
 
+@functools.cache
+def uninterrupted(generations: int = 2) -> optabs.GadamResult:
+    """A run on one device, made once for all tests that compare another one with it."""
+    return run(generations=generations)
+
+
 def whole(result: optabs.GadamResult) -> dict[str, np.ndarray]:
     """The best unit and the history."""
     return {**jax.device_get(result.params), **result.history}
 
 
-def main(file: str, folder: str | None = None, generations: str = "2") -> None:
-    """Runs on the devices of all processes; the first one writes the result."""
+def main(
+    file: str, folder: str | None = None, generations: str = "2", relearn: str = ""
+) -> None:
+    """Runs on the devices of all processes; the first one writes the result.
+
+    Without `relearn` the program has one loop of learning and not two, and compiles faster.
+    """
     connect(timeout=30)
     mesh = jax.make_mesh((jax.device_count(),), ("population",))
     made = whole(
@@ -86,6 +98,7 @@ def main(file: str, folder: str | None = None, generations: str = "2") -> None:
             learns={"mesh": mesh},
             checkpoint_dir=folder or None,
             generations=int(generations),
+            relearn=bool(relearn),
         )
     )
     if jax.process_index() == 0:

@@ -18,7 +18,7 @@ def init_fn(key: jax.Array) -> dict[str, jax.Array]:
 
 
 def loss_fn(params: Any, batch: Any) -> jax.Array:
-    """A bowl with its lowest point at 1."""
+    """The squared distance of every entry from 1."""
     return sum(jnp.sum((leaf - 1) ** 2) for leaf in jax.tree.leaves(params))
 
 

@@ -1,7 +1,9 @@
 """A small problem for `fit`: 22 instances on a line with noise."""
 
+import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,17 +37,22 @@ KEY = jax.random.key(7)
 ADAM, SGD = optabs.adam(0.05), optabs.sgd(0.1)
 
 
-def by_hand(
-    optimizer: optax.GradientTransformation, batches: list[Any]
-) -> tuple[Any, list[float]]:
-    """Parameters and losses after a step on each batch, one by one."""
-
+@functools.cache
+def _step_of(optimizer: optax.GradientTransformation) -> Any:
     @jax.jit
     def step(params: Any, state: Any, batch: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_fn)(params, batch)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
+    return step
+
+
+def by_hand(
+    optimizer: optax.GradientTransformation, batches: list[Any]
+) -> tuple[Any, list[float]]:
+    """Parameters and losses after a step on each batch, one by one."""
+    step = _step_of(optimizer)
     theta = params()
     state, losses = optimizer.init(theta), []
     for batch in batches:
@@ -58,14 +65,8 @@ def rows_of(batch: Any, rows: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[np.asarray(rows)], batch)
 
 
-def assert_same(ours: Any, theirs: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-def assert_close(ours: Any, theirs: Any) -> None:
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, theirs
-    )
+# Steps in one program and one by one round differently.
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
 
 
 def shuffled(epochs: int, size: int) -> list[Any]:

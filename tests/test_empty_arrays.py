@@ -3,14 +3,14 @@
 import pathlib
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import assert_equal
 
 import optabs
-from optabs.training.identity import digest
+from optabs.training.checkpoints import digest
 
 NOTHING = np.zeros((3, 0), np.float32)
 DATA = (np.ones((8, 4), np.float32), np.ones((8, 2), np.float32), np.zeros((8, 0), np.int32))
@@ -44,7 +44,7 @@ def test_fit_keeps_and_goes_on(tmp_path: pathlib.Path) -> None:
         )
 
     train(2, tmp_path)
-    assert_equal(train(4, tmp_path).params, train(4).params)
+    chex.assert_trees_all_equal(train(4, tmp_path).params, train(4).params, strict=True)
 
 
 def test_gadam_keeps_and_goes_on(tmp_path: pathlib.Path) -> None:
@@ -62,7 +62,9 @@ def test_gadam_keeps_and_goes_on(tmp_path: pathlib.Path) -> None:
         )
 
     train(1, tmp_path)
-    assert_equal(train(2, tmp_path).population, train(2).population)
+    chex.assert_trees_all_equal(
+        train(2, tmp_path).population, train(2).population, strict=True
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "complex64"])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,6 @@ from regression import (
     KEY,
     SGD,
     assert_close,
-    assert_same,
     by_hand,
     loss_fn,
     shuffled,
@@ -93,7 +93,7 @@ def test_keys_give_other_orders_and_the_same_key_the_same_bits() -> None:
             key=key,
         ).params
 
-    assert_same(trained(None), trained(jax.random.key(0)))
+    chex.assert_trees_all_equal(trained(None), trained(jax.random.key(0)), strict=True)
     assert not np.array_equal(trained(None)["w"], trained(jax.random.key(1))["w"])
     trained(jax.random.PRNGKey(1))  # the raw form is taken too
 
@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_parameters_befor
         max_steps=bad - 1,
     )
     for name in ("params", "opt_state", "history"):
-        assert_same(getattr(result, name), getattr(shorter, name))
+        chex.assert_trees_all_equal(getattr(result, name), getattr(shorter, name), strict=True)
 
 
 def test_divergence_leaves_parameters_whose_loss_is_finite() -> None:
@@ -240,7 +240,7 @@ def test_a_first_loss_that_is_not_finite_gives_the_parameters_back() -> None:
     params = {"w": jnp.full((3, 2), jnp.inf), "b": jnp.zeros((1, 2))}
     with pytest.warns(RuntimeWarning, match="at step 1, in epoch 1"):
         result = optabs.fit(loss_fn, params, SGD, regression.data())
-    assert_same(result.params, params)
+    chex.assert_trees_all_equal(result.params, params, strict=True)
     assert result.steps == 0
     assert result.history["loss"].shape == (0,)
 
@@ -282,4 +282,6 @@ def test_going_on_from_a_state_is_one_longer_run() -> None:
 
     first = train(4, regression.params())
     second = train(5, first.params, first.opt_state)
-    assert_same(second.params, train(9, regression.params()).params)
+    chex.assert_trees_all_equal(
+        second.params, train(9, regression.params()).params, strict=True
+    )

@@ -73,6 +73,7 @@ np.savez(sys.argv[2], *map(np.asarray, leaves))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: pathlib.Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(tests=str(pathlib.Path(__file__).parent)))

@@ -4,6 +4,7 @@ import io
 import sys
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,6 @@ from regression import (
     KEY,
     SGD,
     assert_close,
-    assert_same,
     loss_fn,
 )
 
@@ -31,8 +31,8 @@ def test_what_is_given_is_neither_changed_nor_donated() -> None:
     first = optabs.fit(loss_fn, params, optabs.adam(0.1), data, epochs=2)
     kept = jax.tree.map(np.asarray, first.opt_state)
     optabs.fit(loss_fn, params, optabs.adam(0.1), data, epochs=2, opt_state=first.opt_state)
-    assert_same(params, regression.params())
-    assert_same(first.opt_state, kept)
+    chex.assert_trees_all_equal(params, regression.params(), strict=True)
+    chex.assert_trees_all_equal(first.opt_state, kept, strict=True)
 
 
 def test_one_compilation_for_all_epochs_and_for_later_runs() -> None:
@@ -242,6 +242,8 @@ def test_normal_like() -> None:
     assert drawn["h"].dtype == jnp.float16
     np.testing.assert_allclose(drawn["w"].mean(), 0.0, atol=0.02)
     np.testing.assert_allclose(drawn["w"].std(), 0.5, rtol=0.02)
-    assert_same(drawn, optabs.normal_like(jax.random.key(3), like, stddev=0.5))
+    chex.assert_trees_all_equal(
+        drawn, optabs.normal_like(jax.random.key(3), like, stddev=0.5), strict=True
+    )
     with pytest.raises(ValueError, match=r"stddev is -1; pass a finite number that is 0 or"):
         optabs.normal_like(jax.random.key(3), like, stddev=-1)

@@ -8,13 +8,13 @@ import sys
 import time
 from typing import Any
 
+import chex
 import gadam_problem as networks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from gadam_problem import data, whole
-from trees import assert_equal
 
 import optabs
 from optabs.training.checkpoints import Checkpoints
@@ -37,7 +37,7 @@ def assert_same(ours: optabs.GadamResult, theirs: optabs.GadamResult) -> None:
     def numbers(result: optabs.GadamResult) -> Any:
         return result._replace(state=result.state._replace(key=()), message=())
 
-    assert_equal(numbers(ours), numbers(theirs))
+    chex.assert_trees_all_equal(numbers(ours), numbers(theirs), strict=True)
     assert ours.message == theirs.message
 
 
@@ -45,7 +45,7 @@ def assert_same(ours: optabs.GadamResult, theirs: optabs.GadamResult) -> None:
 def test_interrupted_between_generations(
     made: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = networks.run(generations=3)
+    wanted = networks.uninterrupted(3)
     folder, save = tmp_path / "run", Checkpoints.save
 
     def stopping(self: Checkpoints, step: int, *arguments: Any) -> None:
@@ -97,7 +97,7 @@ def test_a_finished_run_is_read_and_more_generations_go_on(tmp_path: pathlib.Pat
     first = networks.run(checkpoint_dir=tmp_path / "run")
     assert_same(networks.run(checkpoint_dir=tmp_path / "run"), first)
     longer = networks.run(checkpoint_dir=tmp_path / "run", generations=4)
-    assert_same(longer, networks.run(generations=4))
+    assert_same(longer, networks.uninterrupted(4))
     with pytest.raises(ValueError, match="holds this run after 4 generations; pass no smal"):
         networks.run(checkpoint_dir=tmp_path / "run")
 
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_announced_and_the_one_before_taken(
             path.write_bytes(path.read_bytes()[:3])
     with pytest.warns(UserWarning, match="checkpoint 3 in .* cannot be read .*; going on fr"):
         result = networks.run(checkpoint_dir=folder, generations=3)
-    assert_same(result, networks.run(generations=3))
+    assert_same(result, networks.uninterrupted(3))
     assert list(folder.glob("unread_step_3_*"))
 
 
@@ -180,7 +180,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path: pathlib.Path) -> None:
     mesh = jax.make_mesh((4,), ("population",), devices=jax.devices()[:4])
     networks.run(learns={"mesh": mesh}, checkpoint_dir=folder, generations=1)
     ours = whole(networks.run(checkpoint_dir=folder))
-    wanted = whole(networks.run())
+    wanted = whole(networks.uninterrupted())
     np.testing.assert_array_equal(ours["survivors"], wanted["survivors"])
     np.testing.assert_allclose(ours["trial_losses"], wanted["trial_losses"], atol=1e-4)
     back = jax.make_mesh((8,), ("population",))

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import chex
 import gadam_problem as networks
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 from gadam_problem import SIZE, data, init_fn, loss_fn
 from jax.sharding import AxisType, Mesh, PartitionSpec
-from trees import assert_close, assert_equal
 
 import optabs
-from benchmarks.gadam.traffic import received, size_of
-from optabs.evolution import breeding, programs
+from benchmarks.lab.processes import received
+from benchmarks.lab.timing import tree_bytes
+from optabs.evolution.generation import breed, programs, select_survivors
 from optabs.evolution.state import Losses, Unit
 
 KEY = jax.random.key(3)
@@ -30,7 +31,7 @@ def mesh_of(kind: AxisType = AxisType.Explicit, devices: int = 8, others: int = 
 
 @pytest.fixture(scope="module")
 def on_one_device() -> optabs.GadamResult:
-    result = networks.run()
+    result = networks.uninterrupted()
     for trials in result.history["trial_losses"]:
         assert np.diff(np.sort(trials)).min() > 1e-3  # survivors are not a matter of rounding
     return result
@@ -41,7 +42,7 @@ def assert_same_run(ours: optabs.GadamResult, wanted: optabs.GadamResult) -> Non
         np.testing.assert_array_equal(ours.history[name], wanted.history[name])
     for name in ("losses", "trial_losses", "training_losses", "diversity"):
         np.testing.assert_allclose(ours.history[name], wanted.history[name], rtol=0, atol=1e-4)
-    assert_close(ours.params, wanted.params, rtol=1e-3, atol=1e-3)
+    chex.assert_trees_all_close(ours.params, wanted.params, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +62,10 @@ def test_the_run_of_one_device(mesh: Mesh, on_one_device: optabs.GadamResult) ->
     for leaf in jax.tree.leaves((result.population, result.state.opt_state)):
         assert {part.data.shape[0] for part in leaf.addressable_shards} == {share}
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(result.params))
-    assert_equal(
-        result.params, jax.tree.map(lambda leaf: leaf[0], jax.device_get(result.population))
+    chex.assert_trees_all_equal(
+        result.params,
+        jax.tree.map(lambda leaf: leaf[0], jax.device_get(result.population)),
+        strict=True,
     )
 
 
@@ -80,31 +83,37 @@ def test_a_population_made_elsewhere_is_laid_out_where_it_is_needed() -> None:
     theirs, wanted_losses = wanted.learn(state, loss_fn, data())
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
     assert len(ours.params["w"].sharding.device_set) == 8
-    assert_close(ours.params, theirs.params, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(ours.params, theirs.params, rtol=1e-4, atol=1e-5)
+
+
+def bred(mesh: Mesh | None) -> Any:
+    """Children, survivors and pairs of parents of a population with losses of its own."""
+    losses = jnp.linspace(0.0, 1.0, SIZE) ** 2
+    survivors = jnp.array([3, 9, 0, 15, 4, 8, 1, 7], jnp.int32)
+    learner = networks.learner(mesh=mesh, mutation_rate=0.5)
+    plan, layout = learner.plan, learner.plan.layout
+
+    def breed_and_select(units: Unit, replicated: Any) -> Any:
+        key, losses, survivors = replicated
+        population = layout.all_gather(units)
+        children, pairs = breed(plan, learner.hyperparams, key, population, losses)
+        return (children, select_survivors(layout, population, children, survivors)), pairs
+
+    replicated = layout.replicated((KEY, losses, survivors))
+    units = learner.init(KEY, init_fn).units
+    return jax.device_get(jax.jit(layout.shard_map(breed_and_select))(units, replicated))
+
+
+@pytest.fixture(scope="module")
+def bred_on_one_device() -> Any:
+    return bred(None)
 
 
 @pytest.mark.parametrize("devices", [2, 8])
-def test_the_operators_are_the_same_bit_for_bit(devices: int) -> None:
+def test_the_operators_are_the_same_bit_for_bit(devices: int, bred_on_one_device: Any) -> None:
     """Of equal losses, children, parents and survivors on any number of devices."""
-    losses = jnp.linspace(0.0, 1.0, SIZE) ** 2
-    kept = jnp.array([3, 9, 0, 15, 4, 8, 1, 7], jnp.int32)
-    made = []
-    for mesh in (None, mesh_of(devices=devices)):
-        learner = networks.learner(mesh=mesh, mutation_rate=0.5)
-        plan, layout = learner.plan, learner.plan.layout
-        state = learner.init(KEY, init_fn)
-
-        def own(units: Unit, shared: Any, plan: Any = plan, rates: Any = learner.rates) -> Any:
-            key, losses, kept = shared
-            everyone = plan.layout.everyone(units)
-            children, pairs = breeding.breed(plan, rates, key, everyone, losses)
-            alive = breeding.survive(plan.layout, everyone, children, kept)
-            return (children, alive), pairs
-
-        shared = layout.replicated((KEY, losses, kept))
-        bred = jax.jit(layout.spread(own))(state.units, shared)
-        made.append(jax.device_get(bred))
-    assert_equal(*made)
+    ours = bred(mesh_of(devices=devices))
+    chex.assert_trees_all_equal(ours, bred_on_one_device, strict=True)
 
 
 def compiled(name: str, learner: optabs.Gadam, state: optabs.GadamState) -> str:
@@ -112,9 +121,9 @@ def compiled(name: str, learner: optabs.Gadam, state: optabs.GadamState) -> str:
     put = learner.plan.layout.replicated
     arguments = [state, put(data())]
     if name == "evolve":
-        rates = put(jax.tree.map(jnp.float32, learner.rates))
+        rates = put(jax.tree.map(jnp.float32, learner.hyperparams))
         arguments = [state, rates, put(data()), put(VALIDATION)]
-    program = getattr(programs.programs(learner.plan, LOSSES), name)
+    program = getattr(programs(learner.plan, LOSSES), name)
     return program.lower(*arguments).compile().as_text()
 
 
@@ -126,13 +135,13 @@ def test_nothing_is_sent_while_units_learn(kind: AxisType) -> None:
 
 
 def test_an_evolution_sends_every_parent_and_every_child_once() -> None:
-    """Their parameters d and Adam's two moments: 6 g d numbers, O(g d) as in the paper."""
+    """Their parameters d and Adam's two moments: 6 g d numbers, as the survey's O(g d)."""
     learner = networks.learner(mesh=mesh_of())
     state = learner.init(KEY, init_fn)
     found = received(compiled("evolve", learner, state))
-    d = size_of(state.params) // (4 * SIZE)
+    d = tree_bytes(state.params) // (4 * SIZE)
     counts, losses = 2 * SIZE, 4 * SIZE  # Adam's step counts; a fitness, two trials, training
-    assert size_of(state.units) == 4 * (3 * SIZE * d + counts)
+    assert tree_bytes(state.units) == 4 * (3 * SIZE * d + counts)
     assert found["all-gather"] == 4 * (6 * SIZE * d + 2 * counts + losses)
     assert found["all-reduce"] == 4 * (d + 1)  # the mean and the diversity
     assert set(found) == {"all-gather", "all-reduce"}

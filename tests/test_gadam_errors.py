@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gadam_problem as networks
-import gadam_quadratic as bowls
+import gadam_quadratic as quadratic
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,11 +66,11 @@ class Unhashable:
     __hash__ = None  # type: ignore[assignment]
 
     def __call__(self, *given: Any) -> jax.Array:
-        return bowls.loss_fn(*given)
+        return quadratic.loss_fn(*given)
 
 
 def whole_numbers(key: jax.Array) -> Any:
-    return bowls.init_fn(key) | {"n": jnp.arange(3)}
+    return quadratic.init_fn(key) | {"n": jnp.arange(3)}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def whole_numbers(key: jax.Array) -> Any:
 )
 def test_of_init(init_fn: Any, sentence: str) -> None:
     with refuses(sentence):
-        bowls.learner().init(KEY, init_fn)
+        quadratic.learner().init(KEY, init_fn)
 
 
 @pytest.mark.parametrize(
@@ -100,28 +100,28 @@ def test_of_init(init_fn: Any, sentence: str) -> None:
 )
 def test_shapes_that_depend_on_the_key(size_of: Any) -> None:
     with refuses("init_fn looks at the value of its key, so that its shapes may depend on it"):
-        bowls.learner().init(KEY, lambda key: jnp.ones(size_of(key)))
+        quadratic.learner().init(KEY, lambda key: jnp.ones(size_of(key)))
 
 
 def test_other_type_errors_of_an_init_fn_are_its_own() -> None:
     with pytest.raises(TypeError, match="unexpected keyword"):
-        bowls.learner().init(KEY, lambda key: jnp.ones(3, nonsense=1))
+        quadratic.learner().init(KEY, lambda key: jnp.ones(3, nonsense=1))
 
 
 def test_a_state_of_another_kind() -> None:
-    learner = bowls.learner()
-    state = learner.init(KEY, bowls.init_fn)
+    learner = quadratic.learner()
+    state = learner.init(KEY, quadratic.init_fn)
     with refuses("state.params holds 4 units, but population_size is 5; pass a state of this"):
-        bowls.learner(population_size=5).learn(state, bowls.loss_fn)
+        quadratic.learner(population_size=5).learn(state, quadratic.loss_fn)
     with refuses("state is a dict; pass a GadamState, such as init returns"):
-        learner.learn(state.params, bowls.loss_fn)
+        learner.learn(state.params, quadratic.loss_fn)
     uneven = state._replace(params={"w": jnp.ones((4, 3)), "b": jnp.ones((3, 2))})
     for call in (learner.learn, learner.evolve):
         with refuses("state.params has ['b'] [3, 2], ['w'] [4, 3]; pass arrays whose leading"):
-            call(uneven, bowls.loss_fn)
+            call(uneven, quadratic.loss_fn)
     counts = state._replace(params=jax.tree.map(lambda leaf: leaf.astype(int), state.params))
     with refuses("state.params['b'] is int32, which has no gradient; pass floating-point arr"):
-        learner.evolve(counts, bowls.loss_fn)
+        learner.evolve(counts, quadratic.loss_fn)
 
 
 @pytest.mark.parametrize(
@@ -138,30 +138,32 @@ def test_a_state_of_another_kind() -> None:
     ],
 )
 def test_of_losses(loss_fn: Any, sentence: str) -> None:
-    learner = bowls.learner()
-    state = learner.init(KEY, bowls.init_fn)
+    learner = quadratic.learner()
+    state = learner.init(KEY, quadratic.init_fn)
     for call in (
         lambda: learner.learn(state, loss_fn),
         lambda: learner.evolve(state, loss_fn),
-        lambda: learner.run(KEY, bowls.init_fn, loss_fn, None, None),
+        lambda: learner.run(KEY, quadratic.init_fn, loss_fn, None, None),
     ):
         with refuses(sentence):
             call()
     if loss_fn is not None:
         fitness = sentence.replace("loss_fn", "fitness_fn")
         with refuses(fitness):
-            learner.evolve(state, bowls.loss_fn, fitness_fn=loss_fn)
+            learner.evolve(state, quadratic.loss_fn, fitness_fn=loss_fn)
         with refuses(fitness):
-            learner.run(KEY, bowls.init_fn, bowls.loss_fn, None, None, fitness_fn=loss_fn)
+            learner.run(
+                KEY, quadratic.init_fn, quadratic.loss_fn, None, None, fitness_fn=loss_fn
+            )
 
 
 def test_of_stateful_functions() -> None:
-    learner = bowls.learner(stateful=True)
+    learner = quadratic.learner(stateful=True)
     with refuses("init_fn returns a dict; with stateful=True return the pair (params, model"):
-        learner.init(KEY, bowls.init_fn)
-    state = learner.init(KEY, lambda key: (bowls.init_fn(key), jnp.zeros(1)))
+        learner.init(KEY, quadratic.init_fn)
+    state = learner.init(KEY, lambda key: (quadratic.init_fn(key), jnp.zeros(1)))
     with refuses("loss_fn returns an array; with stateful=True return the pair (loss, model"):
-        learner.learn(state, lambda params, kept, batch: bowls.loss_fn(params, batch))
+        learner.learn(state, lambda params, kept, batch: quadratic.loss_fn(params, batch))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,9 @@ def test_labels_out_of_range(where: str, spread: bool, stateful: bool) -> None:
         params = {"w": jax.random.normal(key, (networks.INPUTS, 8))}
         return (params, jnp.zeros(1)) if stateful else params
 
-    learner = bowls.learner(batch_size=10, stateful=stateful, mesh=MESH if spread else None)
+    learner = quadratic.learner(
+        batch_size=10, stateful=stateful, mesh=MESH if spread else None
+    )
     loss_fn = stateful_scores if stateful else scores
     named = {"train_data": good, "validation_data": good} | {where: bad}
     with refuses("targets hold 8; pass class indices from 0 to 7"):
@@ -232,7 +236,7 @@ def test_labels_out_of_range(where: str, spread: bool, stateful: bool) -> None:
 
 def test_labels_in_range_are_no_matter() -> None:
     good = data()[0], np.arange(networks.COUNT) % 8
-    result = bowls.learner(batch_size=10).run(
+    result = quadratic.learner(batch_size=10).run(
         KEY,
         lambda key: {"w": jax.random.normal(key, (networks.INPUTS, 8))},
         scores,

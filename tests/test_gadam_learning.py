@@ -2,8 +2,9 @@
 
 from typing import Any
 
+import chex
 import gadam_problem as networks
-import gadam_quadratic as bowls
+import gadam_quadratic as quadratic
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +12,10 @@ import optax
 import pytest
 from gadam_problem import ADAM, data, init_fn, loss_fn
 from gadam_quadratic import unit_of
-from trees import assert_close, assert_equal, avals
+from trees import avals
 
 import optabs
-from optabs.evolution.state import NOT_JUDGED
+from optabs.evolution.state import UNEVALUATED
 
 KEY = jax.random.key(3)
 
@@ -38,18 +39,20 @@ def test_a_population_of_one_learns_as_fit_does(batch_size: int | None) -> None:
         key=keys_of(state, 1)[0],
     )
     after, losses = learner.learn(state, loss_fn, data())
-    assert_close(unit_of(after.params, 0), wanted.params, rtol=1e-6, atol=1e-6)
-    assert_close(unit_of(after.opt_state, 0), wanted.opt_state, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(unit_of(after.params, 0), wanted.params, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(
+        unit_of(after.opt_state, 0), wanted.opt_state, rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(losses[0], wanted.history["loss"][-1], rtol=1e-6)
 
 
 def test_a_population_of_one_is_its_optimizer_bit_for_bit() -> None:
-    learner = bowls.learner(ADAM, population_size=1, epochs=20)
-    state = learner.init(KEY, bowls.init_fn)
-    wanted = optabs.fit(bowls.loss_fn, unit_of(state.params, 0), ADAM, data(), epochs=20)
-    after, _ = learner.learn(state, bowls.loss_fn)
-    assert_equal(unit_of(after.params, 0), wanted.params)
-    assert_equal(unit_of(after.opt_state, 0), wanted.opt_state)
+    learner = quadratic.learner(ADAM, population_size=1, epochs=20)
+    state = learner.init(KEY, quadratic.init_fn)
+    wanted = optabs.fit(quadratic.loss_fn, unit_of(state.params, 0), ADAM, data(), epochs=20)
+    after, _ = learner.learn(state, quadratic.loss_fn)
+    chex.assert_trees_all_equal(unit_of(after.params, 0), wanted.params, strict=True)
+    chex.assert_trees_all_equal(unit_of(after.opt_state, 0), wanted.opt_state, strict=True)
 
 
 def test_every_unit_learns_as_a_loop_of_optax_and_no_two_see_the_same_batches() -> None:
@@ -57,7 +60,7 @@ def test_every_unit_learns_as_a_loop_of_optax_and_no_two_see_the_same_batches() 
     state = learner.init(KEY, init_fn)
     after, losses = learner.learn(state, loss_fn, data())
     assert after.losses is not None
-    slopes = jax.jit(jax.value_and_grad(loss_fn))
+    value_and_grad = jax.jit(jax.value_and_grad(loss_fn))
     update = jax.jit(ADAM.update)
     firsts = set()
     for index, key in enumerate(keys_of(state, networks.SIZE)):
@@ -68,24 +71,26 @@ def test_every_unit_learns_as_a_loop_of_optax_and_no_two_see_the_same_batches() 
             found = []
             for start in range(0, networks.COUNT, 8):
                 rows = np.asarray(order[start : start + 8])
-                loss, grads = slopes(params, tuple(array[rows] for array in data()))
+                loss, grads = value_and_grad(params, tuple(array[rows] for array in data()))
                 updates, opt_state = update(grads, opt_state, params)
                 params = optax.apply_updates(params, updates)
                 found.append(loss)
-        assert_close(unit_of(after.params, index), params, rtol=1e-5, atol=1e-6)
-        assert_close(unit_of(after.opt_state, index), opt_state, rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(unit_of(after.params, index), params, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(
+            unit_of(after.opt_state, index), opt_state, rtol=1e-4, atol=1e-6
+        )
         np.testing.assert_allclose(losses[index], np.mean(found), rtol=1e-5)
     assert len(firsts) == 5 * networks.SIZE
-    assert np.all(after.losses == NOT_JUDGED)
+    assert np.all(after.losses == UNEVALUATED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [3, 20])
 def test_units_in_chunks_learn_and_evolve_the_same(chunk_size: int) -> None:
-    wanted = networks.run()
+    wanted = networks.uninterrupted()
     ours = networks.run(learns={"chunk_size": chunk_size})
     assert ours.history["survivors"].tolist() == wanted.history["survivors"].tolist()
-    assert_close(ours.params, wanted.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(ours.params, wanted.params, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -100,28 +105,28 @@ def test_units_in_chunks_learn_and_evolve_the_same(chunk_size: int) -> None:
 @pytest.mark.parametrize("inheritance", ["crossover", "fresh"])
 def test_dtypes_stay(dtype: str, inheritance: Any) -> None:
     with jax.enable_x64(dtype == "float64"):
-        learner = bowls.learner(optabs.adam(0.01), inheritance=inheritance)
+        learner = quadratic.learner(optabs.adam(0.01), inheritance=inheritance)
 
         def start(key: jax.Array) -> Any:
-            return jax.tree.map(lambda leaf: leaf.astype(dtype), bowls.init_fn(key))
+            return jax.tree.map(lambda leaf: leaf.astype(dtype), quadratic.init_fn(key))
 
         state = learner.init(KEY, start)
-        kinds = avals(state)
+        initial_avals = avals(state)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {dtype}
-        after, losses = learner.learn(state, bowls.loss_fn)
+        after, losses = learner.learn(state, quadratic.loss_fn)
         assert losses.dtype == jnp.float32
-        after, told = learner.evolve(after, bowls.loss_fn)
-        assert avals(after) == kinds
-        assert told.trial_losses.dtype == told.diversity.dtype == jnp.float32
-        assert np.all(np.isfinite(told.trial_losses))
-        assert float(told.diversity) > 0
+        after, evolution = learner.evolve(after, quadratic.loss_fn)
+        assert avals(after) == initial_avals
+        assert evolution.trial_losses.dtype == evolution.diversity.dtype == jnp.float32
+        assert np.all(np.isfinite(evolution.trial_losses))
+        assert float(evolution.diversity) > 0
 
 
-def test_the_loss_is_told_as_the_parameters_moved_and_judged_where_they_are() -> None:
-    learner = bowls.learner(epochs=1)
-    state = learner.init(KEY, bowls.init_fn)
-    _, losses = learner.learn(state, bowls.loss_fn)
-    wanted = jax.vmap(lambda params: bowls.loss_fn(params, None))(state.params)
+def test_training_losses_are_along_the_way_and_fitness_at_its_end() -> None:
+    learner = quadratic.learner(epochs=1)
+    state = learner.init(KEY, quadratic.init_fn)
+    _, losses = learner.learn(state, quadratic.loss_fn)
+    wanted = jax.vmap(lambda params: quadratic.loss_fn(params, None))(state.params)
     np.testing.assert_allclose(losses, wanted, rtol=1e-6)
-    _, told = learner.evolve(state, bowls.loss_fn)
-    np.testing.assert_allclose(told.losses, wanted, rtol=1e-6)
+    _, evolution = learner.evolve(state, quadratic.loss_fn)
+    np.testing.assert_allclose(evolution.losses, wanted, rtol=1e-6)

@@ -3,8 +3,9 @@
 import functools
 from typing import Any
 
+import chex
 import gadam_problem as networks
-import gadam_quadratic as bowls
+import gadam_quadratic as quadratic
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +13,11 @@ import optax
 import pytest
 from flax import nnx
 from gadam_quadratic import unit_of
-from trees import assert_equal, avals
+from trees import avals
 
 import optabs
 from optabs import genetics
-from optabs.evolution import breeding
+from optabs.evolution.generation import breed
 from optabs.evolution.state import Unit
 
 KEY = jax.random.key(5)
@@ -63,19 +64,19 @@ def test_any_transformation(name: str, inheritance: Any) -> None:
 
     def loss_fn(params: Any, batch: Any) -> jax.Array:
         traces.append(1)
-        return bowls.loss_fn(params, batch)
+        return quadratic.loss_fn(params, batch)
 
-    learner = bowls.learner(UNITS[name], inheritance=inheritance)
-    state = learner.init(KEY, bowls.init_fn)
-    kinds, made, best = avals(state), [], []
+    learner = quadratic.learner(UNITS[name], inheritance=inheritance)
+    state = learner.init(KEY, quadratic.init_fn)
+    initial_avals, trace_counts, best = avals(state), [], []
     for generation in range(3):
-        state, told = learner.evolve(state, loss_fn)
-        made.append(len(traces))
-        assert avals(state) == kinds
+        state, evolution = learner.evolve(state, loss_fn)
+        trace_counts.append(len(traces))
+        assert avals(state) == initial_avals
         assert int(state.generation) == generation + 1
-        assert np.all(np.isfinite(told.trial_losses))
-        best += [float(told.losses.min()), float(told.trial_losses.min())]
-    assert made[0] == made[-1]  # one program for all generations
+        assert np.all(np.isfinite(evolution.trial_losses))
+        best += [float(evolution.losses.min()), float(evolution.trial_losses.min())]
+    assert trace_counts[0] == trace_counts[-1]  # one program for all generations
     assert best[-1] < best[0]
 
 
@@ -90,9 +91,9 @@ def bred(inheritance: str, losses: list[float], unit: Any = networks.ADAM) -> An
         return jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
 
     units = Unit(state.params, jax.tree.map(numbered, state.opt_state), ())
-    rates = learner.rates
-    breed = jax.jit(functools.partial(breeding.breed, learner.plan, rates))
-    children, pairs = breed(KEY, units, jnp.array(losses))
+    rates = learner.hyperparams
+    compiled = jax.jit(functools.partial(breed, learner.plan, rates))
+    children, pairs = compiled(KEY, units, jnp.array(losses))
     return units, children, np.asarray(pairs)
 
 
@@ -116,7 +117,7 @@ def test_the_optimizers_state_follows_the_parameters() -> None:
             (units.opt_state[0].denominator.nu, children.opt_state[0].denominator.nu),
         ):
             wanted = jax.tree.map(jnp.where, mask, unit_of(tree, a), unit_of(tree, b))
-            assert_equal(unit_of(found, child), wanted)
+            chex.assert_trees_all_equal(unit_of(found, child), wanted, strict=True)
         for name in ("numerator", "denominator"):
             counts = getattr(units.opt_state[0], name).count
             assert getattr(children.opt_state[0], name).count[child] == counts[better]
@@ -138,7 +139,7 @@ def test_what_is_not_shaped_like_the_parameters_comes_from_the_better_parent() -
 def test_a_fresh_state_is_that_of_init() -> None:
     _, children, _ = bred("fresh", [0.5, 0.1, 0.9, 0.3])
     wanted = jax.vmap(networks.ADAM.init)(children.params)
-    assert_equal(children.opt_state, wanted)
+    chex.assert_trees_all_equal(children.opt_state, wanted, strict=True)
 
 
 class Normed(nnx.Module):
@@ -188,8 +189,8 @@ def test_batch_norm_trains_and_its_means_come_from_the_better_parent() -> None:
             generations=3,
             fitness_fn=normed_fitness,
         )
-        judged = result.history["trial_losses"].min(axis=1)
-        assert judged[-1] < result.history["losses"][0].min()
+        evaluated = result.history["trial_losses"].min(axis=1)
+        assert evaluated[-1] < result.history["losses"][0].min()
         means = jax.tree.leaves(result.model_state)
         assert any(float(jnp.abs(mean).max()) > 0.05 for mean in means)
         model = nnx.merge(GRAPH, result.params, result.model_state)
@@ -198,9 +199,11 @@ def test_batch_norm_trains_and_its_means_come_from_the_better_parent() -> None:
 
         # Bred without training: one of the two parents' statistics, whole.
         state, losses = result.state, jnp.arange(8.0)
-        breed = jax.jit(functools.partial(breeding.breed, learner.plan, learner.rates))
-        children, pairs = breed(KEY, state.units, losses)
+        compiled = jax.jit(functools.partial(breed, learner.plan, learner.hyperparams))
+        children, pairs = compiled(KEY, state.units, losses)
         better = np.min(pairs, axis=1)
-        assert_equal(
-            children.model_state, jax.tree.map(lambda leaf: leaf[better], state.model_state)
+        chex.assert_trees_all_equal(
+            children.model_state,
+            jax.tree.map(lambda leaf: leaf[better], state.model_state),
+            strict=True,
         )

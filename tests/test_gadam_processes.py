@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.gadam.processes import ProcessDied, launch
-from optabs.evolution import distributed
-from optabs.evolution.distributed import connect
+from benchmarks.lab.processes import ProcessDied, launch
+from optabs.evolution import devices
+from optabs.evolution.devices import connect
 
 SCRIPT = str(pathlib.Path(networks.__file__))
 
@@ -48,25 +48,26 @@ def assert_same(ours: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> N
         np.testing.assert_allclose(ours[name], wanted[name], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_the_run_of_one_process(devices: int, on_two_processes: dict[str, np.ndarray]) -> None:
     mesh = jax.make_mesh((devices,), ("population",), devices=jax.devices()[:devices])
-    assert_same(on_two_processes, networks.whole(networks.run(learns={"mesh": mesh})))
+    wanted = networks.run(learns={"mesh": mesh}, relearn=False)
+    assert_same(on_two_processes, networks.whole(wanted))
 
 
 @pytest.mark.slow
-def test_damage_and_more_generations(
-    folder: pathlib.Path, on_two_processes: dict[str, np.ndarray]
-) -> None:
-    for path in (folder / "run" / "step_2" / "arrays" / "d").iterdir():
+def test_damage_and_more_generations(folder: pathlib.Path) -> None:
+    first = launched(folder / "relearned.npz", folder / "relearn", 2, "relearn")
+    assert_same(first, networks.whole(networks.uninterrupted()))
+    for path in (folder / "relearn" / "step_2" / "arrays" / "d").iterdir():
         path.write_bytes(b"")
-    ours = launched(folder / "three.npz", folder / "run", 3)
-    assert_same(ours, networks.whole(networks.run(generations=3)))
+    ours = launched(folder / "three.npz", folder / "relearn", 3, "relearn")
+    assert_same(ours, networks.whole(networks.uninterrupted(3)))
     for name in ("survivors", "trial_losses"):
-        np.testing.assert_array_equal(ours[name][:2], on_two_processes[name])
-    assert len(list((folder / "run").glob("unread_step_2_*"))) == 1
+        np.testing.assert_array_equal(ours[name][:2], first[name])
+    assert len(list((folder / "relearn").glob("unread_step_2_*"))) == 1
     # And one process goes on where two have been.
-    alone = networks.run(checkpoint_dir=folder / "run", generations=4)
+    alone = networks.run(checkpoint_dir=folder / "relearn", generations=4)
     assert len(alone.history["losses"]) == 4
 
 
@@ -100,7 +101,7 @@ def test_a_port_that_is_taken() -> None:
 def test_a_late_coordinator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     address, joined = f"127.0.0.1:{free_port()}", []
     monkeypatch.setattr(
-        distributed.jax.distributed, "initialize", lambda *given, **named: joined.append(given)
+        devices.jax.distributed, "initialize", lambda *given, **named: joined.append(given)
     )
 
     def listen() -> None:
@@ -118,14 +119,14 @@ def test_a_late_coordinator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     address, joined = f"127.0.0.1:{free_port()}", []
     monkeypatch.setattr(
-        distributed.jax.distributed, "initialize", lambda *given, **named: joined.append(given)
+        devices.jax.distributed, "initialize", lambda *given, **named: joined.append(given)
     )
-    for name, value in ((distributed.ADDRESS, address), (distributed.COUNT, "3")):
+    for name, value in ((devices.ADDRESS, address), (devices.COUNT, "3")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(distributed.NUMBER, "0")
+    monkeypatch.setenv(devices.NUMBER, "0")
     connect()
     assert joined == [(address, 3, 0)]
-    monkeypatch.setenv(distributed.COUNT, "many")
+    monkeypatch.setenv(devices.COUNT, "many")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is 'many'; set it to a whole num"):
         connect()
 
@@ -147,7 +148,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arguments_that_cannot_be_used(
     given: Any, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (distributed.ADDRESS, distributed.COUNT, distributed.NUMBER):
+    for name in (devices.ADDRESS, devices.COUNT, devices.NUMBER):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         connect(*given)
@@ -157,7 +158,7 @@ def test_no_arguments_and_no_cluster() -> None:
     """In a process of its own: jax looks for a cluster only before it has any devices."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     root = str(pathlib.Path(SCRIPT).parents[1])
-    program = "from optabs.evolution.distributed import connect; connect(timeout=5)"
+    program = "from optabs.evolution.devices import connect; connect(timeout=5)"
     ended = subprocess.run(
         [sys.executable, "-c", program],
         env=kept | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root},
@@ -220,7 +221,7 @@ def test_processes_that_wait_for_a_dead_one_are_stopped(tmp_path: pathlib.Path) 
     script.write_text(
         "import os, sys, threading, time\n"
         f"sys.path.insert(0, {os.path.dirname(SCRIPT)!r})\n"
-        "from optabs.evolution.distributed import connect\n"
+        "from optabs.evolution.devices import connect\n"
         "connect(timeout=60)\n"
         "if os.environ['JAX_PROCESS_ID'] == '1':\n"
         "    os.kill(os.getpid(), 9)\n"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import gadam_problem as networks
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 from gadam_quadratic import unit_of
-from trees import assert_close, assert_equal, gradients, params
+from trees import gradients, params
 
 import optabs
 
@@ -40,7 +41,7 @@ def test_it_is_a_loop_over_the_units(name: str) -> None:
     starts = [jax.tree.map(lambda leaf, i=i: (1.0 + i) * leaf, params()) for i in range(3)]
     theta, states = stacked(starts), [alone.init(start) for start in starts]
     state = together.init(theta)
-    assert_equal(state, stacked(states))
+    chex.assert_trees_all_equal(state, stacked(states), strict=True)
     update, each = jax.jit(together.update), jax.jit(alone.update)
     for grads in zip(gradients(3), gradients(6)[3:], gradients(9)[6:], strict=True):
         values = jnp.array([3.0, 2.0, 1.0])
@@ -49,8 +50,10 @@ def test_it_is_a_loop_over_the_units(name: str) -> None:
             wanted, states[index] = each(
                 grads[index], states[index], unit_of(theta, index), value=values[index]
             )
-            assert_close(unit_of(updates, index), wanted, rtol=1e-5, atol=1e-7)
-            assert_close(unit_of(state, index), states[index], rtol=1e-5, atol=1e-7)
+            chex.assert_trees_all_close(unit_of(updates, index), wanted, rtol=1e-5, atol=1e-7)
+            chex.assert_trees_all_close(
+                unit_of(state, index), states[index], rtol=1e-5, atol=1e-7
+            )
         theta = optax.apply_updates(theta, updates)
 
 
@@ -97,7 +100,7 @@ def test_an_own_loop_with_an_evolution_between_its_epochs() -> None:
             return optax.apply_updates(params, updates), opt_state
 
         state = learner.init(jax.random.key(1), init_fn)
-        assert_equal(state.opt_state, optimizer.init(state.params))
+        chex.assert_trees_all_equal(state.opt_state, optimizer.init(state.params), strict=True)
         reference, best = state, []
         for _ in range(2):
             params, opt_state = state.params, state.opt_state
@@ -107,7 +110,7 @@ def test_an_own_loop_with_an_evolution_between_its_epochs() -> None:
             reference, _ = learner.learn(reference, loss_fn, data)
             # Learning takes a key of the state, which a loop of the user's own does not.
             state = state._replace(key=reference.key)
-            assert_close(state.params, reference.params, rtol=1e-4, atol=1e-5)
+            chex.assert_trees_all_close(state.params, reference.params, rtol=1e-4, atol=1e-5)
             state, told = learner.evolve(state, loss_fn, data, validation)
             reference, _ = learner.evolve(reference, loss_fn, data, validation)
             best.append(float(told.trial_losses.min()))

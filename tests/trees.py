@@ -124,12 +124,6 @@ def assert_equal(actual: Any, wanted: Any) -> None:
     assert_close(actual, wanted, rtol=0.0)
 
 
-def assert_finite(*trees: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        where = jax.tree_util.keystr(path)
-        assert np.all(np.isfinite(np.asarray(leaf, np.complex128))), where
-
-
 def avals(tree: Any) -> Any:
     """Shape, dtype and weak type of every leaf."""
     return jax.tree.map(

@@ -9,20 +9,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from optabs._checks import WHOLE, check, cut, optional, short
-from optabs.evolution.layout import Layout
-from optabs.evolution.learning import complete, judged_by
+from optabs.evolution.devices import Layout
+from optabs.evolution.learning import fitness_name, population_size, standardize_loss
 from optabs.evolution.state import GadamState, Inheritance, Losses, Plan
-from optabs.evolution.units import population_size
-from optabs.training import batches, program
+from optabs.training import batches
 from optabs.training.checks import check_functions
+from optabs.training.program import MAX_CACHED_PROGRAMS
 
-# What jax raises where a function looks at a traced value, as a shape that depends on it.
-_LOOKED = (
+# What jax raises where Python reads a traced value, as for a shape that depends on it.
+_TRACER_ERRORS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-_LOOKS = (
+_KEY_DEPENDENT_SHAPES = (
     "init_fn looks at the value of its key, so that its shapes may depend on it; pass one "
     "whose shapes and choices are the same for every key."
 )
@@ -84,20 +84,20 @@ def check_init(init_fn: Callable[[jax.Array], Any], stateful: bool, key: jax.Arr
     """Raises unless all units start with the same shapes, and with something to learn."""
     check_function("init_fn", init_fn, "a function key -> params")
     try:
-        made = jax.eval_shape(init_fn, key)
-    except _LOOKED as error:
-        raise ValueError(_LOOKS) from error
+        initial = jax.eval_shape(init_fn, key)
+    except _TRACER_ERRORS as error:
+        raise ValueError(_KEY_DEPENDENT_SHAPES) from error
     except TypeError as error:
         # jax has no type of its own for a shape that is traced.
         if "Shapes must be 1D sequences of concrete values" not in str(error):
             raise
-        raise ValueError(_LOOKS) from error
-    if stateful and not (isinstance(made, tuple) and len(made) == 2):
+        raise ValueError(_KEY_DEPENDENT_SHAPES) from error
+    if stateful and not (isinstance(initial, tuple) and len(initial) == 2):
         raise ValueError(
-            f"init_fn returns a {type(made).__name__}; with stateful=True return the pair "
+            f"init_fn returns a {type(initial).__name__}; with stateful=True return the pair "
             "(params, model_state)."
         )
-    params = made[0] if stateful else made
+    params = initial[0] if stateful else initial
     if not jax.tree.leaves(params):
         raise ValueError("init_fn returns no arrays; return a pytree of parameters.")
     _check_learnable("init_fn's params", params)
@@ -138,11 +138,11 @@ def check_data(data: Any, size: int | None, name: str, size_name: str) -> None:
     if data is None:
         raise ValueError(f"{size_name} is {size} but {name} is None; pass data to draw from.")
     batches.check_rows(data, name)
-    batches.check_batch_size(size, batches.instances(data), size_name)
+    batches.check_batch_size(size, batches.num_instances(data), size_name)
 
 
 def check_losses(loss_fn: Callable[..., Any], fitness_fn: Callable[..., Any] | None) -> Losses:
-    """What the units learn and are judged by; raises unless these are functions."""
+    """What the units learn and their fitness; raises unless these are functions."""
     wanted = "a function (params, batch) -> a number"
     check_function("loss_fn", loss_fn, wanted)
     if fitness_fn is None:
@@ -158,37 +158,36 @@ def check_values(
 
     Args:
       plan: how the units learn.
-      losses: what they learn, and what they are judged by.
+      losses: what they learn, and what their fitness is.
       unit: the parameters and the model's state of one of them.
       data: what they learn from, or None.
-      validation: what they are judged on, or None.
+      validation: what their fitness is measured on, or None.
     """
     check_data(data, plan.batch_size, "train_data", "batch_size")
     check_data(
         validation, plan.validation_batch_size, "validation_data", "validation_batch_size"
     )
-    judge = judged_by(losses)
-    for name, function, source, given, size in (
+    for name, function, data_name, given, size in (
         ("loss_fn", losses.loss_fn, "train_data", data, plan.batch_size),
         (
-            judge,
+            fitness_name(losses),
             losses.fitness_fn,
             "validation_data",
             validation,
             plan.validation_batch_size,
         ),
     ):
-        batch = batches.example(given, size)
-        jax.eval_shape(complete(plan, name, function, source), *unit, batch)
+        batch = batches.batch_struct(given, size)
+        jax.eval_shape(standardize_loss(plan, name, function, data_name), *unit, batch)
         if given is not None:
-            alone = _alone(plan.stateful, function)
-            as_fit = program.Plan(alone, plan.optimizer, size, "shuffle", (), False)
-            check_functions(as_fit, unit, given, None)
+            check_functions(_unit_loss(plan.stateful, function), unit, given, size)
 
 
-@functools.lru_cache(program.PLANS_KEPT)
-def _alone(stateful: bool, function: Callable[..., Any]) -> Callable[[Any, Any], jax.Array]:
-    """The loss of one unit, as `fit` takes it; the same object for the same function."""
+@functools.lru_cache(MAX_CACHED_PROGRAMS)
+def _unit_loss(
+    stateful: bool, function: Callable[..., Any]
+) -> Callable[[Any, Any], jax.Array]:
+    """loss_fn(unit, batch), as `fit` takes it; the same object for the same function."""
     if stateful:
         return lambda unit, batch: function(*unit, batch)[0]
     return lambda unit, batch: function(unit[0], batch)

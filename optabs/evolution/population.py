@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from optabs._checks import NONNEGATIVE, SHARE, WHOLE, as_transformation, check, concrete
-from optabs.evolution import checks, programs, running
-from optabs.evolution.layout import Layout
+from optabs.evolution import checks, generation, running
+from optabs.evolution.devices import Layout
 from optabs.evolution.running import GadamResult, Inputs, Limits
 from optabs.evolution.state import (
-    NOT_JUDGED,
+    UNEVALUATED,
     Evolution,
     GadamState,
-    Genetics,
+    Hyperparams,
     Inheritance,
     Plan,
 )
@@ -38,7 +38,7 @@ class Gadam:
     """
 
     plan: Plan
-    rates: Genetics
+    hyperparams: Hyperparams
 
     def init(self, key: jax.Array, init_fn: Callable[[jax.Array], Any]) -> GadamState:
         """A population, each unit from a key of its own.
@@ -57,11 +57,11 @@ class Gadam:
         key = check_key(key)
         checks.check_init(init_fn, self.plan.stateful, key)
         key, unit_key = jax.random.split(key)
-        keys = layout.stacked(jax.random.split(unit_key, self.plan.population_size))
-        units = programs.start(self.plan, init_fn)(keys)
-        losses = jnp.full(self.plan.population_size, NOT_JUDGED, jnp.float32)
+        keys = layout.sharded(jax.random.split(unit_key, self.plan.population_size))
+        units = generation.init_program(self.plan, init_fn)(keys)
+        losses = jnp.full(self.plan.population_size, UNEVALUATED, jnp.float32)
         state = GadamState(jnp.zeros([], jnp.int32), key, *units, losses)
-        return programs.placed(self.plan, state)
+        return generation.place_state(self.plan, state)
 
     def learn(
         self, state: GadamState, loss_fn: Callable[..., Any], data: Any = None
@@ -80,8 +80,10 @@ class Gadam:
         Raises:
           ValueError: for a state that is not of this population, or a loss that is no number.
         """
-        learn = programs.programs(self.plan, checks.check_losses(loss_fn, None)).learn
-        return learn(programs.placed(self.plan, state), self.plan.layout.replicated(data))
+        learn = generation.programs(self.plan, checks.check_losses(loss_fn, None)).learn
+        return learn(
+            generation.place_state(self.plan, state), self.plan.layout.replicated(data)
+        )
 
     def evolve(
         self,
@@ -100,7 +102,7 @@ class Gadam:
           data: what they learn it from.
           validation_data: what parents are selected by, and what parents and children compete
             on: two batches of it. None: the loss is given None.
-          fitness_fn: like `loss_fn`, to judge by; None for `loss_fn` itself.
+          fitness_fn: like `loss_fn`, to select by; None for `loss_fn` itself.
 
         Returns:
           The next generation, the best unit first, and what happened.
@@ -109,13 +111,13 @@ class Gadam:
           ValueError: as `learn`.
         """
         losses, put = checks.check_losses(loss_fn, fitness_fn), self.plan.layout.replicated
-        evolve = programs.programs(self.plan, losses).evolve
-        state = programs.placed(self.plan, state)
-        return evolve(state, self._numbers(), put(data), put(validation_data))
+        evolve = generation.programs(self.plan, losses).evolve
+        state = generation.place_state(self.plan, state)
+        return evolve(state, self._float32_hyperparams(), put(data), put(validation_data))
 
     def best(self, state: GadamState) -> Any:
         """The parameters of the unit that did best in the last survival; before it, any."""
-        return running.best_of(self.plan.layout, programs.placed(self.plan, state))[0]
+        return running.best_unit(self.plan.layout, generation.place_state(self.plan, state))[0]
 
     def run(
         self,
@@ -146,9 +148,9 @@ class Gadam:
           validation_data: likewise, or None.
           generations: at most so many.
           tolerance: in units of the loss; 0 is off.
-          relearn: whether the units learn before each evolution, as in the paper, where those
-            that survive learn again and again; without, only children learn, once, in half
-            of the time, and the first population is judged as it was drawn.
+          relearn: whether the units learn before each evolution, as in the survey, where
+            survivors learn again and again; without, only children learn, once, in half
+            of the time, and the first population is evaluated as it was drawn.
           fitness_fn: as in `evolve`.
           progress: a bar; None for one where stderr is a terminal and tqdm is installed.
           checkpoint_dir: where to keep the run after each generation (needs orbax). The same
@@ -169,27 +171,28 @@ class Gadam:
         state = self.init(key, init_fn)
         named = {"train_data": train_data, "validation_data": validation_data}
         data, validation = (
-            None if given is None else layout.replicated(batches.put(given, name))
+            None if given is None else layout.replicated(batches.to_device(given, name))
             for name, given in named.items()
         )
         losses = checks.check_losses(loss_fn, fitness_fn)
-        unit = running.best_of(layout, state)
+        unit = running.best_unit(layout, state)
         checks.check_values(self.plan, losses, unit, data, validation)
         return running.run(
             self.plan,
             losses,
             init_fn,
             state,
-            inputs=Inputs(self._numbers(), data, validation),
+            inputs=Inputs(self._float32_hyperparams(), data, validation),
             limits=Limits(generations, float(tolerance)),
             relearn=relearn,
             progress=progress,
             checkpoint_dir=checkpoint_dir,
         )
 
-    def _numbers(self) -> Genetics:
-        rates = Genetics(*(jnp.asarray(rate, jnp.float32) for rate in self.rates))
-        return self.plan.layout.replicated(rates)
+    def _float32_hyperparams(self) -> Hyperparams:
+        # As arrays of one dtype, so that other numbers need no compilation.
+        hyperparams = (jnp.asarray(value, jnp.float32) for value in self.hyperparams)
+        return self.plan.layout.replicated(Hyperparams(*hyperparams))
 
 
 # One object, so that populations of the default unit share their programs.
@@ -237,9 +240,9 @@ def gadam(
       mutation_rate: p in [0, 1].
       epochs: how long units learn at a time; without batches an epoch is a step.
       batch_size: of the mini-batches; None for all the data in each step.
-      validation_batch_size: instances drawn for each judgement; None for all of them.
-      pressure: s, 0 or more; 1 is the paper's.
-      sample: (key, params) -> a tree like `params`, what mutated entries become. The paper's
+      validation_batch_size: instances drawn for each evaluation; None for all.
+      pressure: s, 0 or more; 1 is the survey's.
+      sample: (key, params) -> a tree like `params`, what mutated entries become. The survey's
         is U(0, 1); :mod:`optabs.genetics` has others. `lambda key, _: init_fn(key)` draws
         from the units' own start.
       inheritance: the optimizer's state of a child: "fresh" starts anew, which did better
@@ -285,8 +288,8 @@ def gadam(
 
       >>> state = learner.init(jax.random.key(0), init_fn)
       >>> state, losses = learner.learn(state, rastrigin)
-      >>> state, told = learner.evolve(state, rastrigin)
-      >>> learner.best(state).shape, told.parents.shape
+      >>> state, evolution = learner.evolve(state, rastrigin)
+      >>> learner.best(state).shape, evolution.parents.shape
       ((5,), (16, 2))
 
     Source: survey section 6, equations 43 to 50; Gadam, Zhang and Gouza, arXiv 1805.07500.
@@ -306,4 +309,4 @@ def gadam(
         chunk_size=chunk_size,
     )
     checks.check_plan(plan)
-    return Gadam(plan, Genetics(mutation_rate, pressure))
+    return Gadam(plan, Hyperparams(mutation_rate, pressure))

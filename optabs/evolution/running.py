@@ -11,12 +11,17 @@ import jax
 import numpy as np
 
 from optabs import genetics
-from optabs._extras import can_show_progress, require
-from optabs.evolution import programs
-from optabs.evolution.identity import identity
-from optabs.evolution.layout import Layout
-from optabs.evolution.state import Evolution, GadamState, Genetics, Losses, Plan
-from optabs.training.checkpoints import Checkpoints
+from optabs._checks import can_show_progress, require
+from optabs.evolution.devices import Layout
+from optabs.evolution.generation import init_program, place_state, programs
+from optabs.evolution.state import Evolution, GadamState, Hyperparams, Losses, Plan
+from optabs.training.checkpoints import (
+    Checkpoints,
+    as_numpy,
+    digest,
+    program_digest,
+    structure,
+)
 
 
 class GadamResult(NamedTuple):
@@ -35,7 +40,7 @@ class GadamResult(NamedTuple):
 class Inputs(NamedTuple):
     """What a run reads, on its devices."""
 
-    rates: Genetics
+    hyperparams: Hyperparams
     data: Any
     validation: Any
 
@@ -59,12 +64,12 @@ def run(
     progress: bool | None,
     checkpoint_dir: str | os.PathLike[str] | None,
 ) -> GadamResult:
-    """Evolves to the last generation, or until the sum of the losses stands still."""
-    generation = programs.programs(plan, losses, relearn).generation
+    """Evolves to the last generation, or until the sum of the losses converges."""
+    generation = programs(plan, losses, relearn).generation
     history: dict[str, list[Any]] = {name: [] for name in Evolution._fields}
     checkpoints = None
     if checkpoint_dir is not None:
-        of = identity(
+        run_identity = identity(
             plan,
             losses,
             init_fn,
@@ -73,90 +78,143 @@ def run(
             tolerance=limits.tolerance,
             relearn=relearn,
         )
-        checkpoints = Checkpoints(checkpoint_dir, of)
-        found = checkpoints.restore(plan.layout.whole(state))
-        if found is not None:
-            state, history = programs.placed(plan, found[0]), found[1]
-    made = len(history["losses"])
-    if made > limits.generations:
+        checkpoints = Checkpoints(checkpoint_dir, run_identity)
+        restored = checkpoints.restore(plan.layout.replicated_like(state))
+        if restored is not None:
+            state, history = place_state(plan, restored[0]), restored[1]
+    completed = len(history["losses"])
+    if completed > limits.generations:
         raise ValueError(
-            f"checkpoint_dir holds this run after {made} generations; pass no smaller "
+            f"checkpoint_dir holds this run after {completed} generations; pass no smaller "
             "generations, or another folder."
         )
-    converged = _stands_still(history, limits.tolerance)
-    with _bar(progress, made, limits.generations) as bar:
-        while made < limits.generations and not converged:
-            state, told = generation(state, *inputs)
-            for name, value in jax.device_get(told)._asdict().items():
+    converged = _has_converged(history, limits.tolerance)
+    with _progress_bar(progress, completed, limits.generations) as show:
+        while completed < limits.generations and not converged:
+            state, evolution = generation(state, *inputs)
+            for name, value in jax.device_get(evolution)._asdict().items():
                 history[name].append(value.tolist())
-            made += 1
-            converged = _stands_still(history, limits.tolerance)
-            bar(made, history["trial_losses"][-1])
+            completed += 1
+            converged = _has_converged(history, limits.tolerance)
+            show(completed, history["trial_losses"][-1])
             if checkpoints:
-                checkpoints.save(made, state, history)
-    best, model_state = best_of(plan.layout, state)
+                checkpoints.save(completed, state, history)
+    params, model_state = best_unit(plan.layout, state)
     return GadamResult(
-        params=best,
+        params=params,
         model_state=model_state,
         population=state.params,
         history={name: np.asarray(rows) for name, rows in history.items()},
         converged=converged,
-        message=_message(made, converged, limits),
+        message=_message(completed, converged, limits),
         state=state,
     )
 
 
-def best_of(layout: Layout, state: GadamState) -> tuple[Any, Any]:
+def identity(
+    plan: Plan,
+    losses: Losses,
+    init_fn: Callable[[jax.Array], Any],
+    state: GadamState,
+    hyperparams: Hyperparams,
+    data: Any,
+    validation: Any,
+    *,
+    tolerance: float,
+    relearn: bool,
+) -> dict[str, Any]:
+    """Everything that a run's numbers depend on; not where its units are.
+
+    Args:
+      plan: what the programs are compiled for.
+      losses: what the units learn, and what their fitness is.
+      init_fn: what they start from.
+      state: the first population.
+      hyperparams: the mutation rate, and the pressure of selection.
+      data: what they learn from, or None.
+      validation: what their fitness is measured on, or None.
+      tolerance: of the stop rule; the generations do not count, for a run may be longer.
+      relearn: whether survivors learn again.
+
+    Returns:
+      name -> a JSON value, the names to be read after "a run with another".
+    """
+    # A run may go on on other devices, and with other chunks.
+    plan = plan._replace(layout=Layout(), chunk_size=None)
+    generation = programs(plan, losses, relearn).generation
+    keys = jax.eval_shape(lambda key: jax.random.split(key, plan.population_size), state.key)
+    return {
+        "version of jax": jax.__version__,
+        "population_size": plan.population_size,
+        "model (names, shapes or dtypes of its parameters)": structure(state.params),
+        "train_data": [structure(data), digest(data)],
+        "validation_data": [structure(validation), digest(validation)],
+        "key": as_numpy(state.key).tolist(),
+        "mutation_rate or pressure": [np.asarray(rate).item() for rate in hyperparams],
+        "tolerance": tolerance,
+        "init_fn": program_digest(init_program(plan, init_fn), keys),
+        "loss_fn, unit or setting of gadam": program_digest(
+            generation, *map(_shape_dtype_structs, (state, hyperparams, data, validation))
+        ),
+    }
+
+
+def _shape_dtype_structs(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def best_unit(layout: Layout, state: GadamState) -> tuple[Any, Any]:
     """The parameters and the model's state of the unit of the smallest loss."""
-    return _best(layout)(state)
+    return _best_unit_program(layout)(state)
 
 
 @functools.lru_cache
-def _best(layout: Layout) -> Callable[[GadamState], tuple[Any, Any]]:
-    def own(units: Any, losses: jax.Array) -> tuple[Any, Any]:
-        return (), layout.unit(units, genetics.survivors(losses, 1)[0])
+def _best_unit_program(layout: Layout) -> Callable[[GadamState], tuple[Any, Any]]:
+    def select_local(units: Any, losses: jax.Array) -> tuple[Any, Any]:
+        return (), layout.select(units, genetics.survivors(losses, 1)[0])
 
-    def best(state: GadamState) -> tuple[Any, Any]:
+    def best_unit(state: GadamState) -> tuple[Any, Any]:
         units = (state.params, state.model_state)
-        return layout.spread(own)(units, state.losses)[1]
+        return layout.shard_map(select_local)(units, state.losses)[1]
 
-    return jax.jit(best)
+    return jax.jit(best_unit)
 
 
 @contextlib.contextmanager
-def _bar(
-    wanted: bool | None, made: int, generations: int
+def _progress_bar(
+    progress: bool | None, completed: int, generations: int
 ) -> Iterator[Callable[[int, list[float]], None]]:
-    """Generations made and the best loss, where there is someone to see them."""
-    if wanted is None:
-        wanted = can_show_progress() and jax.process_index() == 0
-    if not wanted:
-        yield lambda made, losses: None
+    """Completed generations and the best loss; None shows them on a terminal only."""
+    if progress is None:
+        progress = can_show_progress() and jax.process_index() == 0
+    if not progress:
+        yield lambda completed, losses: None
         return
     tqdm = require("tqdm", "training", "progress").tqdm
-    with tqdm(total=generations, initial=made, unit="generation", dynamic_ncols=True) as bar:
+    bar = tqdm(total=generations, initial=completed, unit="generation", dynamic_ncols=True)
+    with bar:
 
-        def show(made: int, losses: list[float]) -> None:
+        def show(completed: int, losses: list[float]) -> None:
             finite = [loss for loss in losses if math.isfinite(loss)]
             best = f"best loss {min(finite):.4g}" if finite else "no finite loss"
             bar.set_postfix_str(best, refresh=False)
-            bar.update(made - bar.n)
+            bar.update(completed - bar.n)
 
         yield show
 
 
-def _stands_still(history: dict[str, list[Any]], tolerance: float) -> bool:
+def _has_converged(history: dict[str, list[Any]], tolerance: float) -> bool:
     rows = list(zip(history["trial_losses"], history["survivors"], strict=True))[-2:]
     if len(rows) < 2 or not tolerance:
         return False
-    before, now = (sum(row[who] for who in kept) for row, kept in rows)
-    return abs(before - now) <= tolerance
+    before, after = (sum(losses[i] for i in survivors) for losses, survivors in rows)
+    return abs(before - after) <= tolerance
 
 
-def _message(made: int, converged: bool, limits: Limits) -> str:
+def _message(completed: int, converged: bool, limits: Limits) -> str:
     if converged:
         return (
             f"converged: the sum of the losses changed by no more than {limits.tolerance} in "
-            f"generation {made}."
+            f"generation {completed}."
         )
-    return f"not converged: stopped after {made} generations."
+    return f"not converged: stopped after {completed} generations."

@@ -1,4 +1,4 @@
-"""What Gadam is told, what it keeps, and what it says of a generation."""
+"""Gadam's static configuration, its state, and its report on a generation."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -8,11 +8,12 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optabs.evolution.layout import Layout
+from optabs.evolution.devices import Layout
 
 Inheritance = Literal["crossover", "fresh"]
 
-NOT_JUDGED = float(np.finfo(np.float32).max)  # finite, so that jax_debug_nans has no complaint
+# The loss before the first survival: finite, so that jax_debug_infs has nothing to report.
+UNEVALUATED = float(np.finfo(np.float32).max)
 
 
 class Unit(NamedTuple):
@@ -20,9 +21,7 @@ class Unit(NamedTuple):
 
     params: Any
     opt_state: Any
-    model_state: (
-        Any  # what the loss moves beside the gradient, such as BatchNorm's means; or ()
-    )
+    model_state: Any  # what loss_fn updates, such as BatchNorm's running statistics; or ()
 
 
 class GadamState(NamedTuple):
@@ -33,7 +32,7 @@ class GadamState(NamedTuple):
     params: Any  # [g, ...]
     opt_state: Any  # [g, ...]
     model_state: Any  # [g, ...], or ()
-    losses: jax.Array  # float32 [g]: in the last survival; NOT_JUDGED before the first
+    losses: jax.Array  # float32 [g]: in the last survival; UNEVALUATED before the first
 
     @property
     def units(self) -> Unit:
@@ -52,7 +51,7 @@ class Evolution(NamedTuple):
     diversity: jax.Array  # float32 []: root mean square distance of an entry from its mean
 
 
-class Genetics(NamedTuple):
+class Hyperparams(NamedTuple):
     """The numbers of selection and mutation; they may change without a compilation."""
 
     mutation_rate: ArrayLike
@@ -75,7 +74,7 @@ class Plan(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What the units learn, and what they are judged by."""
+    """What the units learn, and what their fitness is."""
 
     loss_fn: Callable[..., Any]
     fitness_fn: Callable[..., Any]

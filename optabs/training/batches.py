@@ -8,15 +8,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optabs._checks import cut, short
-from optabs._sharding import explicit_sharding
+from optabs._numerics import explicit_sharding
 
 Sampling = Literal["shuffle", "random"]
 SAMPLINGS = get_args(Sampling)
 
 
-def put(data: Any, name: str) -> Any:
+def to_device(data: Any, name: str) -> Any:
     """The data with every array on the device, checked to have one row per instance."""
-    arrays = jax.tree.map(lambda leaf: _put(leaf, name), data)
+    arrays = jax.tree.map(lambda leaf: _to_array(leaf, name), data)
     check_rows(arrays, name)
     return arrays
 
@@ -39,7 +39,7 @@ def check_rows(arrays: Any, name: str) -> None:
         raise ValueError(f"{name} has 0 instances; pass at least one.")
 
 
-def _put(leaf: Any, name: str) -> jax.Array:
+def _to_array(leaf: Any, name: str) -> jax.Array:
     refuse_tracer(leaf)
     try:
         array = jnp.asarray(leaf)
@@ -48,11 +48,11 @@ def _put(leaf: Any, name: str) -> jax.Array:
             f"{name} holds a {type(leaf).__name__} that is no array of numbers; pass a "
             "pytree of arrays, such as (inputs, labels)."
         ) from None
-    wide = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "iu" and leaf.size
-    if wide and leaf.dtype != array.dtype:
-        largest = np.iinfo(array.dtype)
+    integers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "iu" and leaf.size
+    if integers and leaf.dtype != array.dtype:
+        limits = np.iinfo(array.dtype)
         for value in (leaf.min(), leaf.max()):
-            if not largest.min <= value <= largest.max:
+            if not limits.min <= value <= limits.max:
                 raise ValueError(
                     f"{name} holds {value}, which {array.dtype} cannot; pass smaller "
                     "numbers, or turn on jax_enable_x64."
@@ -61,7 +61,7 @@ def _put(leaf: Any, name: str) -> jax.Array:
 
 
 def refuse_tracer(leaf: Any) -> None:
-    """Raises for what is traced: `fit` looks at a clock, and compiles by itself."""
+    """Raises for a tracer: `fit` reads a clock, and compiles by itself."""
     if isinstance(leaf, jax.core.Tracer):
         raise ValueError(
             "fit is called inside a jax transformation (jit, grad, vmap or scan); call it "
@@ -69,8 +69,8 @@ def refuse_tracer(leaf: Any) -> None:
         )
 
 
-def instances(data: Any) -> int:
-    """The number of instances."""
+def num_instances(data: Any) -> int:
+    """The number of instances, the length of every first axis."""
     return jax.tree.leaves(data)[0].shape[0]
 
 
@@ -84,7 +84,7 @@ def check_batch_size(batch_size: int | None, count: int, name: str = "batch_size
         )
 
 
-def sizes(count: int, batch_size: int | None, sampling: Sampling) -> tuple[int, int]:
+def split_epoch(count: int, batch_size: int | None, sampling: Sampling) -> tuple[int, int]:
     """How many full batches an epoch has, and the instances of its short one (0 for none).
 
     A random epoch has as many batches as a shuffled one, all of them full.
@@ -106,19 +106,19 @@ def rows_of_epoch(
     key = jax.random.fold_in(key, epoch)
     if sampling == "shuffle":
         return jax.random.permutation(key, count)
-    full, _ = sizes(count, size, sampling)
+    full, _ = split_epoch(count, size, sampling)
     return jax.random.randint(key, (full * size,), 0, count)
 
 
-def example(data: Any, batch_size: int | None) -> Any:
+def batch_struct(data: Any, batch_size: int | None) -> Any:
     """Shapes, dtypes and shardings of a full batch."""
 
-    def rows_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    def struct(leaf: jax.Array) -> jax.ShapeDtypeStruct:
         size = leaf.shape[0] if batch_size is None else batch_size
         shape = (size, *leaf.shape[1:])
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=_sharding(leaf, size))
 
-    return jax.tree.map(rows_of, data)
+    return jax.tree.map(struct, data)
 
 
 def take(data: Any, rows: jax.Array) -> Any:

@@ -13,7 +13,7 @@ from jax.extend.core import jaxprs_in_params
 from optabs._checks import cut, short
 from optabs.training import batches
 from optabs.training.batches import refuse_tracer
-from optabs.training.program import PLANS_KEPT, Limits, LossFn, Plan
+from optabs.training.program import MAX_CACHED_PROGRAMS, Limits, LossFn, Metrics
 
 
 def check_params(params: Any) -> None:
@@ -50,9 +50,7 @@ def check_key(key: Any) -> jax.Array:
     raise ValueError(f"key is {what}; pass one jax.random.key(seed), or None for seed 0.")
 
 
-def check_metrics(
-    metrics: Mapping[str, LossFn] | None, validation: Any
-) -> tuple[tuple[str, LossFn], ...]:
+def check_metrics(metrics: Mapping[str, LossFn] | None, validation: Any) -> Metrics:
     """The metrics by name; raises where there is nothing to take them on."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ValueError(
@@ -113,7 +111,12 @@ def check_not_beyond(step: int, epoch: int, limits: Limits) -> None:
 
 
 def check_functions(
-    plan: Plan, params: Any, data: Any, validation: Any
+    loss_fn: LossFn,
+    params: Any,
+    data: Any,
+    batch_size: int | None,
+    validation: Any = None,
+    metrics: Metrics = (),
 ) -> jax.ShapeDtypeStruct:
     """What loss_fn gives for a batch; raises unless it and every metric give one number.
 
@@ -122,24 +125,23 @@ def check_functions(
     is evaluated here once over each set. The compiler drops all that no check depends on, so
     the network is not run for a check of labels.
     """
-    for name, function in (("loss_fn", plan.loss_fn), *plan.metrics):
+    for name, function in (("loss_fn", loss_fn), *metrics):
         _check_function(name, function)
-    loss, checked = _trace(
-        "loss_fn", plan.loss_fn, params, batches.example(data, plan.batch_size)
-    )
+    batch = batches.batch_struct(data, batch_size)
+    loss, checked = _trace("loss_fn", loss_fn, params, batch)
     if validation is not None:
         trees = [str(jax.tree.structure(tree)) for tree in (validation, data)]
         if trees[0] != trees[1]:
             raise ValueError(
                 "validation_data is another tree than data; pass one of the same structure."
             )
-        _, checked_whole = _trace("loss_fn", plan.loss_fn, params, validation)
-        for name, metric in plan.metrics:
+        _, validation_checked = _trace("loss_fn", loss_fn, params, validation)
+        for name, metric in metrics:
             _trace(name, metric, params, validation, jnp.number, jnp.bool)
-        if checked_whole:
-            _check_values(plan.loss_fn, params, validation, None)
+        if validation_checked:
+            _check_values(loss_fn, params, validation, None)
     if checked:
-        _check_values(plan.loss_fn, params, data, plan.batch_size)
+        _check_values(loss_fn, params, data, batch_size)
     return loss
 
 
@@ -177,24 +179,24 @@ def _trace(
 
 
 def _check_values(loss_fn: LossFn, params: Any, data: Any, batch_size: int | None) -> None:
-    message = _values_program(loss_fn, batch_size)(params, data).get()
+    message = _check_program(loss_fn, batch_size)(params, data).get()
     if message is not None:
         raise ValueError(message.removesuffix(" (`check` failed)"))
 
 
-@functools.lru_cache(PLANS_KEPT)
-def _values_program(
+@functools.lru_cache(MAX_CACHED_PROGRAMS)
+def _check_program(
     loss_fn: LossFn, batch_size: int | None
 ) -> Callable[[Any, Any], checkify.Error]:
     def losses(params: Any, data: Any) -> tuple[jax.Array, ...]:
-        count = batches.instances(data)
-        full, short = batches.sizes(count, batch_size, "shuffle")
+        count = batches.num_instances(data)
+        full, short = batches.split_epoch(count, batch_size, "shuffle")
         rows = jnp.arange(count)
-        batched = rows[: count - short].reshape(full, -1)
-        first = jax.lax.map(lambda row: loss_fn(params, batches.take(data, row)), batched)
+        full_rows = rows[: count - short].reshape(full, -1)
+        of_full = jax.lax.map(lambda row: loss_fn(params, batches.take(data, row)), full_rows)
         if not short:
-            return (first,)
-        return first, loss_fn(params, batches.take(data, rows[count - short :]))
+            return (of_full,)
+        return of_full, loss_fn(params, batches.take(data, rows[count - short :]))
 
     checked = checkify.checkify(losses, errors=checkify.user_checks)
     return jax.jit(lambda params, data: checked(params, data)[0])

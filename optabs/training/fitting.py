@@ -12,9 +12,8 @@ import optax
 
 from optabs._checks import NONNEGATIVE, WHOLE, as_transformation, check, concrete, optional
 from optabs.training import batches, checks, program
-from optabs.training.checkpoints import Checkpoints
-from optabs.training.identity import identity
-from optabs.training.loop import Ending, Rows, train
+from optabs.training.checkpoints import Checkpoints, identity
+from optabs.training.loop import Outcome, Rows, last_finite_state, train
 from optabs.training.program import (
     LOSS_CONVERGED,
     LOSS_NOT_FINITE,
@@ -25,7 +24,6 @@ from optabs.training.program import (
     Plan,
     Run,
 )
-from optabs.training.recovery import last_good
 
 
 class FitResult(NamedTuple):
@@ -161,11 +159,11 @@ def fit(
     )
     check(optional(WHOLE), max_steps=max_steps)
     checks.check_params(params)
-    data = batches.put(data, "data")
-    batches.check_batch_size(batch_size, batches.instances(data))
+    data = batches.to_device(data, "data")
+    batches.check_batch_size(batch_size, batches.num_instances(data))
     checks.check_sampling(sampling, batch_size)
     if validation_data is not None:
-        validation_data = batches.put(validation_data, "validation_data")
+        validation_data = batches.to_device(validation_data, "validation_data")
     plan = Plan(
         loss_fn=loss_fn,
         optimizer=as_transformation("optimizer", optimizer),
@@ -174,26 +172,28 @@ def fit(
         metrics=checks.check_metrics(metrics, validation_data),
         watch_params=float(params_tolerance) > 0,
     )
-    loss = checks.check_functions(plan, params, data, validation_data)
+    loss = checks.check_functions(
+        loss_fn, params, data, batch_size, validation_data, plan.metrics
+    )
     checks.check_opt_state(plan.optimizer, params, opt_state)
     inputs = Inputs(checks.check_key(key), data, validation_data)
     limits = Limits(max_steps or MAX_STEPS, epochs, float(tolerance), float(params_tolerance))
-    first = functools.partial(program.start, plan, params, opt_state, loss)
+    start_run = functools.partial(program.start, plan, params, opt_state, loss)
     checkpoints = None
     if checkpoint_dir is not None:
-        of = identity(plan, first(), (params, opt_state), inputs, limits)
-        checkpoints = Checkpoints(checkpoint_dir, of)
+        run_identity = identity(plan, start_run(), (params, opt_state), inputs, limits)
+        checkpoints = Checkpoints(checkpoint_dir, run_identity)
 
-    def begin(at_most: int | None = None) -> tuple[Run, Rows]:
+    def restore_or_start(at_most: int | None = None) -> tuple[Run, Rows]:
         names = ["loss"]
         if validation_data is not None:
             names += ["validation_loss", *(name for name, _ in plan.metrics)]
-        fresh: tuple[Run, Rows] = first(), {name: [] for name in names}
+        fresh: tuple[Run, Rows] = start_run(), {name: [] for name in names}
         return (checkpoints and checkpoints.restore(fresh[0], at_most)) or fresh
 
-    run, rows = begin()
+    run, rows = restore_or_start()
     checks.check_not_beyond(int(run.step), int(run.epoch), limits)
-    ending = train(
+    outcome = train(
         plan,
         run,
         rows,
@@ -203,13 +203,13 @@ def fit(
         checkpoints=checkpoints,
         checkpoint_seconds=float(checkpoint_seconds),
     )
-    run, rows = ending.run, ending.rows
+    run, rows = outcome.run, outcome.rows
     converged = int(run.status) in (LOSS_CONVERGED, PARAMS_CONVERGED)
-    message = _message(ending, limits)
-    if ending.finite_at is not None:
+    message = _message(outcome, limits)
+    if outcome.last_finite_step is not None:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         converged = False
-        run, rows = last_good(plan, begin, ending, inputs, limits)
+        run, rows = last_finite_state(plan, restore_or_start, outcome, inputs, limits)
         message += f" The result is after {int(run.step)} updates, the last that was finite."
     if int(run.position):
         row = program.last_row(plan, run, validation_data)
@@ -224,18 +224,18 @@ def fit(
     )
 
 
-def _message(ending: Ending, limits: Limits) -> str:
-    run = ending.run
+def _message(outcome: Outcome, limits: Limits) -> str:
+    run = outcome.run
     status, step, epoch = int(run.status), int(run.step), int(run.epoch)
     if status == LOSS_NOT_FINITE:
         return (
             f"loss is not finite at step {step + 1}, in epoch {epoch + 1}: lower the learning "
             "rate, or look at the data."
         )
-    if ending.finite_at is not None:
+    if outcome.last_finite_step is not None:
         return (
             f"params are not finite after step {step}, while the loss is: look for a gradient "
-            f"that is not finite after step {ending.finite_at}."
+            f"that is not finite after step {outcome.last_finite_step}."
         )
     if status == LOSS_CONVERGED:
         return f"converged: the loss changed by less than {limits.tolerance} in epoch {epoch}."

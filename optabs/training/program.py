@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optabs.precision import widen
+from optabs._numerics import widen
 from optabs.training import batches
 
-ROWS = 1024  # epochs that one call can report
+MAX_EPOCHS_PER_CALL = 1024  # 4 kB for each column of the history that a call returns
 MAX_STEPS = 2**31 - 1  # that an int32 counts
 
 RUNNING, LOSS_CONVERGED, PARAMS_CONVERGED, LOSS_NOT_FINITE = range(4)
-PLANS_KEPT = 32  # programs and what their functions close over stay in memory for so many
+# A program keeps what its functions close over in memory: enough for a sweep, not for ever.
+MAX_CACHED_PROGRAMS = 32
 
 LossFn = Callable[[Any, Any], jax.Array]
 Metrics = tuple[tuple[str, LossFn], ...]
@@ -69,18 +70,18 @@ def start(plan: Plan, params: Any, opt_state: Any, loss: jax.ShapeDtypeStruct) -
     wide = jnp.promote_types(loss.dtype, jnp.float32)
     # Outside of jit, where a fresh state takes the parameters' sharding.
     opt_state = plan.optimizer.init(params) if opt_state is None else opt_state
-    nothing: Any = np.zeros([], np.int32)
-    no_loss: Any = np.zeros([], wide)
+    zero: Any = np.zeros([], np.int32)
+    zero_loss: Any = np.zeros([], wide)
     first = Run(
         params=params,
         opt_state=opt_state,
         epoch_params=params if plan.watch_params else None,
-        epoch=nothing,
-        position=nothing,
-        step=nothing,
-        loss_sum=no_loss,
-        previous_loss=no_loss,
-        status=nothing + RUNNING,
+        epoch=zero,
+        position=zero,
+        step=zero,
+        loss_sum=zero_loss,
+        previous_loss=zero_loss,
+        status=zero + RUNNING,
     )
     return copy(first)
 
@@ -90,7 +91,7 @@ class _Programs(NamedTuple):
     last_row: Callable[[Run, Any], dict[str, jax.Array]]
 
 
-@functools.lru_cache(PLANS_KEPT)
+@functools.lru_cache(MAX_CACHED_PROGRAMS)
 def _programs(plan: Plan) -> _Programs:
     # A jit of this module with a static plan would keep every plan for ever.
     return _Programs(
@@ -102,10 +103,10 @@ def _programs(plan: Plan) -> _Programs:
 def advance(
     plan: Plan, run: Run, inputs: Inputs, limits: Limits
 ) -> tuple[Run, dict[str, jax.Array]]:
-    """Trains until a limit, a convergence test, a bad loss or ROWS epochs stop it; compiled.
+    """Trains until a limit, convergence, a bad loss or MAX_EPOCHS_PER_CALL; compiled.
 
     Returns:
-      The run, which was donated, and a row per epoch that ended: name -> [ROWS].
+      The run, whose buffers were donated, and a row per epoch that ended: name -> [rows].
     """
     return _programs(plan).advance(run, inputs, limits)
 
@@ -132,14 +133,14 @@ def _advance(
     plan: Plan, run: Run, inputs: Inputs, limits: Limits
 ) -> tuple[Run, dict[str, jax.Array]]:
     key, data, validation = inputs
-    count = batches.instances(data)
-    full, short = batches.sizes(count, plan.batch_size, plan.sampling)
+    count = batches.num_instances(data)
+    full, short = batches.split_epoch(count, plan.batch_size, plan.sampling)
     size = count if plan.batch_size is None else plan.batch_size
     first_epoch = run.epoch
     row = jax.eval_shape(functools.partial(_report, plan), run, validation)
-    rows = jax.tree.map(lambda value: jnp.zeros([ROWS], value.dtype), row)
+    rows = jax.tree.map(lambda value: jnp.zeros([MAX_EPOCHS_PER_CALL], value.dtype), row)
 
-    def goes_on(run: Run) -> jax.Array:
+    def unfinished(run: Run) -> jax.Array:
         return (run.step < limits.step) & (run.status == RUNNING)
 
     def epoch(carry: tuple[Run, Any]) -> tuple[Run, Any]:
@@ -147,25 +148,25 @@ def _advance(
         if plan.batch_size is None:
             run = _step(plan, run, data)
         else:
-            taken = batches.rows_of_epoch(key, run.epoch, count, size, plan.sampling)
+            indices = batches.rows_of_epoch(key, run.epoch, count, size, plan.sampling)
 
             def full_step(run: Run) -> Run:
-                here = jax.lax.dynamic_slice_in_dim(taken, run.position * size, size)
-                return _step(plan, run, batches.take(data, here))
+                rows = jax.lax.dynamic_slice_in_dim(indices, run.position * size, size)
+                return _step(plan, run, batches.take(data, rows))
 
             def short_step(run: Run) -> Run:
-                return _step(plan, run, batches.take(data, taken[full * size :]))
+                return _step(plan, run, batches.take(data, indices[full * size :]))
 
             run = jax.lax.while_loop(
-                lambda run: (run.position < full) & goes_on(run), full_step, run
+                lambda run: (run.position < full) & unfinished(run), full_step, run
             )
             if short:
-                ready = (run.position == full) & goes_on(run)
+                ready = (run.position == full) & unfinished(run)
                 run = jax.lax.cond(ready, short_step, lambda run: run, run)
-        at_end = (run.position == full + (short > 0)) & (run.status == RUNNING)
-        return jax.lax.cond(at_end, finish, lambda run, rows: (run, rows), run, rows)
+        epoch_ended = (run.position == full + (short > 0)) & (run.status == RUNNING)
+        return jax.lax.cond(epoch_ended, end_epoch, lambda run, rows: (run, rows), run, rows)
 
-    def finish(run: Run, rows: Any) -> tuple[Run, Any]:
+    def end_epoch(run: Run, rows: Any) -> tuple[Run, Any]:
         index = run.epoch - first_epoch
         values = _report(plan, run, validation)
         rows = jax.tree.map(lambda column, value: column.at[index].set(value), rows, values)
@@ -173,16 +174,16 @@ def _advance(
 
     return jax.lax.while_loop(
         lambda carry: (
-            goes_on(carry[0])
+            unfinished(carry[0])
             & (carry[0].epoch < limits.epochs)
-            & (carry[0].epoch < first_epoch + ROWS)
+            & (carry[0].epoch < first_epoch + MAX_EPOCHS_PER_CALL)
         ),
         epoch,
         (run, rows),
     )
 
 
-def informed_update(
+def update_with_extra_args(
     optimizer: optax.GradientTransformation,
     grads: Any,
     opt_state: Any,
@@ -191,10 +192,10 @@ def informed_update(
     loss_fn: LossFn,
     batch: Any,
 ) -> tuple[Any, Any]:
-    """The optimizer's updates and next state, given all that any optax transformation asks."""
+    """The optimizer's updates and next state, given every extra argument that optax knows."""
 
     def value_fn(params: Any, batch: Any = batch) -> jax.Array:
-        # optax's line searches pass on the other keywords that it accepts, and refuse the rest
+        # optax's line searches pass on the keywords that this function has, and refuse others.
         return loss_fn(params, batch)
 
     return optax.with_extra_args_support(optimizer).update(
@@ -203,16 +204,16 @@ def informed_update(
 
 
 def update(plan: Plan, grads: Any, run: Run, loss: jax.Array, batch: Any) -> tuple[Any, Any]:
-    """What the optimizer of a run makes of a gradient."""
-    return informed_update(
+    """The updates and the next state of a run's optimizer."""
+    return update_with_extra_args(
         plan.optimizer, grads, run.opt_state, run.params, loss, plan.loss_fn, batch
     )
 
 
 def _step(plan: Plan, run: Run, batch: Any) -> Run:
-    """One update, of no use after a loss that is not finite, which is not counted."""
+    """One update; after a loss that is not finite it is useless, and not counted."""
     loss, grads = jax.value_and_grad(plan.loss_fn)(run.params, batch)
-    # To keep the old params and state here costs XLA:CPU a copy of them in every step.
+    # To keep the params and the state before it would cost XLA:CPU a copy in every step.
     updates, opt_state = update(plan, grads, run, loss, batch)
     finite = jnp.isfinite(loss)
     counted = finite.astype(jnp.int32)
@@ -248,8 +249,8 @@ def _next_epoch(run: Run, limits: Limits) -> Run:
         )
         status = jnp.where(change < limits.params_tolerance, PARAMS_CONVERGED, status)
     change = jnp.abs(loss - run.previous_loss)
-    stands_still = (run.epoch > 0) & (change < limits.tolerance)
-    status = jnp.where(stands_still, LOSS_CONVERGED, status)
+    loss_converged = (run.epoch > 0) & (change < limits.tolerance)
+    status = jnp.where(loss_converged, LOSS_CONVERGED, status)
     return run._replace(
         epoch_params=None if run.epoch_params is None else run.params,
         epoch=run.epoch + 1,

@@ -1,11 +1,12 @@
 """A gradient passes through updates: meta-learning of rates and starting points."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from cases import Case
-from trees import assert_finite, params, tree
+from trees import params, tree
 
 from checks.registry import check
 
@@ -34,7 +35,7 @@ def check_gradient_through_updates(case: Case) -> None:
 
     with_slopes = jax.jit(jax.value_and_grad(loss, (0, 1)))
     _, (by_start, by_rate) = with_slopes(start, rate)
-    assert_finite(by_start, by_rate)
+    chex.assert_tree_all_finite((by_start, by_rate))
     step = 0.03 * rate
     above, below = (with_slopes(start, rate + move)[0] for move in (step, -step))
     quotient = (above - below) / (2 * step)
@@ -55,7 +56,7 @@ def check_gradient_at_rest(case: Case) -> None:
         centre = jax.lax.stop_gradient(start)
         return _after_updates(case, start, rate, centre, **numbers)
 
-    assert_finite(jax.jit(jax.grad(loss, (0, 1)))(start, case.rate))
+    chex.assert_tree_all_finite(jax.jit(jax.grad(loss, (0, 1)))(start, case.rate))
 
 
 @check()
@@ -70,6 +71,6 @@ def check_forward_mode_equals_reverse(case: Case) -> None:
     forward, reverse = jax.jit(lambda move: (jax.jacfwd(loss)(move), jax.grad(loss)(move)))(
         jnp.zeros(2)
     )
-    assert_finite(forward, reverse)
+    chex.assert_tree_all_finite((forward, reverse))
     assert jnp.all(forward != 0)
     np.testing.assert_allclose(forward, reverse, rtol=1e-3)

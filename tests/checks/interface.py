@@ -2,12 +2,13 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from cases import Case
-from trees import assert_equal, assert_finite, gradients, params, plain, run, step
+from trees import assert_equal, gradients, params, plain, run, step
 
 from checks.registry import check
 
@@ -48,7 +49,7 @@ def check_value_is_optional(case: Case) -> None:
     updates, state = optimizer.update(
         gradients(1)[0], optimizer.init(position), position, **extra
     )
-    assert_finite(updates, state)
+    chex.assert_tree_all_finite((updates, state))
 
 
 @check(instead_of=check_value_is_optional)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +11,6 @@ from trees import (
     NARROW,
     assert_close,
     assert_equal,
-    assert_finite,
     avals,
     filled,
     gradients,
@@ -150,7 +150,7 @@ def check_zero_gradients_stay_finite(case: Case, dtype: str) -> None:
     position, ones = params(dtype), gradients(1, dtype)[0]
     zero = filled(position, 0.0)
     for grads in ([zero, zero], [zero, ones, zero]):
-        assert_finite(run(case, case.make(), position, grads))
+        chex.assert_tree_all_finite(run(case, case.make(), position, grads))
 
 
 _HUGE = {"float32": (1e30, 3e38), "bfloat16": (1e38,), "float16": (6e4,)}
@@ -165,7 +165,7 @@ def check_huge_gradients_leave_state_finite(case: Case, dtype: str) -> None:
         huge = filled(position, size)
         for _ in range(3):
             _, state = step(case, optimizer, huge, state, position)
-            assert_finite(state)
+            chex.assert_tree_all_finite(state)
 
 
 @check(where="passes_nan")

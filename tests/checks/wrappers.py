@@ -1,5 +1,6 @@
 """Inside optax's own wrappers it does what it does alone."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,7 +8,6 @@ from cases import Case
 from trees import (
     assert_close,
     assert_equal,
-    assert_finite,
     compiled,
     filled,
     gradients,
@@ -127,4 +127,4 @@ def check_flatten(case: Case) -> None:
 @check(instead_of=check_flatten)
 def check_flatten_stays_finite(case: Case) -> None:
     """A row that is not element-wise sees one vector, and may step otherwise."""
-    assert_finite(run(case, compiled(optax.flatten(case.make()))))
+    chex.assert_tree_all_finite(run(case, compiled(optax.flatten(case.make()))))
