@@ -10,10 +10,31 @@ from trees import coarsely
 
 import optabs
 
+# Rows of the largest programs whose code is that of another row, under other settings: the
+# checks that take longest of them are slow ones there.
+RESET = {"dao_e_paper", "narrow_bfloat16"}
+LONG = {
+    "check_checkpoint_continues_bit_for_bit",
+    "check_debug_flags_stay_silent",
+    "check_empty_arrays_change_nothing",
+    "check_forward_mode_equals_reverse",
+    "check_gradient_at_rest",
+    "check_gradient_through_updates",
+    "check_injected_equals_plain",
+    "check_jit_equals_eager",
+    "check_shard_map_of_shards",
+    "check_shard_map_of_whole_params",
+    "check_state_follows_auto_mesh",
+    "check_state_follows_explicit_mesh",
+    "check_vmap_over_params_equals_loop",
+    "check_vmap_over_rates_equals_loop",
+}
+
 
 def _marks(name: str, case: Case, variant: str | None) -> list[pytest.MarkDecorator]:
     marks = []
-    if variant is not None and variant != CHECKS[name].quick_variant(case):
+    other = variant is not None and variant != CHECKS[name].quick_variant(case)
+    if other or (case.name in RESET and name in LONG):
         marks.append(pytest.mark.slow)
     if case.error:
         # It leaves complex and float64 moments alone, and says so.
