@@ -1,3 +1,5 @@
+"""Image data sets from every kind of source, and what is said of a damaged one."""
+
 import functools
 import gzip
 import hashlib
@@ -34,6 +36,9 @@ def make_arrays(train=30, test=10, shape=(28, 28, 1), top_level=255):
     return Arrays(images[:train], labels[:train], images[train:], labels[train:])
 
 
+MNIST, CIFAR = make_arrays(), make_arrays(shape=(32, 32, 3))
+
+
 def idx_bytes(array, rows=None):
     shape = (rows or len(array), *array.shape[1:])
     header = bytes((0, 0, 8, array.ndim)) + np.asarray(shape, ">u4").tobytes()
@@ -41,8 +46,14 @@ def idx_bytes(array, rows=None):
     return gzip.compress(header + array.tobytes(), mtime=0)
 
 
-def write_idx(folder, arrays):
-    for file, array in zip(originals.IDX_FILES, arrays, strict=True):
+def npz_bytes(arrays=MNIST, **changes):
+    content = io.BytesIO()
+    np.savez_compressed(content, **(arrays._asdict() if arrays else {}) | changes)
+    return content.getvalue()
+
+
+def write_idx(folder):
+    for file, array in zip(originals.IDX_FILES, MNIST, strict=True):
         (folder / file).write_bytes(idx_bytes(array[..., 0] if array.ndim == 4 else array))
     return [folder / file for file in originals.IDX_FILES]
 
@@ -60,9 +71,9 @@ def batch_bytes(images, labels):
     return b"\x80\x02}(U\x04data" + array + b"U\x06labels](" + numbers + b"eu."
 
 
-def in_batches(arrays):
-    images = [*np.split(arrays.train_images, 5), arrays.test_images]
-    labels = [*np.split(arrays.train_labels, 5), arrays.test_labels]
+def in_batches():
+    images = [*np.split(CIFAR.train_images, 5), CIFAR.test_images]
+    labels = [*np.split(CIFAR.train_labels, 5), CIFAR.test_labels]
     return zip(originals.BATCHES, images, labels, strict=True)
 
 
@@ -80,40 +91,29 @@ def assert_same(found, expected):
         assert np.asarray(one).dtype == np.asarray(other).dtype
 
 
-def npz_bytes(**arrays):
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    return content.getvalue()
-
-
-def save(path, arrays):
-    path.write_bytes(npz_bytes(**arrays._asdict()))
-    return path
-
-
 def publish(monkeypatch, name, arrays):
     """Makes these arrays the published ones."""
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
     monkeypatch.setitem(originals.SHA256, name, digest)
 
 
-@pytest.fixture
-def cifar():
-    return make_arrays(shape=(32, 32, 3))
-
-
-# Arrays and their splits.
-
-
-def test_npz_gives_the_same_set_again_and_its_last_images_validate(tmp_path):
-    arrays = make_arrays()
-    path = save(tmp_path / "mnist.npz", arrays)
+def test_npz_and_idx_files_give_the_same_set_and_its_last_images_validate(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "mnist.npz"
+    path.write_bytes(npz_bytes())
     loaded = data.load("mnist", path, validation=4)
     assert loaded.train_images.shape == (26, 28, 28, 1)
     assert (loaded.train_images.dtype, loaded.train_labels.dtype) == (np.float32, np.int32)
     assert 0 <= loaded.train_images.min() < loaded.train_images.max() <= 1
-    np.testing.assert_array_equal(loaded.validation_labels, arrays.train_labels[-4:])
-    assert_same(originals.read_npz(path), arrays)
+    np.testing.assert_array_equal(loaded.validation_labels, MNIST.train_labels[-4:])
+    assert_same(originals.read_npz(path), MNIST)
+    assert_same(data.load("mnist", tmp_path, validation=4), loaded)
+    path.unlink()
+    write_idx(tmp_path)
+    with refused(r"does not hold the published data set 'mnist' \(sha256"):
+        data.load("mnist", tmp_path)
+    publish(monkeypatch, "mnist", MNIST)
     assert_same(data.load("mnist", tmp_path, validation=4), loaded)
 
 
@@ -125,35 +125,9 @@ def test_digits_have_16_levels_and_a_fixed_split(tmp_path):
     labels = np.concatenate([digits[1], digits[3], digits[5]])
     assert hashlib.sha256(labels.astype(np.uint8)).hexdigest()[:16] == "3cd76ec1da4f9a92"
     arrays = make_arrays(shape=(8, 8, 1), top_level=16)
-    loaded = data.load("digits", save(tmp_path / "digits.npz", arrays), validation=4)
+    (tmp_path / "digits.npz").write_bytes(npz_bytes(arrays))
+    loaded = data.load("digits", tmp_path, validation=4)
     np.testing.assert_array_equal(loaded.test_images, arrays.test_images / np.float32(16))
-
-
-NO_LABELS = "labels other than the whole numbers 0 to 9"
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        (
-            "mnist",
-            make_arrays(shape=(8, 8, 1))._asdict(),
-            r"train images uint8 \[30, 8, 8, 1\]",
-        ),
-        ("mnist", make_arrays(train=0)._asdict(), r"train images uint8 \[0, 28, 28, 1\]"),
-        ("mnist", {"test_images": np.zeros((10, 28, 28, 1))}, "test images float64"),
-        ("mnist", {"test_labels": np.zeros(9, np.uint8)}, r"labels \[9\] instead of"),
-        ("mnist", {"train_labels": np.full((30, 1), 1)}, r"labels \[30, 1\] instead of"),
-        ("mnist", {"train_labels": np.full(30, -1)}, NO_LABELS),
-        ("mnist", {"train_labels": np.full(30, 10)}, NO_LABELS),
-        ("mnist", {"train_labels": np.zeros(30)}, NO_LABELS),
-        ("digits", make_arrays(shape=(8, 8, 1))._asdict(), "pixels above 16"),
-    ],
-)
-def test_arrays_that_do_not_fit_are_refused(tmp_path, name, changes, message):
-    path = save(tmp_path / "a.npz", make_arrays()._replace(**changes))
-    with refused(message):
-        data.load(name, path, validation=4)
 
 
 @pytest.mark.parametrize(
@@ -180,27 +154,17 @@ def test_missing_package_names_the_extra(monkeypatch, name):
         data.load(name)
 
 
-# The original files.
-
-
-def test_idx_files_are_read_and_compared_with_the_published(tmp_path, monkeypatch):
-    arrays = make_arrays()
-    write_idx(tmp_path, arrays)
-    assert_same(originals.read_idx_files(tmp_path), arrays)
-    with refused(r"does not hold the published data set 'mnist' \(sha256"):
-        data.load("mnist", tmp_path)
-    publish(monkeypatch, "mnist", arrays)
-    np.testing.assert_array_equal(data.load("mnist", tmp_path, validation=1)[5], arrays[3])
-
-
-WHOLE = npz_bytes(**make_arrays()._asdict())
-FLIPPED = bytes(byte ^ (at == len(WHOLE) // 2) for at, byte in enumerate(WHOLE))
-NO_NPZ = r"x' is not a whole \.npz of train_images, train_labels"
-IDX = functools.partial(originals.read_idx, dimensions=2)
-
-
 def read_batch(path):
     return originals.read_batches(path, [path.read_bytes()] * 6)
+
+
+IDX, LOAD, DIGITS = (
+    functools.partial(originals.read_idx, dimensions=2),
+    *(functools.partial(data.load, name) for name in ("mnist", "digits")),
+)
+SMALL = make_arrays(shape=(8, 8, 1))
+FLIPPED = bytes(byte ^ (at == 9000) for at, byte in enumerate(npz_bytes()))
+NO_NPZ = r"x' is not a whole \.npz of train_images, train_labels"
 
 
 @pytest.mark.parametrize(
@@ -211,33 +175,48 @@ def read_batch(path):
         (IDX, idx_bytes(np.zeros((5, 5), np.uint8))[:-9], r"idx \(EOFError"),
         (IDX, idx_bytes(np.zeros(5, np.uint8)), "it begins with 00000801"),
         (IDX, idx_bytes(np.zeros((1, 3), np.uint8), rows=2), "reshape array of size 3"),
-        *((originals.read_npz, x, NO_NPZ) for x in (WHOLE[:-100], FLIPPED, b"", b"text")),
-        (originals.read_npz, npz_bytes(train_images=0), "train_labels is not a file"),
         (read_batch, b"", r"data_batch_1' is no CIFAR-10 batch \(EOFError"),
         (read_batch, b"cos\nsystem\n(S'true'\ntR.", r"batch \(UnpicklingError: it names os"),
         (read_batch, b"\x80\x02}.", r"batch \(KeyError"),
+        *(
+            (originals.read_npz, x, NO_NPZ)
+            for x in (npz_bytes()[:-100], FLIPPED, b"", b"text")
+        ),
+        (originals.read_npz, npz_bytes((), train_images=0), "train_labels is not a file"),
+        (LOAD, npz_bytes(SMALL), r"train images uint8 \[30, 8, 8, 1\]"),
+        (LOAD, npz_bytes(make_arrays(train=0)), r"train images uint8 \[0, 28, 28, 1\]"),
+        (LOAD, npz_bytes(test_images=np.zeros((10, 28, 28, 1))), "test images float64"),
+        (LOAD, npz_bytes(test_labels=np.zeros(9, np.uint8)), r"labels \[9\] instead of"),
+        (LOAD, npz_bytes(train_labels=np.full((30, 1), 1)), r"labels \[30, 1\] instead of"),
+        (LOAD, npz_bytes(train_labels=np.full(30, -1)), "other than the whole numbers 0 to 9"),
+        (LOAD, npz_bytes(train_labels=np.full(30, 10)), "other than the whole numbers"),
+        (LOAD, npz_bytes(train_labels=np.zeros(30)), "other than the whole numbers"),
+        (DIGITS, npz_bytes(SMALL), "pixels above 16"),
     ],
 )
-def test_damaged_files_are_refused(tmp_path, read, content, message):
-    (tmp_path / "x").write_bytes(content)
+def test_damaged_files_and_arrays_that_do_not_fit_are_refused(
+    tmp_path, read, content, message
+):
+    path = tmp_path / ("x.npz" if read in (LOAD, DIGITS) else "x")
+    path.write_bytes(content)
     with refused(message):
-        read(tmp_path / "x")
+        read(path)
 
 
-def test_python_batches_are_read_from_folder_and_archive(tmp_path, monkeypatch, cifar):
+def test_python_batches_are_read_from_folder_and_archive(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    files = {name: batch_bytes(images, labels) for name, images, labels in in_batches(cifar)}
+    archive = tmp_path / "other" / "cifar-10-python.tar.gz"
+    files = {name: batch_bytes(images, labels) for name, images, labels in in_batches()}
+    for place in (folder, archive.parent):
+        place.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    archive = tmp_path / "other" / "cifar-10-python.tar.gz"
-    archive.parent.mkdir()
     write_tar(archive, {f"{folder.name}/{name}": content for name, content in files.items()})
     with refused("does not hold the published data set 'cifar10'"):
         data.load("cifar10", archive)
-    publish(monkeypatch, "cifar10", cifar)
+    publish(monkeypatch, "cifar10", CIFAR)
     for source in (folder, tmp_path, archive, archive.parent):
-        assert_same(originals.read_cifar10(source), cifar)
+        assert_same(originals.read_cifar10(source), CIFAR)
         assert len(data.load("cifar10", source, validation=1).train_labels) == 29
     archive.write_bytes(archive.read_bytes()[:-2000])
     with refused(r"is not a whole \.tar\.gz \(EOFError"):
@@ -247,24 +226,21 @@ def test_python_batches_are_read_from_folder_and_archive(tmp_path, monkeypatch, 
         originals.read_cifar10(archive)
 
 
-def test_sheets_are_read_row_by_row(tmp_path, cifar):
+def test_sheets_are_read_row_by_row(tmp_path):
     image_module = pytest.importorskip("PIL.Image")
     (tmp_path / "sheets").mkdir()
-    for split, images, rows in (("train", cifar[0], 5), ("test", cifar[2], 2)):
+    for split, images, rows in (("train", CIFAR[0], 5), ("test", CIFAR[2], 2)):
         grid = images.reshape(rows, -1, 32, 32, 3).swapaxes(1, 2).reshape(rows * 32, -1, 3)
         path = tmp_path / "sheets" / f"{split}_00.webp"
         image_module.fromarray(grid).save(path, lossless=True)
-    np.savez(tmp_path / "labels.npz", train=cifar.train_labels, test=cifar.test_labels)
-    assert_same(originals.read_cifar10(tmp_path), cifar)
+    np.savez(tmp_path / "labels.npz", train=CIFAR.train_labels, test=CIFAR.test_labels)
+    assert_same(originals.read_cifar10(tmp_path), CIFAR)
     path.write_bytes(path.read_bytes()[:1000])
     with refused(r"test_00\.webp' is not a whole WebP"):
         originals.read_cifar10(tmp_path)
     path.unlink()
     with refused(r"has no sheets/test_\*\.webp"):
         originals.read_cifar10(tmp_path)
-
-
-# Through tensorflow-datasets.
 
 
 def prepare(name, files, tmp_path, monkeypatch, arrays):
@@ -288,21 +264,19 @@ def prepare(name, files, tmp_path, monkeypatch, arrays):
 
 
 def test_tfds_keeps_the_original_order_and_a_copy(tmp_path, monkeypatch):
-    arrays = make_arrays()
-    read = prepare("mnist", write_idx(tmp_path, arrays), tmp_path, monkeypatch, arrays)
+    read = prepare("mnist", write_idx(tmp_path), tmp_path, monkeypatch, MNIST)
     (copy,) = (tmp_path / "tfds").rglob("arrays.npz")
     copy.write_bytes(copy.read_bytes()[:-10])
-    assert_same(read(), arrays)
+    assert_same(read(), MNIST)
     with monkeypatch.context() as patch:
         patch.setattr(tfds_source, "_decode", None)
-        assert_same(read(), arrays)
-    stock = pytest.importorskip("tensorflow_datasets").data_source(
-        "mnist",
-        split="test",
-        data_dir=tmp_path / "tfds",
-        builder_kwargs={"file_format": "array_record"},
-    )
-    assert len(stock) == 10
+        assert_same(read(), MNIST)
+    options = {
+        "data_dir": tmp_path / "tfds",
+        "builder_kwargs": {"file_format": "array_record"},
+    }
+    tfds = pytest.importorskip("tensorflow_datasets")
+    assert len(tfds.data_source("mnist", split="test", **options)) == 10
     copy.unlink()
     next(copy.parent.glob("*.array_record*")).unlink()
     with refused("'mnist' cannot be had through tfds"):
@@ -313,15 +287,15 @@ def test_tfds_keeps_the_original_order_and_a_copy(tmp_path, monkeypatch):
         read()
 
 
-def test_tfds_prepares_cifar10_from_its_binary_archive(tmp_path, monkeypatch, cifar):
+def test_tfds_prepares_cifar10_from_its_binary_archive(tmp_path, monkeypatch):
     archive = tmp_path / "cifar-10-binary.tar.gz"
     content = {"cifar-10-batches-bin/batches.meta.txt": "\n".join("abcdefghij").encode()}
-    for name, images, labels in in_batches(cifar):
+    for name, images, labels in in_batches():
         planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
         records = np.concatenate([labels[:, None], planes], axis=1)
         content[f"cifar-10-batches-bin/{name}.bin"] = records.tobytes()
     write_tar(archive, content)
-    prepare("cifar10", [archive], tmp_path, monkeypatch, cifar)
+    prepare("cifar10", [archive], tmp_path, monkeypatch, CIFAR)
 
 
 def test_no_network_is_said_at_once(tmp_path, monkeypatch):
@@ -338,13 +312,17 @@ def test_no_network_is_said_at_once(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-# The real files.
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_real_idx_files(name):
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [
+        ("mnist", 55000, 10000),
+        ("fashion_mnist", 55000, 10000),
+        pytest.param("cifar10", 45000, 10000, marks=pytest.mark.slow),
+    ],
+)
+def test_the_real_files_are_the_published_ones(name, train, test):
     loaded = data.load(name, real(name))
-    assert [len(x) for x in loaded[:6]] == [55000, 55000, 5000, 5000, 10000, 10000]
+    assert [len(each) for each in loaded[:6]] == [train, train, 5000, 5000, test, test]
 
 
 def test_flipped_byte_in_a_real_file(tmp_path):
@@ -367,9 +345,3 @@ def test_tfds_equals_the_real_idx_files(tmp_path, name):
     folder = real(name)
     through_tfds = tfds_source.read(name, data_dir=tmp_path, manual_dir=folder)
     assert_same(through_tfds, originals.read_idx_files(folder))
-
-
-@pytest.mark.slow
-def test_real_sheets():
-    loaded = data.load("cifar10", real("cifar10"))
-    assert [len(x) for x in loaded[:6]] == [45000, 45000, 5000, 5000, 10000, 10000]
