@@ -1,53 +1,58 @@
-"""The command line: `python -m benchmarks <name>`."""
+"""The command line: `python -m benchmarks <name>`.
 
+A module or package beside this file is a command if it has a `command`: a function for
+typer, or an application of several. Only the one that is called is imported.
+"""
+
+import ast
+import importlib
+import importlib.util
+import pkgutil
 import sys
 
 import typer
 
-from benchmarks.arguments import ArgumentError
-from benchmarks.codecs import codecs
-from benchmarks.compile_time import compile_time
-from benchmarks.dao_e.command import dao_e
-from benchmarks.data import DataError
-from benchmarks.epoch_time import epoch_time
-from benchmarks.fit_time import fit_time
-from benchmarks.gadam.command import gadam
-from benchmarks.gadam.processes import ProcessDied
-from benchmarks.longest_step import longest_step
-from benchmarks.narrow import narrow
-from benchmarks.optimabs import optimabs
-from benchmarks.population_time import population_time
-from benchmarks.runs import Interrupted
-from benchmarks.steady import steady
-from benchmarks.step_time import step_time
-from benchmarks.store import StoreError
-from benchmarks.survey.command import survey
+import benchmarks
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.data import DataError
+from benchmarks.lab.records import StoreError
+from benchmarks.lab.study import Interrupted
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-app.callback()(lambda: None)
-for command in (
-    optimabs,
-    steady,
-    survey,
-    dao_e,
-    gadam,
-    step_time,
-    epoch_time,
-    fit_time,
-    compile_time,
-    population_time,
-    codecs,
-    longest_step,
-    narrow,
-):
-    app.command(command.__name__)(command)
+
+def commands() -> dict[str, str]:
+    """Each command's name and the first line of its module's docstring."""
+    found = {}
+    for module in pkgutil.iter_modules(benchmarks.__path__):
+        spec = importlib.util.find_spec(f"benchmarks.{module.name}")
+        if module.name in ("lab", "__main__") or spec is None or spec.origin is None:
+            continue
+        with open(spec.origin, encoding="utf-8") as file:
+            text = ast.get_docstring(ast.parse(file.read())) or ""
+        found[module.name] = text.splitlines()[0]
+    return found
 
 
 def main() -> None:
     """Runs a command; bad input ends in one sentence and exit code 2."""
+    known = commands()
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in known:
+        width = max(map(len, known))
+        typer.echo("Usage: python -m benchmarks NAME [OPTIONS]\n")
+        typer.echo("\n".join(f"  {each:{width}}  {text}" for each, text in known.items()))
+        if name == "--help":
+            sys.exit(0)
+        typer.echo(f"\nError: there is no {name!r}; name one of these.", err=True)
+        sys.exit(2)
+    command = importlib.import_module(f"benchmarks.{name}").command
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    if isinstance(command, typer.Typer):
+        app = command
+    else:
+        app.command()(command)
     try:
-        app(prog_name="python -m benchmarks")
-    except (ArgumentError, DataError, ProcessDied, StoreError) as error:
+        app(sys.argv[2:], prog_name=f"python -m benchmarks {name}")
+    except (ArgumentError, DataError, StoreError) as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
     except Interrupted as interruption:

@@ -1,7 +1,8 @@
-"""The command `longest_step`: how long a step from narrow moments may be."""
+"""The longest step from narrow moments over the longest from float32."""
 
+import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -9,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import typer
-from rich.progress import track
 
 import optabs
-from benchmarks import report, store
-from benchmarks.arguments import positive, some_of
+from benchmarks.lab import report
+from benchmarks.lab.arguments import OutOption, QuickOption, ReportOption, positive, some_of
+from benchmarks.lab.records import Key, Records, prepare_folder
+from benchmarks.lab.study import Unit, run_units
 
-RESULTS = pathlib.Path("runs/longest_step")
 RATE = 1e-3
 STEPS = 2000
 BLOCK, BLOCKS = 64, 4  # entries, and blocks of each spread
@@ -63,13 +64,15 @@ COURSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def longest_step(
+def command(
     optimizers: Annotated[
         str, typer.Option(help=f"all, or some of {', '.join(OPTIMIZERS)}")
     ] = "all",
     steps: Annotated[int, typer.Option(help="of each run")] = STEPS,
     seeds: Annotated[int, typer.Option(help="of the noise")] = 3,
-    out: Annotated[pathlib.Path, typer.Option(help="folder of results")] = RESULTS,
+    quick: QuickOption = False,
+    only_report: ReportOption = False,
+    out: OutOption = None,
 ) -> None:
     """The longest step in 8 bits over the longest in float32, in blocks of uneven gradients.
 
@@ -80,42 +83,47 @@ def longest_step(
     chosen = some_of(optimizers, "optimizers", OPTIMIZERS)
     positive(steps, "steps")
     positive(seeds, "seeds")
-    store.prepare_folder(out)
-    results: dict[str, dict[str, Any]] = {}
-    for name in track(chosen, description="longest_step"):
-        results[name] = measured(OPTIMIZERS[name], steps, seeds)
-        config = {"optimizer": name, "steps": steps, "seeds": seeds, "unit": UNIT}
-        record = {
-            "config": config, "results": results[name], "environment": store.environment(),
-        }  # fmt: skip
-        store.write_json(out / "runs" / f"{name}.json", record)
-        jax.clear_caches()
-    tables = [table_of(results, form) for form in FORMS]
-    for table in tables:
-        table.show()
-    text = "\n".join(table.markdown() for table in tables)
-    store.write_bytes(out / "longest_step.md", text.encode())
-    typer.echo(f"tables: {out / 'longest_step.md'}")
+    if quick:
+        chosen, steps, seeds = chosen[:1], min(steps, 60), min(seeds, 2)
+    records = Records(prepare_folder(out or pathlib.Path("runs/longest_step")))
+    if not only_report:
+        run_units([unit_of(name, steps, seeds) for name in chosen], records)
+    report.write(
+        records.folder,
+        "The longest step from narrow moments",
+        [table_of(records, form) for form in FORMS],
+    )
 
 
-def measured(make: Maker, steps: int, seeds: int) -> dict[str, Any]:
-    """The ratios of every form and course: [seeds, spreads]."""
-    full = [longest(make(), steps, seed) for seed in range(seeds)]
-    found: dict[str, Any] = {}
+def unit_of(name: str, steps: int, seeds: int) -> Unit:
+    """An optimizer, in every form and on every course."""
+    keys = tuple(
+        Key(course, name, form, seed=seed)
+        for form in FORMS
+        for course in COURSES
+        for seed in range(seeds)
+    )
+    config = {"steps": steps, "unit": UNIT, "spreads": SPREADS}
+    return Unit(keys, config, functools.partial(_ratios, name, steps))
+
+
+def _ratios(
+    name: str, steps: int, missing: Sequence[Key], done: Any
+) -> Iterator[tuple[Key, Mapping[str, Any]]]:
+    make = OPTIMIZERS[name]
+    seeds = sorted({key.seed for key in missing if key.seed is not None})
+    full = {seed: longest(make(), steps, seed) for seed in seeds}
     for form, codecs in FORMS.items():
         state = jax.eval_shape(make().init, jnp.zeros((1, BLOCK)))
-        fields = {name for name in codecs if optax.tree.get_all_with_path(state, name)}
-        kept = {name: codecs[name] for name in fields}
+        fields = {each for each in codecs if optax.tree.get_all_with_path(state, each)}
+        kept = {each: codecs[each] for each in fields}
         narrow = optabs.narrow_state(make(), kept, block_size=BLOCK, min_size=1)
-        runs = [longest(narrow, steps, seed) for seed in range(seeds)]
-        found[form] = {
-            course: [
-                [float(f"{ratio:.4g}") for ratio in run[at] / exact[at]]
-                for run, exact in zip(runs, full, strict=True)
-            ]
-            for at, course in enumerate(COURSES)
-        }
-    return found
+        runs = {seed: longest(narrow, steps, seed) for seed in seeds}
+        for key in missing:
+            if key.setting == form and key.seed is not None:
+                at = list(COURSES).index(key.task)
+                ratios = runs[key.seed][at] / full[key.seed][at]
+                yield key, {"ratio": [float(f"{ratio:.4g}") for ratio in ratios]}
 
 
 def longest(optimizer: optax.GradientTransformation, steps: int, seed: int) -> np.ndarray:
@@ -140,11 +148,17 @@ def longest(optimizer: optax.GradientTransformation, steps: int, seed: int) -> n
     return np.asarray(run())
 
 
-def table_of(results: Mapping[str, Mapping[str, Any]], form: str) -> report.Table:
+def table_of(records: Records, form: str) -> report.Table:
     """For each optimizer and course the largest ratio of all seeds and spreads."""
+
+    def cell(name: str, course: str) -> str:
+        runs = records.select(task=course, arm=name, setting=form)
+        return f"{np.max([run.result['ratio'] for run in runs]):.3g}"
+
     rows = [
-        [name, *(f"{np.max(found[form][course]):.3g}" for course in COURSES)]
-        for name, found in results.items()
+        [name, *(cell(name, course) for course in COURSES)]
+        for name in OPTIMIZERS
+        if records.select(arm=name)
     ]
     return report.Table(
         f"The longest step from {form} over the longest from float32: the largest of all "

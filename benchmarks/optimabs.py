@@ -1,198 +1,189 @@
-"""The OptimABS experiment: the paper's tables 2 and 3 and its figure 1."""
+"""The OptimABS experiment: accuracy, steadiness and time of |g| beside g², at one rate."""
 
+import functools
+import math
 import pathlib
-import time
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import jax
-import optax
-import typer
+import numpy as np
 
 import optabs
-from benchmarks import store
-from benchmarks.arguments import (
-    ArgumentError,
-    DataOption,
-    DatasetOption,
-    choice_of,
-    fits,
-    names_of,
-    numbers_of,
-    positive,
-)
-from benchmarks.data import Dataset, load
-from benchmarks.optimabs_report import show
-from benchmarks.runs import SCHEDULES, Device, Job, run_all, together_by_default, trainer_of
-from benchmarks.steady_rules import RULES
+from benchmarks.lab.records import Key, Record, Records, as_floats, rounded
+from benchmarks.lab.report import Curve, Table, curves_figure, mean_and_spread
+from benchmarks.lab.study import Study, Unit, command_of
+from benchmarks.lab.tasks import in_epochs, perceptron
+from benchmarks.lab.timing import in_turns, seconds_of
+from benchmarks.lab.training import Arm, Task, program_of, state_bytes
+from benchmarks.steady import DECAY, RATE, decayed
 
-RESULTS = pathlib.Path("runs/optimabs")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EPOCHS = {"digits": 60, "mnist": 200}
+BATCH_SIZES = {"digits": (64,), "mnist": (64, 128, 256)}
+ROUNDS = 5  # epochs of each arm that are timed
+SHARE_OF_SWING = 0.25  # the swing is taken over the last quarter of the epochs
 
 
-class Entry(NamedTuple):
-    """One row of the experiment."""
-
-    label: str
-    make: Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation]
-    decoupled: bool = False
+def _arm(label: str, make: Callable[[Any], Any]) -> Arm:
+    return Arm(label, lambda rate: decayed(make(rate)))
 
 
-# The paper's hyper-parameters; RMSprop's decay, which it does not print, is read as 0.99.
-ENTRIES: dict[str, Entry] = {
-    "rmsprop": Entry("RMSProp", lambda rate, _: optabs.rmsprop(rate, 0.99)),
-    "rmsprop_abs": Entry("RMSPropABS", lambda rate, _: optabs.rmsprop_abs(rate, 0.99)),
-    "rmsprop_abs_steady": Entry(
-        "RMSPropABS, steady", lambda rate, _: optabs.rmsprop_abs(rate, 0.99, steady=True)
+# The hyper-parameters of the OptimABS paper; RMSprop's decay, which it does not print, is
+# read as 0.99.
+ARMS: Mapping[str, Arm] = {
+    "rmsprop": _arm("RMSProp", lambda rate: optabs.rmsprop(rate, 0.99)),
+    "rmsprop_abs": _arm("RMSPropABS", lambda rate: optabs.rmsprop_abs(rate, 0.99)),
+    "rmsprop_abs_steady": _arm(
+        "RMSPropABS, steady", lambda rate: optabs.rmsprop_abs(rate, 0.99, steady=True)
     ),
-    "adam": Entry("Adam", lambda rate, _: optabs.adam(rate)),
-    "adamw": Entry(
-        "AdamW", lambda rate, decay: optabs.adamw(rate, weight_decay=decay), decoupled=True
+    "adam": _arm("Adam", optabs.adam),
+    "adamw": Arm("AdamW", lambda rate: optabs.adamw(rate, weight_decay=DECAY)),
+    "adam_abs": _arm("AdamABS", optabs.adam_abs),
+    "adam_abs_steady": _arm(
+        "AdamABS, steady", lambda rate: optabs.adam_abs(rate, steady=True)
     ),
-    "adam_abs": Entry("AdamABS", lambda rate, _: optabs.adam_abs(rate)),
-    "adam_abs_steady": Entry(
-        "AdamABS, steady", lambda rate, _: optabs.adam_abs(rate, steady=True)
-    ),
-    "rmsprop_steady": Entry(
-        "RMSProp, steady", lambda rate, _: optabs.rmsprop(rate, 0.99, steady=True)
-    ),
-    "adam_steady": Entry("Adam, steady", lambda rate, _: optabs.adam(rate, steady=True)),
-    "rmsprop_max": Entry(
-        "RMSProp, running maximum", lambda rate, _: RULES["rmsprop, corrected, max"](rate)
-    ),
-    "amsgrad": Entry("AMSGrad", lambda rate, _: RULES["adam, max"](rate)),
 }
-DEFAULT = "rmsprop,rmsprop_abs,rmsprop_abs_steady,adam,adamw,adam_abs,adam_abs_steady"
 
 
-def optimabs(
-    dataset: DatasetOption = "digits",
-    data: DataOption = None,
-    batch_size: Annotated[
-        str,
-        typer.Option(help="one or more, separated by commas; 64 for digits, else 64,128,256"),
-    ] = "",
-    epochs: Annotated[
-        int, typer.Option(help="60 for digits, else 200", show_default=False)
-    ] = 0,
-    seeds: Annotated[
-        str, typer.Option(help="runs of each optimizer; one number, or one per batch size")
-    ] = "5",
-    optimizers: Annotated[str, typer.Option(help=f"any of {', '.join(ENTRIES)}")] = DEFAULT,
-    learning_rate: Annotated[float, typer.Option()] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(help="coupled, but for AdamW")] = 1e-4,
-    schedule: Annotated[str, typer.Option(help="constant or cosine")] = "constant",
-    time_rounds: Annotated[
-        int, typer.Option(help="epochs timed per optimizer, in turns; 0 for none")
-    ] = 5,
-    together: Annotated[
-        bool | None,
-        typer.Option(help="train the seeds in one program; yes on accelerators, else no"),
-    ] = None,
-    out: Annotated[pathlib.Path, typer.Option(help="folder of results")] = RESULTS,
-) -> None:
-    """Runs the OptimABS experiment and prints the paper's tables 2 and 3 beside figure 1.
-
-    Finished runs are kept in the output folder; the same call goes on where it was
-    interrupted.
-    """
-    names = names_of(optimizers, "optimizers", ENTRIES)
-    choice_of(schedule, "schedule", SCHEDULES)
-    small = dataset == "digits"
-    batch_sizes = numbers_of(batch_size or ("64" if small else "64,128,256"), "batch-size")
-    counts = numbers_of(seeds, "seeds")
-    if len(counts) not in (1, len(batch_sizes)):
-        raise ArgumentError(
-            f"seeds is {seeds!r}; pass one number, or one for each of the "
-            f"{len(batch_sizes)} batch sizes."
-        )
-    runs_of = dict(zip(batch_sizes, counts * len(batch_sizes), strict=False))
-    epochs = positive(epochs or (60 if small else 200), "epochs")
-    if time_rounds < 0:
-        raise ArgumentError(f"time-rounds is {time_rounds}; pass 0 or more.")
-    jobs = {
-        (name, size): _job(name, size, epochs, schedule, learning_rate, weight_decay)
-        for size in batch_sizes
-        for name in names
-    }
-    store.prepare_folder(out)
-    loaded = load(dataset, data)
-    for size in batch_sizes:
-        fits(size, dataset, len(loaded.train_labels))
-    if time_rounds:
-        _measure_times(jobs, loaded, out, time_rounds)
-    if together is None:
-        together = together_by_default()
-    everyone = [(job, range(runs_of[size])) for (_, size), job in jobs.items()]
-    run_all(everyone, loaded, out, see_test_set=True, together=together)
-    runs = {
-        key: [store.read_json(job.path(out, dataset, seed)) for seed in seeds_of]
-        for key, (job, seeds_of) in zip(jobs, everyone, strict=True)
-    }
-    times = {
-        key: store.read_json(path)["results"]
-        for key, job in jobs.items()
-        if (path := _times_path(job, dataset, out)).exists()
-    }
-    labels = {name: ENTRIES[name].label for name in names}
-    show(f"{dataset}-e{epochs}-{schedule}", runs, times, labels, out)
+def _task(dataset: str, batch_size: int, source: pathlib.Path | None) -> Task:
+    return in_epochs(perceptron(dataset, source), batch_size, EPOCHS[dataset])
 
 
-def _job(
-    name: str, batch_size: int, epochs: int, schedule: str, rate: float, decay: float
-) -> Job:
-    entry = ENTRIES[name]
-    job = Job(
-        name=name,
-        make=lambda rate: entry.make(rate, decay),
-        batch_size=batch_size,
-        epochs=epochs,
-        schedule=schedule,
-        learning_rate=rate,
-        weight_decay=decay,
-        decoupled=entry.decoupled,
+def _timings(tasks: Sequence[tuple[str, Task]], arms: Sequence[str]) -> list[Unit]:
+    """An epoch of every arm, in turns."""
+    units = []
+    for name, task in tasks:
+        keys = tuple(Key(name, arm, kind="time") for arm in arms)
+        epoch = task._replace(steps=task.steps // math.gcd(task.steps, task.points), points=1)
+        config = {"title": task.title, "steps": epoch.steps, "rate": RATE, "rounds": ROUNDS}
+        units.append(Unit(keys, config, functools.partial(_timed, epoch, keys)))
+    return units
+
+
+def _timed(epoch: Task, keys: Sequence[Key], *_: Any) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """All keys, not the missing ones alone: only times of one session can be compared."""
+    runs: dict[str, Callable[[], float]] = {}
+    for key in keys:
+        program = functools.partial(program_of(epoch, ARMS[key.arm]), RATE, 0)
+        program()  # compiles
+        runs[key.arm] = functools.partial(seconds_of, program)
+    seconds = in_turns(runs, ROUNDS, math.inf)
+    for key in keys:
+        size = state_bytes(epoch, ARMS[key.arm])
+        yield key, {"epoch_seconds": rounded(seconds[key.arm]), "bytes": size}
+
+
+Found = Mapping[str, Mapping[str, Sequence[Record]]]  # by arm and by batch size
+
+
+def _by_dataset(records: Records, kind: str = "run") -> Mapping[str, Found]:
+    """The records of each data set that has any, by arm and by batch size, in order."""
+    found: dict[str, dict[str, dict[str, list[Record]]]] = {}
+    for arm in ARMS:
+        for name in TASKS:
+            dataset, _, size = name.partition("-")
+            if own := records.select(kind=kind, task=name, arm=arm):
+                found.setdefault(dataset, {}).setdefault(arm, {})[size] = own
+    return found
+
+
+def _accuracies(runs: Sequence[Record]) -> np.ndarray:
+    """Of validation, in percent: float [runs, epochs]."""
+    return 100 * as_floats([run.result["curves"]["validation_accuracy"] for run in runs])
+
+
+def _tests(runs: Sequence[Record]) -> np.ndarray:
+    return 100 * as_floats([run.result["test_accuracy"] for run in runs])
+
+
+def _swings(runs: Sequence[Record]) -> np.ndarray:
+    curves = _accuracies(runs)
+    return curves[:, -max(1, round(SHARE_OF_SWING * curves.shape[1])) :].std(axis=1)
+
+
+def _seconds(runs: Sequence[Record]) -> np.ndarray:
+    return np.array([np.median(run.result["epoch_seconds"]) for run in runs])
+
+
+def _table(
+    title: str, found: Found, values_of: Callable[..., np.ndarray], digits: int, *last: str
+) -> Table:
+    """A row an arm, a column a batch size; `last` may name a column of their mean."""
+    sizes = list(dict.fromkeys(size for own in found.values() for size in own))
+    rows = []
+    for arm, own in found.items():
+        values = [list(values_of(own[size])) if size in own else [] for size in sizes]
+        mean = np.mean([np.mean(each) for each in values if each])
+        cells = [mean_and_spread(each, digits) for each in values]
+        rows.append([ARMS[arm].label, *cells, *(f"{mean:.{digits}f}" for _ in last)])
+    return Table(title, ["optimizer", *sizes, *last], rows)
+
+
+def _time_table(found: Found) -> Table:
+    title = "Seconds per epoch (median, one seed alone, optimizers in turns)"
+    table = _table(title, found, _seconds, 4, "mean")
+    states = [next(iter(own.values()))[0].result["bytes"] for own in found.values()]
+    rows = [[*row, f"{size:.2f}"] for row, size in zip(table.rows, states, strict=True)]
+    return Table(title, [*table.header, "state bytes per parameter"], rows)
+
+
+def sections(records: Records) -> list[Table | str]:
+    """For each data set its times, its accuracies on the test data, its swings."""
+    tested = "Test accuracy in percent (mean ± standard deviation over seeds)"
+    swing = (
+        "Swing: standard deviation of validation accuracy over the last quarter of the "
+        "epochs, in points"
     )
-    try:
-        job.optimizer(batch_size)
-    except ValueError as error:  # before any data is read
-        raise ArgumentError(str(error)) from None
-    return job
+    found: list[Table | str] = []
+    times = _by_dataset(records, "time")
+    for dataset, runs in _by_dataset(records).items():
+        epochs = _accuracies(next(iter(next(iter(runs.values())).values()))).shape[1]
+        found.append(f"## {dataset}, {epochs} epochs\n")
+        if dataset in times:
+            found.append(_time_table(times[dataset]))
+        found.append(_table(tested, runs, _tests, 2, "mean"))
+        found.append(_table(swing, runs, _swings, 3))
+        found.append(f"![Validation accuracy per epoch]({dataset}.png)\n")
+    return found
 
 
-def _times_path(job: Job, dataset: str, folder: pathlib.Path) -> pathlib.Path:
-    return job.path(folder, dataset, 0).parent / f"{job.name}-time.json"
+def figures(records: Records) -> dict[str, "Figure"]:
+    """The validation accuracy of each epoch, a picture a data set."""
+    drawn = {}
+    for dataset, runs in _by_dataset(records).items():
+        panels: dict[str, list[Curve]] = {}
+        for arm, own in runs.items():
+            for size, found in own.items():
+                seeds = f"{len(found)} seed{'s' if len(found) > 1 else ''}"
+                caption = f"{dataset}, batch {size}, {seeds}"
+                curve = Curve(ARMS[arm].label, _accuracies(found))
+                panels.setdefault(caption, []).append(curve)
+        drawn[dataset] = curves_figure(
+            list(panels.items()),
+            ylabel="validation accuracy in percent",
+            title="Mean over seeds, band from lowest to highest",
+        )
+    return drawn
 
 
-def _measure_times(
-    jobs: dict[tuple[str, int], Job], dataset: Dataset, folder: pathlib.Path, rounds: int
-) -> None:
-    """Times an epoch of each optimizer alone, one seed, in turns, after a warm-up epoch."""
-    for size in dict.fromkeys(size for _, size in jobs):
-        group = [job for (_, of), job in jobs.items() if of == size]
-        configs = [job.config(dataset.name, 0) | {"rounds": rounds} for job in group]
-        paths = [_times_path(job, dataset.name, folder) for job in group]
-        # A ratio of times means something within one interleaved session only.
-        if all(map(store.finished, paths, configs)):
-            continue
-        device = Device.put(dataset)
-        trainers = [trainer_of(job, device, dataset.classes) for job in group]
-        learners = [trainer.start(0) for trainer in trainers]
-        seconds: list[list[float]] = [[] for _ in group]
-        for _ in range(rounds + 1):
-            for index, trainer in enumerate(trainers):
-                started = time.perf_counter()
-                learners[index], _ = jax.block_until_ready(
-                    trainer.epoch(learners[index], device.train, device.validation)
-                )
-                seconds[index].append(time.perf_counter() - started)
-        for index, path in enumerate(paths):
-            results = {
-                "epoch_seconds": [round(value, 6) for value in seconds[index][1:]],
-                "state_bytes": _bytes(learners[index].opt_state),
-                "parameters": sum(p.size for p in jax.tree.leaves(learners[index].params)),
-            }
-            record = {"config": configs[index], "results": results}
-            store.write_json(path, record | {"environment": store.environment()})
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+TASKS = {
+    f"{dataset}-{size}": functools.partial(_task, dataset, size)
+    for dataset, sizes in BATCH_SIZES.items()
+    for size in sizes
+}
+STUDY = Study(
+    name="optimabs",
+    doc="Runs the OptimABS paper's experiment: its tables 2 and 3, and its figure 1.",
+    tasks=TASKS,
+    arms=ARMS,
+    need_images=[name for name in TASKS if name.startswith("mnist")],
+    module=__name__,
+    rate=RATE,
+    downloads=True,
+    sections=sections,
+    figures=figures,
+    timings=_timings,
+)
+command = command_of(STUDY)

@@ -28,9 +28,9 @@ maximum_signature_line_length = 60
 add_module_names = False
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
-napoleon_use_rtype = False  # "Returns:" holds a sentence, not a type
+napoleon_use_rtype = False  # "Returns:" holds text, not a type
 napoleon_use_ivar = True
-napoleon_attr_annotations = False  # they would be spelled out; the code shows them
+napoleon_attr_annotations = False  # the code shows them
 
 nitpicky = True
 nitpick_ignore_regex = [

@@ -1,9 +1,9 @@
-"""Composable gradient transformations for JAX: optimizers as sentences of words."""
+"""Composable gradient transformations for JAX: optimizers as chains of parts."""
 
-# The words: numerators
+# The parts: numerators
 from optabs.moments import ema as ema, nesterov as nesterov
 
-# The words: denominators
+# The parts: denominators
 from optabs.sizes import (
     mean_abs as mean_abs,
     rising_abs as rising_abs,
@@ -14,9 +14,9 @@ from optabs.sizes import (
     sum_abs as sum_abs,
 )
 
-# The sentence
+# One over the other
 from optabs.ratio import scale_by_ratio as scale_by_ratio, unit_correction as unit_correction
-from optabs.precision import full_precision as full_precision
+from optabs._numerics import full_precision as full_precision
 
 # The named optimizers
 from optabs.optimizers.gradient_descent import (
@@ -33,12 +33,12 @@ from optabs.optimizers.adaptive import (
 from optabs.optimizers.adam_family import adam as adam, adamw as adamw, nadam as nadam
 
 # OptimABS: |g| for g^2
-from optabs.optimizers.absolute import (
+from optabs.optimizers.adaptive import (
     adadelta_abs as adadelta_abs,
     adagrad_abs as adagrad_abs,
     rmsprop_abs as rmsprop_abs,
 )
-from optabs.optimizers.adam_absolute import (
+from optabs.optimizers.adam_family import (
     adam_abs as adam_abs,
     adamw_abs as adamw_abs,
     nadam_abs as nadam_abs,
@@ -48,7 +48,7 @@ from optabs.optimizers.adam_absolute import (
 from optabs.ensemble.mixture import dao_e as dao_e
 from optabs import features as features
 from optabs.ensemble.settings import Controller as Controller
-from optabs.ensemble.weights import mixing_weights as mixing_weights
+from optabs.ensemble.state import mixing_weights as mixing_weights
 
 # Gadam: a population that learns and evolves
 from optabs.evolution.devices import connect as connect
@@ -61,7 +61,7 @@ from optabs import genetics as genetics
 # Storage: optimizers' moments in fewer bits
 from optabs.storage.state import NarrowState as NarrowState
 from optabs.storage.narrowing import narrow_state as narrow_state
-from optabs.storage.conversion import (
+from optabs.storage.state import (
     decode_state as decode_state,
     encode_state as encode_state,
 )

@@ -5,9 +5,13 @@ would force a transfer or a second compilation. Its dtype may always be read.
 """
 
 import functools
+import importlib
+import importlib.util
 import inspect
+import itertools
 import math
 import reprlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -130,6 +134,88 @@ def as_transformation(name: str, value: Any) -> optax.GradientTransformation:
     raise ValueError(f"{name} is {what}; pass {wanted}.")
 
 
+def check_alike(maker: str, made: Any, like: Any, wanted: str) -> None:
+    """Raises ValueError where a tree of arrays is not like the one it was made from.
+
+    Args:
+      maker: what made it, as the message names it.
+      made: the tree.
+      like: what it should be like.
+      wanted: what to do, the end of the message.
+    """
+    structure: Any = jax.tree.structure(like)
+    if (given := jax.tree.structure(made)) != structure:
+        old_text, new_text = where_they_differ(structure, given)
+        raise ValueError(f"{maker} turned {old_text} into {new_text}; {wanted}.")
+    for new, old in zip(jax.tree.leaves(made), jax.tree.leaves(like), strict=True):
+        if (new.shape, new.dtype) != (old.shape, old.dtype):
+            raise ValueError(
+                f"{maker} turned {old.dtype.name}{list(old.shape)} into "
+                f"{new.dtype.name}{list(new.shape)}; {wanted}."
+            )
+
+
+def check_shapes(name: str, tree: Any, like_name: str, like: Any) -> None:
+    """Raises ValueError where two trees that go together have other structures or shapes."""
+    given: Any = jax.tree.structure(tree)
+    if given != jax.tree.structure(like):
+        raise ValueError(
+            f"{name} are {short(given)}, another tree than {like_name}; pass gradients of the "
+            "parameters that init was given."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(like), strict=True)
+    for (path, leaf), other in pairs:
+        if jnp.shape(leaf) != jnp.shape(other):
+            where = cut(jax.tree_util.keystr(path))
+            raise ValueError(
+                f"{name}{where} have shape {jnp.shape(leaf)} where {like_name} have "
+                f"{jnp.shape(other)}; pass gradients of the parameters that init was given."
+            )
+
+
+def check_kind(state: Any, kind: type) -> None:
+    """Raises ValueError where a transformation is given the state of another one."""
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"state is {type(state).__name__} in place of {kind.__name__}; pass what init, or "
+            "the last update, of this transformation returned."
+        )
+
+
+def where_they_differ(structure: Any, given: Any) -> list[str]:
+    """Two structures as text, of long ones no more than is needed to see the difference."""
+    texts = [" ".join(str(each).split()) for each in (structure, given)]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False))
+    at = len(list(same))
+    return [_around(text, at) for text in texts]
+
+
+def _around(text: str, at: int) -> str:
+    if len(text) <= _WIDTH:
+        return text
+    head = "PyTreeDef("
+    start = at - _WIDTH // 2
+    if start <= len(head):
+        return f"{text[:_WIDTH]}..."
+    return f"{head}...{text[start : start + _WIDTH - len(head)]}..."
+
+
+def require(module: str, extra: str, needed_for: str) -> Any:
+    """The package; raises ImportError with how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{needed_for} needs the package {module!r} ({cut(str(error))}); call "
+            f'`pip install "optabs[{extra}]"`.'
+        ) from error
+
+
+def can_show_progress() -> bool:
+    """Whether there is a terminal for a bar, and tqdm to draw it."""
+    return sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+
+
 def short(value: Any) -> str:
     """A value as a message shows it: on one line, and never long."""
     if isinstance(value, jax.Array | np.ndarray) and value.ndim:
@@ -143,7 +229,9 @@ def cut(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
+# A message of up to 300 characters has room for two or three values.
 _LONGEST = 80
+_WIDTH = 65  # of each of two structures in one message
 
 
 @functools.cache

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._alike import check_alike
-from optabs._arithmetic import arrays
-from optabs._checks import NONNEGATIVE, check, short
-from optabs.precision import widen
+from optabs._checks import NONNEGATIVE, check, check_alike, short
+from optabs._numerics import arrays, widen
 
 Sample = Callable[[jax.Array, Any], Any]  # (key, params) -> a tree like params
 

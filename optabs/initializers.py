@@ -6,8 +6,8 @@ import jax
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import arrays
 from optabs._checks import NONNEGATIVE, check
+from optabs._numerics import arrays
 
 
 def normal_like(key: jax.Array, params: Any, stddev: ArrayLike = 0.01) -> Any:

@@ -26,7 +26,7 @@ distribution, for which the loss is its expectation over the classes. The shape 
 
 **Labels out of range** raise ValueError where they are Python or NumPy numbers. In a jax
 array, traced or not, they make the value and the gradient of their instance NaN, and
-`jax.experimental.checkify` has the same sentence to give, naming one of them, at no cost to
+`jax.experimental.checkify` reports the same message, naming one of them, at no cost to
 a program that does not ask:
 
 >>> import jax, jax.numpy as jnp, optabs
@@ -45,15 +45,15 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import POSITIVE, check
-from optabs._instances import (
+from optabs._loss_inputs import (
     floating,
     in_range,
-    like,
+    nan_where_invalid,
     one_hot,
     over_classes,
-    poison,
-    share_of,
+    same_shape,
     vectors,
+    weighted_cost,
 )
 
 
@@ -109,7 +109,7 @@ def mae(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
     """
     predictions, targets = vectors(predictions, targets)
     errors = predictions - targets
-    # The gradient that jax has for |0| is 1: a perfect prediction would be pushed away.
+    # Not jnp.abs, whose gradient at 0 is 1 and would move a perfect prediction.
     return jnp.mean(errors * jnp.sign(errors), axis=-1)
 
 
@@ -173,8 +173,10 @@ def cosine_distance(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
     largest entries.
     """
     predictions, targets = vectors(predictions, targets)
-    # After the division no norm but a zero vector's is below 1, so epsilon serves only that.
-    return optax.cosine_distance(_unit_peak(predictions), _unit_peak(targets), epsilon=0.5)
+    # The largest entry is 1, so only the norm of a zero vector is below epsilon.
+    return optax.cosine_distance(
+        _over_largest_entry(predictions), _over_largest_entry(targets), epsilon=0.5
+    )
 
 
 def hinge(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -218,7 +220,7 @@ def hinge(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
             return of_classes(scores, jnp.broadcast_to(number, scores.shape[:-1]))
 
         each = jax.vmap(of_class, out_axes=-1)(jnp.arange(scores.shape[-1]))
-        return jnp.sum(share_of(each, rows, scores == -jnp.inf), axis=-1)
+        return jnp.sum(weighted_cost(each, rows, scores == -jnp.inf), axis=-1)
 
     return over_classes("scores", scores, "labels", labels, of_classes, of_rows)
 
@@ -294,11 +296,11 @@ def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     optax.sigmoid_binary_cross_entropy.
     """
     logits = floating("logits", logits)
-    labels = like("logits", logits, "labels", labels)
+    labels = same_shape("logits", logits, "labels", labels)
     valid = in_range("labels", labels, 1, "0, 1 or the probability of class 1")
-    logits, shares = poison(logits, valid), jnp.asarray(labels, logits.dtype)
-    one = share_of(jax.nn.log_sigmoid(logits), shares, logits == -jnp.inf)
-    other = share_of(jax.nn.log_sigmoid(-logits), 1.0 - shares, logits == jnp.inf)
+    logits, shares = nan_where_invalid(logits, valid), jnp.asarray(labels, logits.dtype)
+    one = weighted_cost(jax.nn.log_sigmoid(logits), shares, logits == -jnp.inf)
+    other = weighted_cost(jax.nn.log_sigmoid(-logits), 1.0 - shares, logits == jnp.inf)
     return -one - other
 
 
@@ -336,7 +338,7 @@ def softmax_cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
 
     def of_rows(logits: jax.Array, rows: jax.Array) -> jax.Array:
         logs = jax.nn.log_softmax(logits, axis=-1)
-        return -jnp.sum(share_of(logs, rows, logits == -jnp.inf), axis=-1)
+        return -jnp.sum(weighted_cost(logs, rows, logits == -jnp.inf), axis=-1)
 
     return over_classes("logits", logits, "targets", targets, of_classes, of_rows)
 
@@ -360,12 +362,12 @@ def _log_tangent(
     return _log(x), tangent * jnp.where(tiny, 1 / least, 1 / jnp.where(tiny, 1.0, x))
 
 
-def _unit_peak(vectors: jax.Array) -> jax.Array:
+def _over_largest_entry(vectors: jax.Array) -> jax.Array:
     """Each vector over its largest entry; a zero vector as it is, held constant."""
     peak = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
-    # Its gradient is exactly 0 in the end: a cosine does not depend on sizes.
+    # A cosine does not depend on sizes: what the gradient of the peak adds is 0.
     peak = jax.lax.stop_gradient(peak)
-    # In two steps, since 1 over the largest numbers is flushed to 0.
+    # In two steps, since 1 over the largest numbers is flushed to 0; a power of two is exact.
     far = 2.0**64
     first = jnp.where(peak > far, 1 / far, jnp.where(peak < 1 / far, far, 1.0))
     first = first.astype(vectors.dtype)

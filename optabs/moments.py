@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import debias, new_count, toward
 from optabs._checks import DECAY, check
-from optabs.precision import transformation
+from optabs._numerics import correct_bias, kernel_of, new_count, transformation, update_moment
 
 
 class EmaState(NamedTuple):
@@ -60,10 +59,10 @@ def ema(
     ) -> tuple[optax.Updates, EmaState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda g, m: toward(m, g, decay), updates, state.mu)
+        mu = jax.tree.map(lambda g, m: update_moment(m, g, decay), updates, state.mu)
         emitted = mu
         if bias_correction:
-            emitted = jax.tree.map(lambda m: debias(m, decay, count), mu)
+            emitted = jax.tree.map(lambda m: correct_bias(m, decay, count), mu)
         return emitted, EmaState(count=count, mu=mu)
 
     return transformation(init_fn, update_fn, EmaState, "mu")
@@ -97,7 +96,7 @@ def nesterov(
 
     Source: survey eqs. 36 to 42; Dozat, "Incorporating Nesterov Momentum into Adam" (2016).
     """
-    average = ema(decay)
+    average = kernel_of(ema(decay))
 
     def update_fn(
         updates: optax.Updates,
@@ -106,9 +105,9 @@ def nesterov(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         mu, state = average.update(updates, state, params, **extra_args)
-        ahead = jax.tree.map(lambda g, m: toward(m, g, decay), updates, mu)
+        ahead = jax.tree.map(lambda g, m: update_moment(m, g, decay), updates, mu)
         if bias_correction:
-            ahead = jax.tree.map(lambda n: debias(n, decay, state.count), ahead)
+            ahead = jax.tree.map(lambda n: correct_bias(n, decay, state.count), ahead)
         return ahead, state
 
     return transformation(average.init, update_fn)

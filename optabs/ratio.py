@@ -1,4 +1,4 @@
-"""The sentence: a numerator over a denominator, and Adadelta's unit correction."""
+"""A numerator over a denominator, and Adadelta's unit correction."""
 
 from typing import Any, NamedTuple
 
@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import (
+from optabs._checks import DECAY, EPS, as_transformation, check
+from optabs._numerics import (
+    abs_square,
+    cast_like,
+    clip_to_finite,
+    kernel_of,
     new_count,
     real_zeros_like,
-    rounded,
-    saturate,
-    square,
-    toward,
+    transformation,
+    update_moment,
 )
-from optabs._checks import DECAY, EPS, as_transformation, check
-from optabs.precision import transformation
 from optabs.sizes import SizeState
 
 
@@ -56,7 +57,7 @@ def scale_by_ratio(
       ValueError: for a negative eps, or what is no transformation.
 
     Examples:
-      An optimizer that no paper has: a sign-like step from a short mean of sizes.
+      A new optimizer: a sign-like step from a short mean of sizes.
 
       >>> import jax.numpy as jnp, optax, optabs
       >>> direction = optabs.scale_by_ratio(optabs.ema(0.9), optabs.mean_abs(0.9))
@@ -66,8 +67,8 @@ def scale_by_ratio(
       0.1
     """
     check(EPS, eps=eps)
-    numerator = optax.with_extra_args_support(as_transformation("numerator", numerator))
-    denominator = optax.with_extra_args_support(as_transformation("denominator", denominator))
+    numerator = kernel_of(as_transformation("numerator", numerator))
+    denominator = kernel_of(as_transformation("denominator", denominator))
 
     def init_fn(params: optax.Params) -> ScaleByRatioState:
         return ScaleByRatioState(
@@ -86,7 +87,7 @@ def scale_by_ratio(
         size, denominator_state = denominator.update(
             updates, state.denominator, params, **extra_args
         )
-        ratio = jax.tree.map(lambda n, s: n / (s + rounded(eps, s)), direction, size)
+        ratio = jax.tree.map(lambda n, s: n / (s + cast_like(eps, s)), direction, size)
         return ratio, ScaleByRatioState(numerator_state, denominator_state)
 
     return transformation(init_fn, update_fn, ScaleByRatioState)
@@ -133,8 +134,8 @@ def unit_correction(
     check(EPS, eps=eps, eps_root=eps_root)
 
     def size(past: jax.Array) -> jax.Array:
-        root = jnp.sqrt(past + rounded(eps_root, past)) if squares else past
-        return root + rounded(eps, past)
+        root = jnp.sqrt(past + cast_like(eps_root, past)) if squares else past
+        return root + cast_like(eps, past)
 
     def init_fn(params: optax.Params) -> SizeState:
         return SizeState(count=new_count(), nu=jax.tree.map(real_zeros_like, params))
@@ -146,10 +147,12 @@ def unit_correction(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SizeState]:
         del params, extra_args
-        measure = square if squares else jnp.abs
+        measure = abs_square if squares else jnp.abs
         steps = jax.tree.map(lambda u, past: size(past) * u, updates, state.nu)
         nu = jax.tree.map(
-            lambda step, past: saturate(toward(past, measure(step), decay)), steps, state.nu
+            lambda step, past: clip_to_finite(update_moment(past, measure(step), decay)),
+            steps,
+            state.nu,
         )
         return steps, SizeState(count=optax.safe_increment(state.count), nu=nu)
 

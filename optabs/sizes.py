@@ -12,18 +12,18 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import (
-    debias,
+from optabs._checks import DECAY, EPS, check
+from optabs._numerics import (
+    abs_square,
+    cast_like,
+    clip_to_finite,
+    correct_bias,
     new_count,
     real_zeros_like,
-    rise,
-    rounded,
-    saturate,
-    square,
-    toward,
+    transformation,
+    update_moment,
+    update_rising,
 )
-from optabs._checks import DECAY, EPS, check
-from optabs.precision import transformation
 
 
 class SizeState(NamedTuple):
@@ -74,10 +74,10 @@ def rms(
     check(EPS, eps_root=eps_root)
 
     def read(nu: jax.Array, count: jax.Array) -> jax.Array:
-        mean = debias(nu, decay, count) if bias_correction else nu
+        mean = correct_bias(nu, decay, count) if bias_correction else nu
         return _root(mean, eps_root)
 
-    return _size(square, lambda nu, x, count: toward(nu, x, decay), read)
+    return _size(abs_square, lambda nu, x, count: update_moment(nu, x, decay), read)
 
 
 def mean_abs(
@@ -109,9 +109,9 @@ def mean_abs(
     check(DECAY, decay=decay)
 
     def read(nu: jax.Array, count: jax.Array) -> jax.Array:
-        return debias(nu, decay, count) if bias_correction else nu
+        return correct_bias(nu, decay, count) if bias_correction else nu
 
-    return _size(jnp.abs, lambda nu, x, count: toward(nu, x, decay), read)
+    return _size(jnp.abs, lambda nu, x, count: update_moment(nu, x, decay), read)
 
 
 def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformationExtraArgs:
@@ -140,7 +140,9 @@ def root_sum_squares(*, eps_root: ArrayLike = 0.0) -> optax.GradientTransformati
     Source: survey eq. 22; Duchi et al., JMLR 12 (2011).
     """
     check(EPS, eps_root=eps_root)
-    return _size(square, lambda nu, x, count: nu + x, lambda nu, count: _root(nu, eps_root))
+    return _size(
+        abs_square, lambda nu, x, count: nu + x, lambda nu, count: _root(nu, eps_root)
+    )
 
 
 def sum_abs() -> optax.GradientTransformationExtraArgs:
@@ -196,8 +198,8 @@ def rising_rms(
     check(DECAY, decay=decay)
     check(EPS, eps_root=eps_root)
     return _size(
-        square,
-        lambda nu, x, count: rise(nu, x, decay, count),
+        abs_square,
+        lambda nu, x, count: update_rising(nu, x, decay, count),
         lambda nu, count: _root(nu, eps_root),
     )
 
@@ -235,7 +237,7 @@ def rising_abs(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
     check(DECAY, decay=decay)
     return _size(
         jnp.abs,
-        lambda nu, x, count: rise(nu, x, decay, count),
+        lambda nu, x, count: update_rising(nu, x, decay, count),
         lambda nu, count: nu,
     )
 
@@ -273,7 +275,7 @@ def running_max() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, RunningMaxState]:
         del params, extra_args
         nu_max = jax.tree.map(
-            lambda s, peak: jnp.maximum(peak, saturate(s)), updates, state.nu_max
+            lambda s, peak: jnp.maximum(peak, clip_to_finite(s)), updates, state.nu_max
         )
         return nu_max, RunningMaxState(nu_max=nu_max)
 
@@ -281,7 +283,7 @@ def running_max() -> optax.GradientTransformationExtraArgs:
 
 
 def _root(square: jax.Array, eps_root: ArrayLike) -> jax.Array:
-    return jnp.sqrt(square + rounded(eps_root, square))
+    return jnp.sqrt(square + cast_like(eps_root, square))
 
 
 def _size(
@@ -302,7 +304,9 @@ def _size(
     ) -> tuple[optax.Updates, SizeState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        nu = jax.tree.map(lambda g, v: saturate(fold(v, measure(g), count)), updates, state.nu)
+        nu = jax.tree.map(
+            lambda g, v: clip_to_finite(fold(v, measure(g), count)), updates, state.nu
+        )
         size = jax.tree.map(lambda v: read(v, count), nu)
         return size, SizeState(count=count, nu=nu)
 

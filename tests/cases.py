@@ -17,7 +17,7 @@ import optabs
 from optabs.ensemble.experts import DEFAULT
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     name: str
     factory: Callable[..., optax.GradientTransformation]  # (learning_rate, **numbers)
@@ -68,11 +68,11 @@ _ADAM = {"mu": 1, "nu": 1}
 
 
 def _named(
-    name: str, rate: float, steep_rate: float, words: tuple[str, ...] = (), **fields: Any
+    name: str, rate: float, steep_rate: float, parts: tuple[str, ...] = (), **fields: Any
 ) -> Case:
-    """A row that stands for its own name, and for words that are this sentence alone."""
+    """A row that stands for its own name, and for parts that no other chain uses."""
     factory = getattr(optabs, name)
-    return Case(name, factory, rate, steep_rate, covers=(name, *words), **fields)
+    return Case(name, factory, rate, steep_rate, covers=(name, *parts), **fields)
 
 
 NAMED = [
@@ -153,12 +153,12 @@ OPTIONS = [
 ]
 
 
-# The words, each as the direction of a descent. sgd is the last link because it checks the
+# The parts, each as the direction of a descent. sgd is the last link because it checks the
 # rate, which optax.scale_by_learning_rate does not; full_precision rounds once.
 
 
-def _descent(*words: Any, learning_rate: Any) -> optax.GradientTransformationExtraArgs:
-    return optabs.full_precision(optax.chain(*words, optabs.sgd(learning_rate)))
+def _descent(*parts: Any, learning_rate: Any) -> optax.GradientTransformationExtraArgs:
+    return optabs.full_precision(optax.chain(*parts, optabs.sgd(learning_rate)))
 
 
 def _ema(
@@ -202,7 +202,7 @@ def _widened(
     return _descent(optax.ema(0.9, debias=False), learning_rate=learning_rate)
 
 
-WORDS = [
+PARTS = [
     Case("ema", _ema, 0.3, 1e-2, moments=_MU, covers=("ema",)),
     Case("nesterov", _nesterov, 0.3, 3e-3, moments=_MU, covers=("nesterov",)),
     Case(
@@ -337,4 +337,4 @@ NARROW = [
     _quantised("narrow_bfloat16", 0.03, {"mu": "bfloat16", "nu": "bfloat16"}),
 ]
 
-CASES = NAMED + OPTIONS + WORDS + MIXTURES + NARROW
+CASES = NAMED + OPTIONS + PARTS + MIXTURES + NARROW

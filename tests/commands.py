@@ -1,12 +1,16 @@
 """Command lines of the benchmarks, called in this process."""
 
 import pathlib
+import shutil
 import sys
 from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as command_line
+from benchmarks.lab import records
+
+RESULTS = pathlib.Path(command_line.__file__).parent / "results"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
@@ -46,3 +50,19 @@ def assert_refused(
     assert sentence in message
     assert message.count("\n") == 1
     assert not [path for path in folder.rglob("*") if path.is_file()]
+
+
+def assert_reported(
+    line: str, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, results: str = ""
+) -> None:
+    """The committed records give the committed text again, byte for byte, and themselves."""
+    committed = RESULTS / (results or line.split()[0])
+    shutil.copy(committed / records.FILE, folder)
+    assert call(monkeypatch, f"{line} --report --out {folder}") == 0
+    texts = sorted(committed.glob("*.md"))
+    assert texts
+    for path in texts:
+        assert (folder / path.name).read_text() == path.read_text(), path.name
+    kept = records.Records(folder)
+    kept.close()
+    assert (folder / records.FILE).read_bytes() == (committed / records.FILE).read_bytes()

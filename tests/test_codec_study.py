@@ -4,10 +4,11 @@ import pathlib
 
 import numpy as np
 import pytest
-from commands import assert_refused, call
+from commands import assert_refused, assert_reported, call
 
-from benchmarks import averages, codecs, store
-from benchmarks.averages import Kept, Setting
+from benchmarks.codecs import averages
+from benchmarks.codecs.averages import Kept, Setting
+from benchmarks.lab.records import Records
 
 SETTING = Setting("mean_size", "normal", 0.9, 1.0)
 
@@ -51,27 +52,27 @@ def test_a_frozen_average_is_seen() -> None:
     assert nearest > 10 * stochastic
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_command_writes_records_tables_and_a_picture(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (averages, codecs):
-        monkeypatch.setattr(module, "DECAYS", (0.9,))
-        monkeypatch.setattr(module, "SPREADS", (0.0, 1.0))
-        monkeypatch.setattr(
-            module, "GRADIENTS", {"student_t4": averages.GRADIENTS["student_t4"]}
-        )
-    line = f"codecs --statistics mean_size,mean --blocks 32 --seeds 2 --out {tmp_path}"
+    monkeypatch.setattr(averages, "FEWEST_STEPS", 30)
+    line = f"codecs --quick --statistics mean_size --out {tmp_path}"
     assert call(monkeypatch, line) == 0
-    records = list((tmp_path / "runs").glob("*.json"))
-    assert len(records) == 4
-    assert set(store.read_json(records[0])) == {"config", "results", "environment"}
-    text = (tmp_path / "codecs.md").read_text()
-    for part in ("mean of |g|", "uint8_fourth, 32, stochastic", "mean of g,", "int8_square"):
+    records = Records(tmp_path)
+    assert {record.key.setting for record in records} == {"student_t4, decay 0.9, spread 1"}
+    assert {len(record.result["bias"]) for record in records} == {2}
+    text = (tmp_path / "README.md").read_text()
+    for part in ("mean of |g|", "| uint8_fourth, 32, stochastic |"):
         assert part in text
     assert "decay 0.9" in (tmp_path / "details.md").read_text()
     assert (tmp_path / "codecs.png").stat().st_size > 1000
+
+
+def test_the_committed_records_give_the_committed_tables(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_reported("codecs", tmp_path, monkeypatch)
 
 
 def test_bad_arguments_end_in_one_sentence(

@@ -11,7 +11,7 @@ import pytest
 import optabs
 from optabs import Controller
 from optabs.ensemble import controller as control
-from optabs.ensemble import norms
+from optabs.ensemble import scalars
 from optabs.ensemble.controller import Feedback
 
 STEPS = 30
@@ -72,7 +72,7 @@ class TestNorms:
     @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-20, 1e-12, 1.0, 1e15, 1e20, 1e37])
     def test_at_any_scale(self, scale: float) -> None:
         leaves = [np.float32(scale) * np.ones((2, 2), np.float32), np.float32([0.0, scale])]
-        norm, finite = norms.norm_and_finite(list(map(jnp.asarray, leaves)))
+        norm, finite = scalars.norm_and_finite(list(map(jnp.asarray, leaves)))
         assert bool(finite)
         assert float(norm) == pytest.approx(np.sqrt(5) * scale, rel=1e-5, abs=1e-30)
 
@@ -80,12 +80,12 @@ class TestNorms:
     @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
     def test_one_entry_that_is_not_finite(self, bad: float, scale: float) -> None:
         leaves = [jnp.full(3, scale), jnp.array([scale, bad])]
-        assert not bool(norms.norm_and_finite(leaves)[1])
+        assert not bool(scalars.norm_and_finite(leaves)[1])
 
     def test_numbers_that_float32_does_not_have(self) -> None:
         with jax.enable_x64(True):
-            assert bool(norms.norm_and_finite([jnp.array([1e200, 1.0])])[1])
-            assert not bool(norms.norm_and_finite([jnp.array([1e200, jnp.inf])])[1])
+            assert bool(scalars.norm_and_finite([jnp.array([1e200, 1.0])])[1])
+            assert not bool(scalars.norm_and_finite([jnp.array([1e200, jnp.inf])])[1])
 
 
 class TestOneThatWasShutOut:
@@ -102,7 +102,7 @@ class TestOneThatWasShutOut:
         state = control.init(controller, 1, bias.shape[1], 0)._replace(matrix=bias)
         flags = jnp.array(sound)
         empty = jnp.zeros(0)
-        state = control.weigh(controller, state, empty, empty.astype(bool), flags)
+        state = control.update_weights(controller, state, empty, empty.astype(bool), flags)
         if controller.rule == "relative":
             state = state._replace(**{"lengths": lengths, **changes})
         feedback = Feedback(products, jnp.float32(1.0), jnp.int32(7))

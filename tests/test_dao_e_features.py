@@ -11,7 +11,7 @@ import pytest
 from dao_e_reference import batch_entries
 
 from optabs import features
-from optabs.ensemble.features import Observation
+from optabs.features import Observation
 
 RANDOM = np.random.default_rng(5)
 IMAGES = RANDOM.gamma(2.0, size=(6, 5, 5, 3)).astype(np.float32)

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from trees import assert_close, assert_equal, avals
 
 import optabs
-from optabs.ensemble.previous import keep, product
+from optabs.ensemble.state import inner_product, store
 
 STORAGES = ("float32", "bfloat16", "int8", "thinned")
 # sgd keeps nothing, adam two arrays, rmsprop and lion one each: 16 bytes; then four updates.
@@ -48,7 +48,7 @@ class TestBytes:
         assert {expert.previous for expert in state.experts.values()} == {()}
 
 
-KEEP, PRODUCT = jax.jit(keep, static_argnums=1), jax.jit(product)
+STORE, PRODUCT = jax.jit(store, static_argnums=1), jax.jit(inner_product)
 
 
 def pair(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -82,7 +82,7 @@ SHAPES = [(), (7,), (5000,), (100, 64), (33, 2, 130)]
 class TestProducts:
     def test_float32_is_exact(self, shape: tuple[int, ...], dtype: Any) -> None:
         gradient, update = pair(shape, dtype)
-        kept = KEEP(update, "float32")
+        kept = STORE(update, "float32")
         scale = size_of(gradient, update)
         actual = PRODUCT(gradient, kept)
         assert actual.dtype == jnp.float32
@@ -92,7 +92,7 @@ class TestProducts:
         self, shape: tuple[int, ...], dtype: Any
     ) -> None:
         gradient, update = pair(shape, dtype)
-        kept = KEEP(update, "bfloat16")
+        kept = STORE(update, "bfloat16")
         np.testing.assert_allclose(
             np.asarray(kept, np.complex64),
             update,
@@ -107,9 +107,9 @@ class TestProducts:
         self, shape: tuple[int, ...], dtype: Any
     ) -> None:
         gradient, update = pair(shape, dtype)
-        kept = KEEP(update, "int8")
+        kept = STORE(update, "int8")
         if np.issubdtype(dtype, np.complexfloating):
-            assert_equal(kept, KEEP(update, "bfloat16"))
+            assert_equal(kept, STORE(update, "bfloat16"))
             return
         assert kept.codes.dtype == jnp.int8
         step = float(np.max(np.abs(update))) / 127
@@ -123,7 +123,7 @@ class TestProducts:
         self, shape: tuple[int, ...], dtype: Any
     ) -> None:
         gradient, update = pair(shape, dtype)
-        kept = KEEP(update, "thinned")
+        kept = STORE(update, "thinned")
         if np.prod(shape) < 4096:
             assert_equal(kept, update)
             some, ratio = slice(None), 1.0
@@ -141,7 +141,7 @@ def test_thinned_products_are_right_on_average() -> None:
     random = np.random.default_rng(1)
     update = random.normal(size=(400, 64, 70)).astype(np.float32)
     gradient = update + random.normal(size=update.shape).astype(np.float32)
-    estimates = jax.jit(jax.vmap(lambda g, u: product(g, keep(u, "thinned"))))(
+    estimates = jax.jit(jax.vmap(lambda g, u: inner_product(g, store(u, "thinned"))))(
         gradient, update
     )
     assert float(jnp.mean(estimates)) == pytest.approx(64 * 70, rel=0.02)
@@ -150,7 +150,7 @@ def test_thinned_products_are_right_on_average() -> None:
 @pytest.mark.parametrize("storage", STORAGES)
 def test_zeros_and_extremes_are_kept(storage: Any) -> None:
     for size in (0.0, 1e-38, 1e-20, 1e18):
-        kept = KEEP(np.full((64, 70), size, np.float32), storage)
+        kept = STORE(np.full((64, 70), size, np.float32), storage)
         assert float(PRODUCT(np.ones((64, 70), np.float32), kept)) == pytest.approx(
             64 * 70 * size, rel=2**-7, abs=1e-25
         )

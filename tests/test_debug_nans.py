@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NAMED, OPTIONS, WORDS, Case
+from cases import NAMED, OPTIONS, PARTS, Case
 from loss_cases import CLASSES, NAMES, batch_of, one_hot
 
 import optabs
@@ -44,7 +44,7 @@ def test_a_true_fault_is_found() -> None:
 
 
 @pytest.mark.parametrize("compiled", [eager, jax.jit])
-@pytest.mark.parametrize("case", [*NAMED, *OPTIONS, *WORDS], ids=str)
+@pytest.mark.parametrize("case", [*NAMED, *OPTIONS, *PARTS], ids=str)
 def test_optimizers(case: Case, compiled: Any) -> None:
     """From a gradient of zero on."""
     optimizer = case.make()

@@ -102,10 +102,10 @@ def spelled(rate: float, *, eps: float = 1e-8) -> float:
     return -step
 
 
-def test_a_sentence_is_the_body_after_docstring_and_checks() -> None:
-    assert written.sentence(spelled) == "step = rate + eps\n\nreturn -step"
+def test_a_body_is_what_follows_docstring_and_checks() -> None:
+    assert written.body(spelled) == "step = rate + eps\n\nreturn -step"
     assert written.signature(spelled) == ("(rate: float, *, eps: float = 1e-8)", "float")
-    assert written.sentence(gradient_descent.momentum) == (
+    assert written.body(gradient_descent.momentum) == (
         "return descend(ema(decay), learning_rate=learning_rate)"
     )
 
@@ -140,6 +140,11 @@ def test_links_of_the_readme_lead_to_pages() -> None:
         "[a](project:/results/steady.md) ![b](benchmarks/results/steady/b.png)"
     )
     assert outside.with_page_links(text, "steady").startswith("`a` ![b]")
+    text = "[a](benchmarks/results/timing/README.md#a-population)"
+    assert outside.with_page_links(text, "gadam") == (
+        "[a](project:/results/timing.md#a-population)"
+    )
+    assert outside.with_page_links(text, "timing") == "[a](#a-population)"
 
 
 def test_a_notebook_shows_pictures_in_place_of_widgets(tmp_path: pathlib.Path) -> None:

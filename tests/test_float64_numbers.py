@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NAMED, OPTIONS, WORDS, Case
+from cases import NAMED, OPTIONS, PARTS, Case
 from trees import step
 
 import optabs
 from optabs import genetics
 
-ROWS = [*NAMED, *OPTIONS, *WORDS]
+ROWS = [*NAMED, *OPTIONS, *PARTS]
 # An extent that nothing but the parameters has.
 EXTENT = 37
 WIDE = re.compile(rf"(f64|c128)\[{EXTENT}")

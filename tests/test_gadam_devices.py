@@ -13,7 +13,8 @@ from gadam_problem import SIZE, data, init_fn, loss_fn
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import optabs
-from benchmarks.gadam.traffic import received, size_of
+from benchmarks.lab.processes import received
+from benchmarks.lab.timing import tree_bytes
 from optabs.evolution.generation import breed, programs, select_survivors
 from optabs.evolution.state import Losses, Unit
 
@@ -138,9 +139,9 @@ def test_an_evolution_sends_every_parent_and_every_child_once() -> None:
     learner = networks.learner(mesh=mesh_of())
     state = learner.init(KEY, init_fn)
     found = received(compiled("evolve", learner, state))
-    d = size_of(state.params) // (4 * SIZE)
+    d = tree_bytes(state.params) // (4 * SIZE)
     counts, losses = 2 * SIZE, 4 * SIZE  # Adam's step counts; a fitness, two trials, training
-    assert size_of(state.units) == 4 * (3 * SIZE * d + counts)
+    assert tree_bytes(state.units) == 4 * (3 * SIZE * d + counts)
     assert found["all-gather"] == 4 * (6 * SIZE * d + 2 * counts + losses)
     assert found["all-reduce"] == 4 * (d + 1)  # the mean and the diversity
     assert set(found) == {"all-gather", "all-reduce"}

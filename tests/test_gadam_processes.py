@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.gadam.processes import ProcessDied, launch
+from benchmarks.lab.processes import ProcessDied, launch
 from optabs.evolution import devices
 from optabs.evolution.devices import connect
 

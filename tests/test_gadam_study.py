@@ -1,6 +1,9 @@
-"""The study of Gadam: what arms spend, the choice of rates, programs and alignment."""
+"""The study of Gadam: what arms spend, its programs, its bars, and its command."""
 
-from collections.abc import Sequence
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,31 +11,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from commands import assert_refused, call
 
 import optabs
-from benchmarks.gadam import alignment, study
-from benchmarks.gadam.arms import (
-    FUNCTION_ARMS,
-    FUNCTION_TRIALS,
-    NETWORK_ARMS,
-    NETWORK_TRIALS,
-    Alone,
-    Arm,
-    Rule,
-    count_of,
-)
-from benchmarks.gadam.program import Outcome, program_of
-from benchmarks.gadam.tasks import Problem, Task, function_task, network_task, spread_like
+from benchmarks import gadam
+from benchmarks.gadam import program, report, tasks
+from benchmarks.gadam.program import PEERS, Setting, program_of, search_of
+from benchmarks.gadam.results import FLOOR, Results, bars_of
+from benchmarks.gadam.tasks import Alone, Arm, Problem, Rule, Task, count_of, spent_at
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.functions import FUNCTIONS
+from benchmarks.lab.records import Key, Record, Records
 from optabs import genetics
 
-SMALL = Rule("small", 2, 0.1, "unit")
+SMALL = Rule("rule", 2, 0.1, "unit")
+RESULTS = pathlib.Path(__file__).parents[1] / "benchmarks" / "results" / "gadam"
+
+
+@pytest.fixture(autouse=True)
+def _ranks_of_evosax_are_promoted() -> Iterator[None]:
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def counted() -> tuple[Task, dict[str, int]]:
     """A parabola that counts its evaluations, and what it has counted."""
-    counts = {"gradients": 0, "losses": 0}
+    counts = {"gradients": 0, "judged": 0}
 
-    def count(name: str) -> None:
+    def count(name: str) -> Any:
         def add(x: Any) -> None:
             counts[name] += 1
 
@@ -42,17 +48,14 @@ def counted() -> tuple[Task, dict[str, int]]:
     def learned(x: jax.Array) -> jax.Array:
         return jnp.sum(x**2)
 
-    def forward(x: jax.Array) -> Any:
-        return learned(x), x
-
     def backward(x: jax.Array, slope: jax.Array) -> Any:
         jax.debug.callback(count("gradients"), x)
         return (2 * slope * x,)
 
-    learned.defvjp(forward, backward)
+    learned.defvjp(lambda x: (learned(x), x), backward)
 
     def judged(x: jax.Array, _: Any) -> jax.Array:
-        jax.debug.callback(count("losses"), x)
+        jax.debug.callback(count("judged"), x)
         return jnp.sum(x**2)
 
     problem = Problem(
@@ -64,41 +67,38 @@ def counted() -> tuple[Task, dict[str, int]]:
 
 @pytest.mark.parametrize(
     "arm",
-    [Alone("best"), Alone("restarts", 3), SMALL, SMALL._replace(relearn=False)],
-    ids=["best", "restarts", "relearn", "once"],
+    [Alone("best"), Alone("restarts", 3), SMALL, SMALL._replace(label="once", relearn=False)],
+    ids=lambda arm: arm.label,
 )
 def test_an_arm_spends_what_is_counted(monkeypatch: pytest.MonkeyPatch, arm: Arm) -> None:
-    monkeypatch.setattr("benchmarks.gadam.program.TOGETHER", 1)
+    monkeypatch.setattr(program, "TOGETHER", 1)
     task, counts = counted()
     outcome = program_of(task, arm)([1e-2], [0])
     jax.effects_barrier()
-    wanted = count_of(arm, units=task.units, epochs=task.epochs, steps=task.steps)
+    wanted = count_of(arm, task)
     assert counts == wanted._asdict()
     assert wanted.gradients <= task.units * task.epochs
     assert outcome.curve.shape[0] == 1
+    looks = spent_at(arm, task, outcome.curve.shape[1])
+    assert looks[-1] == wanted.gradients
+    # What is spent between two looks; before the first one, those that learn once learn twice.
+    assert looks[0] == {"rule": 12, "once": 12}.get(arm.label, 3)
 
 
-@pytest.mark.parametrize(
-    "arms", [FUNCTION_ARMS | FUNCTION_TRIALS, NETWORK_ARMS | NETWORK_TRIALS]
-)
-def test_no_arm_spends_more_gradients_than_the_best_of_g(arms: dict[str, Arm]) -> None:
-    units, epochs = (16, 2000) if "draw_near" in arms else (8, 40)
-    spent = {
-        name: count_of(arm, units=units, epochs=epochs, steps=7).gradients
-        for name, arm in arms.items()
-    }
-    assert spent["best_of_g"] == units * epochs * 7
-    assert all(
-        0.9 * spent["best_of_g"] <= each <= spent["best_of_g"] for each in spent.values()
-    )
+@pytest.mark.parametrize("task", ["ackley-2-shifted", "breast_cancer"])
+def test_no_arm_spends_more_gradients_than_the_best_of_g(task: str) -> None:
+    arms, posed = tasks.arms_of(task), tasks.task_of(task)
+    spent = {name: count_of(arm, posed).gradients for name, arm in arms.items()}
+    most = posed.units * posed.epochs * posed.steps
+    assert spent["best_of_g"] == most
+    assert all(0.9 * most <= each <= most for each in spent.values())
     assert len({arm.label for arm in arms.values()}) == len(arms)
 
 
 def test_the_best_of_g_is_what_optax_loops_give() -> None:
-    task = function_task("ackley", 3, "shifted", units=4, steps=10)
-    arm = Alone("best")
+    task = tasks.function_task("ackley", 3, "shifted")._replace(units=4, epochs=10)
     rate = 1e-2
-    (curve,) = program_of(task, arm)([rate], [5]).curve
+    (curve,) = program_of(task, Alone("best"))([rate], [5]).curve
     pose_key, run_key = jax.random.split(jax.random.key(5))
     problem, optimizer = task.pose(pose_key), optabs.adam(rate * task.scale)
     start_key = jax.random.split(run_key, 1)[0]
@@ -121,7 +121,7 @@ def test_the_best_of_g_is_what_optax_loops_give() -> None:
 
 
 def test_a_population_improves_and_tells_its_lineage() -> None:
-    task = function_task("rastrigin", 4, "rotated", units=6, steps=40)
+    task = tasks.function_task("rastrigin", 4, "rotated")._replace(units=6, epochs=40)
     arm = Rule("rule", 4, 0.1, "mixed", relearn=False)
     outcome = program_of(task, arm)([3e-3, 1e-2], [0, 1])
     assert outcome.curve.shape == (2, arm.generations(40))
@@ -134,89 +134,202 @@ def test_a_population_improves_and_tells_its_lineage() -> None:
         np.testing.assert_allclose(problem.judge(params, None), loss, rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_a_network_learns_under_every_option_of_a_rule() -> None:
-    task = network_task("breast_cancer", units=3, epochs=4)
-    arm = Rule("rule", 1, 0.01, "spread", shared=0.1, aligned=True, inheritance="fresh")
-    outcome = program_of(task, arm)([1e-2], [0])
-    assert outcome.curve.shape == (1, 2)
-    assert outcome.curve[0, -1] < 0.5  # of log 2 at the start
-    assert task.test is not None
-    loss, accuracy = jax.vmap(task.test)(outcome.params)
-    assert accuracy.shape == (1,)
-    assert float(accuracy[0]) > 0.8
-    assert float(loss[0]) < 0.6
-
-
 def test_a_draw_has_the_mean_and_the_spread_of_its_leaf() -> None:
     leaf = 3 + 2 * jax.random.normal(jax.random.key(0), (5000,))
-    drawn = spread_like(jax.random.key(1), {"w": leaf, "b": jnp.zeros(3)})
+    drawn = tasks.spread_like(jax.random.key(1), {"w": leaf, "b": jnp.zeros(3)})
     np.testing.assert_allclose([drawn["w"].mean(), drawn["w"].std()], [3, 2], rtol=0.05)
     np.testing.assert_array_equal(drawn["b"], jnp.zeros(3))
 
 
+@pytest.mark.parametrize("lowered", [3, 4])
+def test_bars_are_medians_ratios_and_standard_errors(
+    tmp_path: pathlib.Path, lowered: int
+) -> None:
+    """Five functions, `lowered` of them lowered elevenfold, and a network 1.2 errors above."""
+    kept = Records(tmp_path)
+
+    def add(task: str, arm: str, *losses: float) -> None:
+        for seed, loss in enumerate(losses):
+            kept.add(Record(Key(task, arm, seed=seed), {}, {"loss": loss}, "", {}))
+        kept.add(Record(Key(task, arm, kind="curves"), {}, {}, "", {}))
+
+    for index, name in enumerate(FUNCTIONS):
+        add(f"{name}-30-shifted", "best_of_g", 90.0, 100.0, 300.0)
+        add(f"{name}-30-shifted", "tuned", 100.0 / (11 if index < lowered else 9), 1e-9, 1e9)
+    add("digits", "best_of_g", 0.9, 1.0, 1.1)
+    add("digits", "tuned", 1.0, 1.1, 1.2)
+    add("ackley-30-shifted", "literal", 0.0, 0.0, -1e-6)
+    found = Results(kept)
+    functions, networks = bars_of(found, "tuned")
+    assert functions.measured == f"{lowered} of 5"
+    assert functions.met == (lowered == 4)
+    # 0.1 over the root of 0.01/3 + 0.01/3.
+    assert found.errors("digits", "tuned") == pytest.approx(1.2247, rel=1e-3)
+    assert not networks.met
+    assert found.ratio("rastrigin-30-shifted", "tuned") == pytest.approx(11)
+    assert found.median("ackley-30-shifted", "literal") == FLOOR
+
+
+def test_a_lineage_follows_survivors_and_both_parents() -> None:
+    parents = np.array([[0, 1], [2, 2], [1, 0]])
+    edges = report.edges_of(parents, np.array([3, 0, 4]))
+    assert sorted(edges) == [(0, 0, False), (0, 1, True), (1, 0, False), (2, 2, False)]
+
+
+def test_committed_records_give_the_committed_report(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the drawing, which takes most of the time."""
+    shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
+    names = {path.stem for path in RESULTS.glob("*.png")}
+    assert names == {"curves", "diversity", "lineage"}
+    monkeypatch.setattr(report, "figures_of", lambda _: dict.fromkeys(sorted(names)))
+    monkeypatch.setattr("benchmarks.lab.report.png", lambda _: b"")
+    assert call(monkeypatch, f"gadam --report --out {tmp_path}") == 0
+    text = (RESULTS / "README.md").read_bytes()
+    assert (tmp_path / "README.md").read_bytes() == text
+    assert b"## What was seen" in text
+
+
 @pytest.mark.slow
-def test_alignment_undoes_a_shuffle_and_changes_no_output() -> None:
-    task = network_task("breast_cancer", units=3, epochs=4)
-    problem = task.pose(jax.random.key(0))
-    one = problem.init_fn(jax.random.key(1))
-    order = jax.random.permutation(jax.random.key(2), 16)
-    optimizer = optabs.adam(1e-2)
-    slopes = jax.jit(jax.grad(problem.loss_fn))(one, problem.validation)
-    _, opt_state = optimizer.update(slopes, optimizer.init(one), one)
-    shuffled, moved = alignment.reordered((one, opt_state), like=one, order=order)
-    other = problem.init_fn(jax.random.key(3))
-    units = jax.tree.map(lambda *leaves: jnp.stack(leaves), one, shuffled, other)
-    states = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), opt_state, moved, optimizer.init(other)
+def test_a_study_with_methods_is_made_once_and_reports(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, peer in list(PEERS.items())[:2]:
+        monkeypatch.setitem(PEERS, name, peer._replace(settings=peer.settings[1:3]))
+    for name in list(PEERS)[2:]:
+        monkeypatch.delitem(PEERS, name)
+    # A call takes a second here, and so does the rule: the fewest generations are one.
+    monkeypatch.setattr(gadam, "_seconds", lambda run: float(run() is not None))
+    line = (
+        f"gadam --quick --tasks breast_cancer --arms best_of_g,tuned --peers --out {tmp_path}"
     )
-    learner = optabs.gadam(optimizer, 3)
-    state = learner.init(jax.random.key(4), problem.init_fn)
-    state = state._replace(params=units, opt_state=states)
-    after = jax.jit(alignment.aligned)(state)
-    judged = jax.jit(jax.vmap(lambda params: problem.judge(params, problem.validation)))
-    np.testing.assert_allclose(judged(after.params), judged(state.params), rtol=1e-5)
-    for tree, wanted in ((after.params, one), (after.opt_state, opt_state)):
-        jax.tree.map(
-            lambda leaf, want: np.testing.assert_array_equal(leaf[1], want), tree, wanted
-        )
-    kernel = state.params["layers"][0]["kernel"]
-    assert not np.array_equal(kernel[1], kernel[0])
-    assert not np.array_equal(after.params["layers"][0]["kernel"][2], kernel[2])
+    assert call(monkeypatch, line) == 0
+    kept = Records(tmp_path)
+    curves = kept.get(Key("breast_cancer", "tuned", kind="curves"))
+    assert curves is not None
+    assert curves.result["gradients"] == curves.result["looks"][-1] == 8 * 10 * 6
+    runs = [run.result for run in kept.select(kind="run", arm="tuned")]
+    assert len(runs) == 2
+    assert all(run["test_accuracy"] > 0.8 and run["test_loss"] < 0.6 for run in runs)
+    middle = np.median([run["loss"] for run in runs])
+    assert middle == pytest.approx(curves.result["quartiles"][1][-1], rel=1e-3)
+    (tuning,) = kept.select(kind="tuning", arm="tuned")
+    assert np.shape(tuning.result["losses"]) == (len(tuning.result["rates"]), 3)
+    assert not kept.select(kind="peer", arm="cma_es")  # it is made for fewer parameters
+    whole, *searches = (each.result for each in kept.select(kind="peer", arm="sep_cma_es"))
+    assert whole["generations"] == gadam.FEWEST
+    assert whole["judged"] == gadam.FEWEST * whole["setting"]["population"]
+    assert (np.shape(whole["losses"]), len(searches)) == ((2, 3), 2)
+    text = (tmp_path / "README.md").read_text()
+    assert all(part in text for part in ("Gadam, tuned", "480", "separable CMA-ES"))
+    for name in ("curves", "diversity", "lineage"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    before = (tmp_path / "records.jsonl.gz").read_bytes()
+    monkeypatch.setattr(program, "program_of", None)
+    monkeypatch.setattr(program, "search_of", None)
+    assert call(monkeypatch, line) == 0
+    assert (tmp_path / "records.jsonl.gz").read_bytes() == before
 
 
-def test_a_matching_uses_every_column_once() -> None:
-    likeness = jnp.array([[0.9, 0.8, 0.0], [1.0, 0.1, 0.0], [0.5, 0.7, 0.2]])
-    assert alignment.matching(likeness).tolist() == [1, 0, 2]
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            "--tasks sphere-2-shifted",
+            "tasks has 'sphere-2-shifted', which fits none; pass names",
+        ),
+        ("--tasks digits --arms sgd", "arms is 'sgd'; choose from best_of_g,"),
+        ("--tasks mnist", "tasks has mnist, which need images; pass data, too."),
+        ("--tasks *-30-noisy --epochs 10", "epochs is 10, too few for a generation of every"),
+        ("--tasks digits --epochs 1", "every arm on digits; pass 10 or more."),
+        ("--processes -1", "processes is -1; pass a whole number above 0."),
+        ("--tasks digits --seeds 0", "seeds is 0; pass a whole number above 0."),
+        ("--tasks digits --report", "without records; call without --report first."),
+        ("--tasks digits --peers", "call `make peers`, or leave out peers."),
+    ],
+)
+def test_bad_arguments_end_in_one_sentence(
+    options: str,
+    sentence: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "evosax", None)
+    monkeypatch.delitem(sys.modules, "evosax.algorithms", raising=False)
+    assert_refused(f"gadam {options}", sentence, tmp_path, monkeypatch, capsys)
 
 
-def test_rates_are_chosen_by_the_median_and_extended_at_an_edge() -> None:
-    asked: list[tuple[list[float], list[int]]] = []
-
-    def program_with(best: float) -> study.Program:
-        def program(rates: Sequence[float], seeds: Sequence[int]) -> Outcome:
-            asked.append((list(rates), list(seeds)))
-            losses = np.abs(np.log(np.asarray(rates) / best))
-            # One tuning seed in three says the opposite, much louder.
-            odd = np.asarray(seeds) == study.TUNING_SEEDS[0]
-            return Outcome(np.where(odd, -100 * losses, losses)[:, None], None, None)
-
-        return program
-
-    for best, wanted in ((1e-2, 0), (1e-3, 0), (3e-4, 1), (1e-5, 2), (1e-1, 1), (5.0, 2)):
-        asked.clear()
-        rates, losses = study.tune(program_with(best))
-        assert len(asked) == 1 + wanted
-        assert rates == sorted(rates)
-        assert losses.shape == (len(study.GRID) + wanted, len(study.TUNING_SEEDS))
-        assert {seed for _, seeds in asked for seed in seeds} == set(study.TUNING_SEEDS)
-        nearest = min(rates, key=lambda rate: abs(np.log(rate / best)))
-        assert rates[study.chosen(losses)] == nearest
+def test_methods_without_a_record_of_the_rule_are_refused(tmp_path: pathlib.Path) -> None:
+    plain, noisy = (f"ackley-2-{how}" for how in ("shifted", "noisy"))
+    with pytest.raises(ArgumentError, match="no such record on ackley-2-shifted; have tuned"):
+        gadam.peer_units_of({plain: tasks.task_of(plain)}, 2, Records(tmp_path))
+    assert not gadam.peer_units_of({noisy: tasks.task_of(noisy)}, 2, Records(tmp_path))
 
 
-def test_a_curve_knows_what_was_spent() -> None:
-    task = function_task("ackley", 3, "shifted", units=4, steps=40)
-    assert study.spent_at(Alone("best"), task, 40).tolist() == list(range(4, 164, 4))
-    assert study.spent_at(SMALL, task, 10).tolist() == list(range(16, 176, 16))
-    once = SMALL._replace(relearn=False)
-    assert study.spent_at(once, task, 19).tolist() == list(range(16, 168, 8))
+def parabola(loss: Any, judged: Any) -> Task:
+    """Around 3, in three dimensions in two leaves; the starts are within 1 of 0."""
+
+    def start(key: jax.Array) -> Any:
+        start = jax.random.uniform(key, (3,), minval=-1.0)
+        return {"a": start[:2], "b": jnp.abs(start[2])}
+
+    of_task, of_judge = (lambda point, _, f=f: f(point) for f in (loss, judged))
+    problem = Problem(start, of_task, None, None, of_judge, None, {})
+    return Task("parabola", 4, 1, 1, 1.0, lambda key: problem)
+
+
+def squared(point: dict[str, jax.Array]) -> jax.Array:
+    return jnp.sum((point["a"] - 3) ** 2) + (point["b"] - 3) ** 2
+
+
+def holed(point: dict[str, jax.Array]) -> jax.Array:
+    return jnp.where(point["b"] < 0, jnp.nan, squared(point))
+
+
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("loss", [squared, holed])
+def test_a_method_finds_a_minimum_and_tells_where(name: str, loss: Any) -> None:
+    """Also where points without a loss are the worst."""
+    found = search_of(parabola(loss, loss), PEERS[name], PEERS[name].settings[1])(0, 150)
+    assert float(found.loss) < 1e-3
+    np.testing.assert_allclose(found.params["a"], [3, 3], atol=0.1)
+    assert float(squared(found.params)) == pytest.approx(float(found.loss), rel=1e-4)
+
+
+def test_a_point_is_chosen_by_the_loss_and_judged_on_its_own() -> None:
+    task = parabola(squared, lambda point: 7 + squared(point))
+    found = search_of(task, PEERS["snes"], Setting(16, 0.5))(0, 100)
+    assert float(found.loss) == pytest.approx(7, abs=1e-2)
+
+
+def test_generations_are_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    def search(seed: int, generations: int) -> program.Best:
+        counted.append(generations)
+        return program.Best(jnp.zeros(()), None)
+
+    def seconds(run: Any) -> float:
+        run()
+        return 0.01 * counted[-1]
+
+    monkeypatch.setattr(gadam, "_seconds", seconds)
+    assert gadam._generations(search, 2.0) == 200
+    assert counted == [4, 16, 64]
+    assert gadam._generations(search, 1e-4) == gadam.FEWEST
+
+
+@pytest.mark.slow
+def test_two_processes_learn_without_sending_and_write_one_record(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(monkeypatch, f"gadam --processes 2 --out {tmp_path}") == 0
+    (record,) = Records(tmp_path)
+    found = record.result
+    assert (found["processes"], found["devices"]) == (2, 8)
+    assert found["learning_receives"] == 0
+    # The parents with their optimizers' states reach every device, and so do the children.
+    assert 1.9 < found["share"] < 2.3
+    assert found["best"][-1] < 0.5 * found["best"][0]

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import NAMED, OPTIONS, WORDS, Case
+from cases import NAMED, OPTIONS, PARTS, Case
 from trees import gradients, params
 
 import optabs
 
 NARROW = [jnp.bfloat16, jnp.float16]
 COARSE = {"decay", "b1", "b2", "eps", "eps_root"}
-ROWS = [case for case in [*NAMED, *OPTIONS, *WORDS] if COARSE & set(case.numbers)]
+ROWS = [case for case in [*NAMED, *OPTIONS, *PARTS] if COARSE & set(case.numbers)]
 
 
 def injected(case: Case, **options: Any) -> Any:

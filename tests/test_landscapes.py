@@ -1,6 +1,9 @@
-"""Landscapes, paths over them and their pictures."""
+"""Landscapes, paths over them, their pictures, and the notebooks' sliders."""
 
+import base64
 import doctest
+import functools
+import io
 import sys
 from typing import Any
 
@@ -9,13 +12,17 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
+import PIL.Image
 import pytest
-from matplotlib.figure import Figure
 
-import benchmarks.paths
 import optabs
-from benchmarks.landscapes import CONDITION, LANDSCAPES, Landscape
-from benchmarks.paths import path, paths_figure
+from benchmarks.lab import landscapes
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.landscapes import COLORS, LANDSCAPES, Landscape, emitted, path
+from benchmarks.survey import explore as exploring
+from benchmarks.survey.explore import explore
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @pytest.fixture(params=LANDSCAPES.values(), ids=LANDSCAPES)
@@ -23,126 +30,153 @@ def landscape(request: pytest.FixtureRequest) -> Landscape:
     return request.param
 
 
-def test_a_landscape_is_0_and_flat_at_its_minima_and_above_0_elsewhere(
+def test_a_landscape_is_0_at_its_minima_and_curves_both_ways_at_its_saddles(
     landscape: Landscape,
 ) -> None:
-    for place in landscape.minima:
-        point = jnp.array(place)
-        assert float(landscape.function(point)) == 0.0
-        np.testing.assert_allclose(jax.grad(landscape.function)(point), 0.0, atol=1e-6)
-        assert np.linalg.eigvalsh(jax.hessian(landscape.function)(point))[0] > 0
-    _, _, values = landscape.grid(64)
-    assert values.min() >= 0
-    assert float(landscape.function(jnp.array(landscape.start))) > 0
+    for place in map(jnp.array, (*landscape.minima, *landscape.saddles)):
+        np.testing.assert_allclose(jax.grad(landscape.function)(place), 0.0, atol=1e-6)
+        low, high = np.linalg.eigvalsh(jax.hessian(landscape.function)(place))
+        if tuple(map(float, place)) in landscape.saddles:
+            assert low < -0.5 < 0.5 < high
+        else:
+            assert low > 0 == float(landscape.function(place))
+    assert landscape.grid(64)[2].min() >= 0 < landscape.function(jnp.array(landscape.start))
     levels = landscape.levels()
     assert levels[0] > 0
     np.testing.assert_allclose(np.diff(np.log(levels), 2), 0.0, atol=1e-5)
-
-
-def test_a_landscape_holds_its_points_in_its_box(landscape: Landscape) -> None:
     left, right, low, high = landscape.box
-    inside = [landscape.start, *landscape.saddles]
     # The saddle's other minimum mirrors the one that is drawn.
-    inside += landscape.minima[-1:]
-    for x, y in inside:
+    for x, y in (landscape.start, *landscape.saddles, landscape.minima[-1]):
         assert left < x < right
         assert low < y < high
 
 
-def test_saddles_curve_both_ways(landscape: Landscape) -> None:
-    for place in landscape.saddles:
-        point = jnp.array(place)
-        np.testing.assert_allclose(jax.grad(landscape.function)(point), 0.0, atol=1e-6)
-        curvature = np.linalg.eigvalsh(jax.hessian(landscape.function)(point))
-        assert curvature[0] < -0.5 < 0.5 < curvature[1]
-
-
 def test_the_rotated_ravine_is_the_ravine() -> None:
-    straight, rotated = (
-        np.asarray(jax.hessian(LANDSCAPES[name].function)(jnp.zeros(2)))
-        for name in ("ravine", "rotated_ravine")
-    )
-    np.testing.assert_allclose(straight, np.diag([1.0, CONDITION]))
-    np.testing.assert_allclose(np.diag(rotated), (1 + CONDITION) / 2, rtol=1e-6)
-    along = rotated @ np.array([1.0, 1.0])
-    np.testing.assert_allclose(along, [1.0, 1.0], atol=1e-2)
-    starts = [LANDSCAPES[name] for name in ("ravine", "rotated_ravine")]
-    losses = [float(place.function(jnp.array(place.start))) for place in starts]
+    places = [LANDSCAPES[name] for name in ("ravine", "rotated_ravine")]
+    straight, rotated = (jax.hessian(place.function)(jnp.zeros(2)) for place in places)
+    np.testing.assert_allclose(straight, np.diag([1.0, landscapes.CONDITION]))
+    np.testing.assert_allclose(np.diag(rotated), (1 + landscapes.CONDITION) / 2, rtol=1e-6)
+    np.testing.assert_allclose(rotated @ np.ones(2), np.ones(2), atol=1e-2)
+    losses = [float(place.function(jnp.array(place.start))) for place in places]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["nag", "adam", "adamw_abs"])
+@pytest.mark.parametrize("name", ["nag", "adamw_abs"])
 def test_a_path_is_what_a_hand_written_loop_visits(name: str) -> None:
     place, noise, key = LANDSCAPES["beale"], 0.3, jax.random.key(5)
     optimizer = getattr(optabs, name)(0.01)
     points = path(place, optimizer, 7, start=(0.5, -0.5), noise=noise, key=key)
     params = jnp.array([0.5, -0.5])
-    state, expected = optimizer.init(params), [params]
+    state, expected, gradients = optimizer.init(params), [params], []
     for step_key in jax.random.split(key, 7):
         grads = jax.grad(place.function)(params) + noise * jax.random.normal(step_key, (2,))
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
+        gradients.append(grads)
         expected.append(optabs.nag_eval_params(state, params) if name == "nag" else params)
     assert points.dtype == np.float32
     np.testing.assert_allclose(points, np.stack(expected), rtol=1e-5)
-
-
-def test_the_examples_of_paths_run() -> None:
-    assert doctest.testmod(benchmarks.paths) == (0, 4)
-
-
-def test_a_path_starts_at_the_landscape_s_start_and_needs_no_noise() -> None:
-    place = LANDSCAPES["rosenbrock"]
-    points = path(place, optabs.sgd(1e-3), 3)
-    np.testing.assert_allclose(points[0], place.start)
-    np.testing.assert_array_equal(
-        points, path(place, optabs.sgd(1e-3), 3, key=jax.random.key(9))
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
+    if name == "nag":
+        moved = emitted(optimizer, jnp.stack(gradients)).sum(0)
+        np.testing.assert_allclose(moved, params - expected[0], rtol=1e-4)
+    for arguments, sentence in (
         ({"steps": 0}, "steps is 0; pass a whole number above 0."),
         (
-            {"steps": 1, "noise": -1.0},
-            "noise is -1.0; pass a finite number that is 0 or more.",
+            {"steps": 1, "noise": np.nan},
+            "noise is nan; pass a finite number that is 0 or more",
         ),
-        ({"steps": 1, "noise": float("nan")}, "noise is nan; pass a finite number"),
-    ],
-)
-def test_a_bad_path_is_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        path(LANDSCAPES["saddle"], optabs.sgd(0.1), **arguments)
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            path(place, optimizer, **arguments)
 
 
-def test_a_figure_of_paths_leaves_matplotlib_as_it_was(landscape: Landscape) -> None:
-    def open_figures() -> list[int]:
+def test_the_examples_run() -> None:
+    assert doctest.testmod(landscapes) == (0, 2)
+
+
+def test_a_figure_of_paths_is_light_and_leaves_matplotlib_as_it_was(
+    landscape: Landscape,
+) -> None:
+    def state() -> Any:
         pyplot = sys.modules.get("matplotlib.pyplot")
-        return [] if pyplot is None else pyplot.get_fignums()
+        return dict(matplotlib.rcParams), pyplot.get_fignums() if pyplot else []
 
-    before, opened = dict(matplotlib.rcParams), open_figures()
-    diverging = path(landscape, optabs.sgd(1e6), 50)
-    assert not np.isfinite(diverging[-1]).all()
-    paths = {"diverging": diverging, "still": path(landscape, optabs.sgd(0.0), 50)}
-    figure = paths_figure(landscape, paths)
-    assert isinstance(figure, Figure)
+    before = state()
+    optimizers = {"diverging": optabs.sgd(1e6), "adam": optabs.adam(0.1)}
+    paths = {name: path(landscape, each, 50) for name, each in optimizers.items()}
+    assert not np.isfinite(paths["diverging"][-1]).all()
+    np.testing.assert_allclose(paths["adam"][0], landscape.start)
+    figure = landscapes.paths_figure(landscape, paths, title="T")
     axis = figure.axes[0]
-    assert axis.get_xlim() == landscape.box[:2]
+    assert (axis.get_xlim(), axis.get_title()) == (landscape.box[:2], "T")
     assert [text.get_text() for text in axis.get_legend().get_texts()] == list(paths)
     assert all(np.isfinite(line.get_xydata()).all() for line in axis.lines)
-    figure.savefig("/dev/null", format="png")
-    assert dict(matplotlib.rcParams) == before
-    assert open_figures() == opened
+    with PIL.Image.open(io.BytesIO(exploring.png(figure))) as picture:
+        seen = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    for color in COLORS[:2]:  # of thin lines, kept
+        wanted = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+        assert np.abs(seen - wanted).max(axis=1).min() <= 8
+    assert state() == before
 
 
-def test_a_figure_of_paths_draws_on_a_given_axis() -> None:
-    figure = Figure()
-    axis = figure.subplots(1, 2)[1]
-    points = {"here": np.zeros((2, 2), np.float32)}
-    drawn = paths_figure(
-        LANDSCAPES["ravine"], points, axis=axis, title="T", colors={"here": "#123456"}
-    )
-    assert drawn is figure
-    assert axis.get_title() == "T"
-    assert "#123456" in [line.get_color() for line in axis.lines]
+@pytest.mark.parametrize("name", ["nag", "adam_abs_steady"])
+def test_an_explored_path_is_the_path(name: str) -> None:
+    decays = exploring.decays_of(name)
+    points, losses = exploring.program("beale", name, 20)({"learning_rate": 0.01} | decays)
+    expected = path(LANDSCAPES["beale"], exploring.OPTIMIZERS[name](0.01), 20)
+    np.testing.assert_allclose(points, expected, rtol=1e-5)
+    assert losses[-1] == pytest.approx(float(LANDSCAPES["beale"].function(points[-1])))
+
+
+def test_every_control_redraws_and_compiles_no_more_than_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced: list[str] = []
+
+    @functools.wraps(optabs.adam)
+    def counting(**settings: Any) -> optax.GradientTransformation:
+        traced.append("adam")
+        return optabs.adam(**settings)
+
+    monkeypatch.setitem(exploring.OPTIMIZERS, "adam", counting)
+    exploring.program.cache_clear()
+    shown = explore(["ravine", "beale"], ["adam", "momentum"], learning_rate=0.1, steps=10)
+    bundle = shown._repr_mimebundle_(include=None, exclude=None)
+    assert set(bundle) == {"text/plain", "image/png", WIDGET}
+    assert base64.b64decode(bundle["image/png"]) == shown.first == shown.image.value
+    assert bundle[WIDGET]["model_id"] == shown.widget.model_id
+    controls = shown.controls
+    assert list(controls) == ["landscape", "optimizer", "rate", "b1", "b2", "decay"]
+    for used, changes in (
+        ({"b1", "b2"}, {"rate": 0.01, "b1": 0.5, "b2": 0.9}),
+        ({"decay"}, {"optimizer": "momentum", "decay": 0.5, "landscape": "beale"}),
+    ):
+        for name, value in changes.items():
+            before, controls[name].value = shown.image.value, value
+            assert shown.image.value != before
+        hidden = {name for name in controls if controls[name].layout.display == "none"}
+        assert hidden == {"b1", "b2", "decay"} - used
+        assert traced == ["adam"]
+    exploring.program.cache_clear()
+
+
+def test_without_ipywidgets_there_is_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    bundle = explore(["ravine"], ["sgd"], learning_rate=1.0, steps=50)._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "image/png"}
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    figure = exploring.explored_figure("ravine", "sgd", learning_rate=1.0, decays={}, steps=50)
+    assert figure.axes[1].get_title() == "diverged"
+
+
+def test_what_cannot_be_explored_is_refused() -> None:
+    for options, sentence in (
+        ({"landscapes": ["hill"]}, "landscapes is 'hill'; choose from rosenbrock, beale"),
+        ({"landscapes": "saddle"}, "landscapes is 'saddle'; pass a list of one or more names"),
+        ({"optimizers": ["lion"]}, "optimizers is 'lion'; choose from sgd"),
+        ({"optimizers": []}, r"optimizers is \[\]; pass a list of one or more names"),
+        ({"learning_rate": 20}, "learning_rate is 20; pass a number from 1e-06 to 10"),
+        ({"steps": 0}, "steps is 0; pass a whole number above 0"),
+    ):
+        with pytest.raises(ArgumentError, match=f"^{sentence}"):
+            explore(**options)

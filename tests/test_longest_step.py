@@ -1,15 +1,15 @@
 """The study of the longest step from narrow moments."""
 
-import json
 import pathlib
 
 import numpy as np
 import optax
 import pytest
-from commands import assert_refused, call
+from commands import assert_refused, assert_reported, call
 
 import optabs
 from benchmarks import longest_step as study
+from benchmarks.lab.records import Records
 
 
 def test_the_longest_step_is_that_of_the_optimizer() -> None:
@@ -20,22 +20,26 @@ def test_the_longest_step_is_that_of_the_optimizer() -> None:
     np.testing.assert_allclose(signs, study.RATE, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_command_writes_records_and_tables(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = f"longest_step --optimizers adam_abs --steps 60 --seeds 2 --out {tmp_path}"
+    line = f"longest_step --quick --optimizers adam_abs --out {tmp_path}"
     assert call(monkeypatch, line) == 0
-    record = json.loads((tmp_path / "runs" / "adam_abs.json").read_text())
-    assert set(record) == {"config", "results", "environment"}
-    for form in study.FORMS:
-        assert set(record["results"][form]) == set(study.COURSES)
-        ratios = np.array(record["results"][form]["noisy"])
-        assert ratios.shape == (2, len(study.SPREADS))
-    bounded, former = (np.max(record["results"][form]["noisy"]) for form in study.FORMS)
+    records = Records(tmp_path)
+    assert len(records) == len(study.FORMS) * len(study.COURSES) * 2
+    bounded, former = (
+        np.max([run.result["ratio"] for run in records.select(task="noisy", setting=form)])
+        for form in study.FORMS
+    )
     assert bounded < 1.5
     assert former > 10
-    assert "| adam_abs |" in (tmp_path / "longest_step.md").read_text()
+    assert "| adam_abs |" in (tmp_path / "README.md").read_text()
+
+
+def test_the_committed_records_give_the_committed_tables(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_reported("longest_step", tmp_path, monkeypatch)
 
 
 def test_bad_arguments_end_in_one_sentence(

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import optabs
-from optabs.storage.boxes import is_box
+from optabs._tree import is_box
 from optabs.storage.codecs import is_node
 
 WEIGHT = jnp.ones((64, 128))

@@ -20,9 +20,8 @@ import pytest
 from optax import contrib
 
 import optabs
-from optabs.storage.choice import ROLES
 from optabs.storage.codecs import BY_NODE, is_node
-from optabs.storage.fields import Parameters
+from optabs.storage.selection import ROLES, Parameters
 
 SHAPE = (64, 128)
 PARAMS = {"w": jax.random.normal(jax.random.key(9), SHAPE)}
@@ -171,8 +170,9 @@ def encoded(state: Any) -> dict[str, tuple[str, bool]]:
     found = {}
     for path, node in leaves:
         if is_node(node):
-            place = parameters.place(path, SHAPE, state.inner)
-            found[place.path] = f"{place.holder}.{place.field}", BY_NODE[type(node)].sizes
+            location = parameters.locate(path, SHAPE, state.inner)
+            field = f"{location.state_class}.{location.field}"
+            found[location.path] = field, BY_NODE[type(node)].sizes
     return found
 
 

@@ -1,5 +1,6 @@
 """What optabs needs, the versions it is tested with, and which of them an interpreter gets."""
 
+import ast
 import os
 import pathlib
 import re
@@ -90,7 +91,7 @@ def test_make_takes_the_constraints_of_the_interpreter(
         text=True,
     ).stdout
     assert re.findall(r" -c (constraints\S*)", printed) == [file]
-    assert f"{environment}/bin/python -m pytest -n 2 some" in printed
+    assert f"{environment}/bin/python -m pytest -n auto --dist loadgroup some" in printed
 
 
 def test_inner_names_of_jax_are_used_only_where_programs_are_compared() -> None:
@@ -104,3 +105,98 @@ def test_inner_names_of_jax_are_used_only_where_programs_are_compared() -> None:
     }
     assert found <= {"optabs/training/checks.py", "optabs/training/checkpoints.py"}
     assert inner.search("from jax.extend.core import Jaxpr")
+
+
+def imported(source: str) -> set[str]:
+    """The modules that a file imports anywhere: each dotted name, and names from packages."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def packages_of_optabs(source: str) -> set[str]:
+    """The packages and modules at the top of optabs that a file imports."""
+    inside = (name.split(".") for name in imported(source) if name.startswith("optabs."))
+    return {parts[1] for parts in inside}
+
+
+def sources() -> dict[str, str]:
+    """Every file of optabs but its table of contents, by its path inside."""
+    inside = ROOT / "optabs"
+    files = {str(path.relative_to(inside)): path.read_text() for path in inside.rglob("*.py")}
+    del files["__init__.py"]
+    return files
+
+
+def top(path: str) -> str:
+    return pathlib.Path(path).parts[0].removesuffix(".py")
+
+
+NUMERICS = {"_checks", "_numerics", "_tree"}
+PARTS = NUMERICS | {"moments", "ratio", "sizes"}
+NAMED = PARTS | {"optimizers"}
+# What each module or package at the top of optabs may import, beside itself.
+MAY_IMPORT = {
+    **dict.fromkeys(NUMERICS, NUMERICS),
+    **dict.fromkeys(PARTS - NUMERICS, PARTS),
+    "optimizers": NAMED,
+    "features": NUMERICS,
+    "ensemble": NAMED | {"features"},
+    "storage": NUMERICS,
+    "_loss_inputs": NUMERICS,
+    "losses": NUMERICS | {"_loss_inputs"},
+    "initializers": NUMERICS,
+    "genetics": NUMERICS,
+    "training": NUMERICS,
+    "evolution": NAMED | {"genetics", "training"},
+    "_metrics": NAMED | {"ensemble", "evolution", "storage"},
+}
+
+
+def wrong_imports(path: str, source: str) -> set[str]:
+    """What a file of optabs imports against the order of the layers."""
+    return packages_of_optabs(source) - MAY_IMPORT[top(path)] - {top(path)}
+
+
+def test_imports_run_one_way() -> None:
+    wrong = {path: wrong_imports(path, source) for path, source in sources().items()}
+    assert {path: found for path, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("_tree.py", "from optabs.storage.codecs import decode"),
+        ("_numerics.py", "from optabs import moments"),
+        ("moments.py", "from optabs.optimizers.adam_family import adam"),
+        ("optimizers/_descent.py", "def late():\n    from optabs.ensemble import mixture"),
+        ("storage/narrowing.py", "import optabs.moments as moments"),
+    ],
+)
+def test_an_import_against_the_order_is_seen(path: str, line: str) -> None:
+    assert wrong_imports(path, line)
+    assert wrong_imports(path, sources()[path]) == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from optabs.storage.codecs import decode",
+        "from optabs import storage",
+        "import optabs.storage.codecs as codecs",
+        "def late():\n    from optabs.storage import codecs",
+    ],
+)
+def test_an_import_of_storage_is_seen(line: str) -> None:
+    assert packages_of_optabs(line) == {"storage"}
+
+
+def test_data_sets_and_pictures_are_not_for_optabs() -> None:
+    packages = {name.split(".")[0] for text in sources().values() for name in imported(text)}
+    assert not packages & {"tensorflow_datasets", "matplotlib"}
+    assert {"jax", "optax"} <= packages

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import NAMED, OPTIONS, WORDS, Case
+from cases import NAMED, OPTIONS, PARTS, Case
 from trees import avals
 
 import optabs
@@ -17,7 +17,7 @@ from optabs import genetics, losses
 PLAIN = {"w": jnp.ones((3, 2)), "temperature": 1.0}
 ARRAYS = {"w": jnp.ones((3, 2)), "temperature": jnp.float32(1.0)}
 DATA = np.ones((4, 1), np.float32)
-PARTS = {
+ALONE = {
     "ema": optabs.ema(0.9),
     "nesterov": optabs.nesterov(0.9),
     "rms": optabs.rms(0.9),
@@ -39,7 +39,7 @@ def init_fn(key: jax.Array) -> dict[str, Any]:
     return {"w": jax.random.normal(key, (3, 2)), "temperature": 1.0}
 
 
-@pytest.mark.parametrize("case", [*NAMED, *OPTIONS, *WORDS], ids=str)
+@pytest.mark.parametrize("case", [*NAMED, *OPTIONS, *PARTS], ids=str)
 def test_optimizers(case: Case) -> None:
     optimizer = case.make()
     state, wanted = optimizer.init(PLAIN), optimizer.init(ARRAYS)
@@ -51,9 +51,9 @@ def test_optimizers(case: Case) -> None:
     optax.apply_updates(PLAIN, updates)
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", ALONE)
 def test_parts(name: str) -> None:
-    part = PARTS[name]
+    part = ALONE[name]
     outcomes = [part.update(tree, part.init(tree), tree) for tree in (PLAIN, ARRAYS)]
     chex.assert_trees_all_equal(*outcomes, strict=True)
 

@@ -9,8 +9,9 @@ import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optabs
-from optabs.storage.blocks import block_of, joined, shards_of, split
-from optabs.storage.rounding import Salt, bits, mixed, salted, uniform
+from optabs._numerics import hash_uint32
+from optabs.storage.blocks import block_of, join_blocks, shards_of, split_blocks
+from optabs.storage.rounding import Salt, bits, salted, uniform
 
 
 def of(step: int, leaf: int, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
@@ -73,7 +74,7 @@ def test_an_entry_over_many_steps_is_spread_evenly() -> None:
 
 
 def test_mixing_is_a_bijection() -> None:
-    words = np.asarray(mixed(jnp.arange(2**16, dtype=jnp.uint32) * 65537))
+    words = np.asarray(hash_uint32(jnp.arange(2**16, dtype=jnp.uint32) * 65537))
     assert len(np.unique(words)) == len(words)
 
 
@@ -117,11 +118,11 @@ def test_a_block_never_crosses_devices(kind: AxisType) -> None:
     assert shards_of(shape) == 4
     with jax.set_mesh(mesh):
         array = jax.device_put(jnp.arange(8 * 96.0).reshape(8, 96), sharding)
-        parts = jax.jit(lambda array: split(array, 24))(array)
+        parts = jax.jit(lambda array: split_blocks(array, 24))(array)
         assert parts.sharding.is_equivalent_to(
             NamedSharding(mesh, PartitionSpec(None, "x", None)), 3
         )
-        back = jax.jit(joined)(parts)
+        back = jax.jit(join_blocks)(parts)
     np.testing.assert_array_equal(parts, np.asarray(array).reshape(8, 4, 24))
     np.testing.assert_array_equal(back, array)
     assert back.sharding.is_equivalent_to(sharding, 2)

@@ -1,147 +1,163 @@
-"""The survey study's command line: records, tables, pictures and bad input."""
+"""The survey study: optimizers, tasks, targets, the choice of rates, records and tables."""
 
-import json
 import pathlib
+import pickle
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from commands import assert_refused, call, interrupt
+from commands import RESULTS, assert_reported, call
 
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.survey import command as survey
-from benchmarks.survey.optimizers import ENTRIES
-from benchmarks.survey.problems import (
-    PROBLEMS,
-    Problem,
-)
-from benchmarks.survey.study import RATES, Task, study
-
-SMALL = "survey --problems saddle,breast_cancer --optimizers nag,adam --steps 20 --seeds 2"
+import optabs
+from benchmarks.lab import report as lab_report
+from benchmarks.lab.records import Records
+from benchmarks.lab.study import QUICK_STEPS, TUNING_SEEDS, Tuning
+from benchmarks.lab.tasks import NOISE, breast_cancer_splits
+from benchmarks.lab.training import Task
+from benchmarks.survey import STUDY, report, study
+from benchmarks.survey.study import ARMS, FAMILIES, PROBLEMS, SEEN, judged, scores_of
 
 
-def records(folder: pathlib.Path) -> dict[str, Any]:
-    paths = sorted(folder.rglob("*.json"))
-    return {str(path.relative_to(folder)): json.loads(path.read_text()) for path in paths}
+def test_every_optimizer_of_optabs_has_a_row_in_one_family() -> None:
+    families = [(name, family) for family, names in FAMILIES.items() for name in names]
+    for name, maker in vars(optabs).items():
+        module = getattr(maker, "__module__", "")
+        if module.startswith("optabs.optimizers.") and name != "nag_eval_params":
+            (family,) = [family for each, family in families if each == name]
+            assert family.endswith("absolute") == name.endswith("_abs")
+            assert name in ARMS
 
 
-def test_a_divergence_is_shown_as_one(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    saddle = PROBLEMS["saddle"]()
-    problem = saddle._replace(loss=lambda params: saddle.loss(params) / 0.0)
-    record = study(Task("saddle", "sgd", ENTRIES["sgd"], 5, (0, 1)), problem)
-    assert record["results"]["final_loss"] == [np.inf, np.inf]
-    survey.write_tables({("saddle", "sgd"): record}, {"saddle": "a saddle"}, tmp_path)
-    capsys.readouterr()
-    text = (tmp_path / "survey.md").read_text()
-    assert "| sgd | 1e-06* | 0/2 | - | diverged | diverged | diverged |" in text
-
-
-def test_end_to_end_and_nothing_is_run_again(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, f"{SMALL} --out {tmp_path}") == 0
-    shown = capsys.readouterr().out
-    for words in ("A saddle: 20 steps", "test accuracy", "nag", "adam"):
-        assert words in " ".join(shown.split())
-    kept = records(tmp_path)
-    assert list(kept) == [
-        f"runs/{problem}/{name}.json"
-        for problem in ("breast_cancer", "saddle")
-        for name in ("adam", "nag")
-    ]
-    for record in kept.values():
-        assert {"date", "versions", "device", "python"} <= record["environment"].keys()
-        assert record["config"]["seeds"] == [0, 1]
-        assert record["config"]["rates"] == list(RATES)
-        assert np.shape(record["results"]["tuning_final_loss"]) == (len(RATES), 5)
-        assert len(record["results"]["final_loss"]) == 2
-    assert "test_accuracy" not in kept["runs/saddle/adam.json"]["results"]
-    assert len(kept["runs/breast_cancer/adam.json"]["results"]["test_accuracy"]) == 2
-    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == ["landscape-saddle.png", "question-4-leaving-a-saddle.png"]
-    assert (tmp_path / "landscape-saddle.png").read_bytes().startswith(b"\x89PNG")
-
-    def run_again(*_: Any) -> Any:
-        raise AssertionError("a finished record was made again")
-
-    monkeypatch.setattr(survey, "study", run_again)
-    assert call(monkeypatch, f"{SMALL} --out {tmp_path}") == 0
-    assert records(tmp_path) == kept
-
-
-def invented(task: Task, problem: Problem) -> dict[str, Any]:
-    """A record of the right form, in no time; half of the rates do not arrive."""
-    tried, arrives = len(RATES), np.arange(len(RATES)) % 2 == 0
-    results = {
-        "rate": 1e-3,
-        "at_edge": False,
-        "steps_to_target": [np.inf],
-        "final_loss": [0.5],
-        "curve_steps": [0, 5],
-        "curve_loss": [1.0, 0.5],
-        "tuning_steps": np.where(arrives, 3.0, np.inf).repeat(5).reshape(tried, 5).tolist(),
-        "tuning_final_loss": np.full((tried, 5), 0.5).tolist(),
-        "test_accuracy": [0.9],
-    }
-    return {"config": task.config(problem), "results": results}
-
-
-@pytest.mark.slow
-def test_all_pictures_are_drawn(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(survey, "study", invented)
-    line = f"survey --optimizers adam_abs,sgd --steps 5 --seeds 1 --out {tmp_path}"
-    assert call(monkeypatch, line) == 0
-    capsys.readouterr()
-    pictures = {path.stem for path in tmp_path.glob("*.png")}
-    assert pictures == {
-        *(f"landscape-{name}" for name in LANDSCAPES),
-        "question-1-choosing-the-rate",
-        "question-2-adjusting-the-rate",
-        "question-3-one-rate-per-variable",
-        "question-4-leaving-a-saddle",
-        "family-momentum",
-        "family-adam_absolute",
-    }
-    noisy = [path.stem for path in sorted((tmp_path / "runs" / "noisy").iterdir())]
-    assert noisy == ["adam_abs", "adam_abs_cosine", "sgd", "sgd_cosine"]
-
-
-def test_interruption_keeps_finished_records_and_resumes(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    calls = interrupt(monkeypatch, survey, "study", at=2)
-    line = (
-        f"survey --problems saddle --optimizers sgd,adam --steps 5 --seeds 1 --out {tmp_path}"
+def test_noise_sparsity_and_cases_are_as_declared() -> None:
+    key = jax.random.key(0)
+    noisy, sparse, cancer = (
+        PROBLEMS[name].make(None) for name in ("noisy", "sparse", "breast_cancer")
     )
-    assert call(monkeypatch, line) == 130
-    assert "finished records are kept" in capsys.readouterr().err
-    assert list(records(tmp_path)) == ["runs/saddle/sgd.json"]
-    assert call(monkeypatch, line) == 0
-    assert len(calls) == 2 + 1
-    assert len(records(tmp_path)) == 2
+    params, _ = noisy.init(key)
+
+    def slope(task: Task, item: jax.Array) -> jax.Array:
+        return jax.grad(task.loss_fn, has_aux=True)(params, {}, item)[0]["point"]
+
+    clean = slope(noisy, jnp.zeros(len(params["point"])))
+    noise, seen = noisy.feed(key, 2000), sparse.feed(key, 2000)
+    np.testing.assert_allclose(np.std(noise), NOISE, rtol=0.02)
+    np.testing.assert_allclose(slope(noisy, noise[0]), clean + noise[0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(np.mean(seen), SEEN, rtol=0.05)
+    np.testing.assert_allclose(
+        slope(sparse, seen[3]), np.where(seen[3], clean, 0.0), rtol=1e-5
+    )
+    splits = breast_cancer_splits()
+    assert [len(split.labels) for split in splits] == [300, 100, 169]
+    np.testing.assert_allclose(splits[0].inputs.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(splits[0].inputs.std(0), 1.0, rtol=1e-4)
+    assert len(np.unique(np.concatenate([each.inputs for each in splits]), axis=0)) == 569
+    rows = np.asarray(cancer.feed(key, 30)).reshape(30, 32)
+    epoch = rows[: 300 // 32]
+    assert len(np.unique(epoch)) == epoch.size  # each case at most once
+    assert not np.array_equal(epoch, rows[len(epoch) : 2 * len(epoch)])
 
 
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ("survey --problems saddle,foo", "problems is 'foo'; choose from rosenbrock, beale"),
-        ("survey --optimizers foo", "optimizers is 'foo'; choose from sgd, momentum"),
-        ("survey --optimizers sgd_cosine", "optimizers is 'sgd_cosine'; choose from sgd"),
-        ("survey --steps 0", "steps is 0; pass a whole number above 0"),
-        ("survey --seeds 0", "seeds is 0; pass a whole number above 0"),
-        ("survey --seeds -1", "seeds is -1; pass a whole number above 0"),
-        ("survey --out pyproject.toml/x", "output folder 'pyproject.toml/x' cannot be"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_code_2(
-    line: str,
-    sentence: str,
-    tmp_path: pathlib.Path,
+@pytest.mark.parametrize("name", ["nag", "sgd_cosine"])
+def test_a_run_is_what_a_hand_written_loop_gives(name: str) -> None:
+    task = PROBLEMS["noisy"].make(None)._replace(steps=6)
+    outcome, curve = study.run_of(task, name)(0.3, 4)
+    start_key, feed_key = jax.random.split(jax.random.key(4))
+    params, _ = task.init(start_key)
+    decaying = optax.cosine_decay_schedule(0.3, 6)
+    optimizer = optabs.nag(0.3) if name == "nag" else optabs.sgd(decaying)
+    state, losses = optimizer.init(params), [float(task.evaluate(params, {}, ())[0])]
+    for item in task.feed(feed_key, 6):
+        grads, _ = jax.grad(task.loss_fn, has_aux=True)(params, {}, item)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        shown = optabs.nag_eval_params(state, params) if name == "nag" else params
+        losses.append(float(task.evaluate(shown, {}, ())[0]))
+    np.testing.assert_allclose(curve, losses, rtol=1e-5)
+    np.testing.assert_allclose(outcome.validation[0], losses[-1], rtol=1e-5)
+
+
+def test_a_target_is_reached_where_the_loss_stays_below_it() -> None:
+    curves = np.ones((6, 41))
+    curves[0, 10:] = 0.05  # arrives
+    curves[1, 10:] = 0.05
+    curves[1, 30] = 0.5  # leaves once more
+    curves[2, 40:] = 0.05  # too late to have stayed
+    curves[3, 10:] = 0.05
+    curves[3, 20] = np.nan
+    curves[4, 10:] = 0.05
+    curves[4, 5] = 1001.0
+    scores = scores_of(curves, share=0.1, steps=80)
+    np.testing.assert_array_equal(scores.steps, [20, 62, np.inf, np.inf, np.inf, np.inf])
+    np.testing.assert_allclose(scores.final, [0.05, 0.05, 0.525, np.inf, np.inf, 1.0])
+    by_steps, by_end = (PROBLEMS[name]._replace(share=0.1) for name in ("saddle", "noisy"))
+    # A run that does not arrive is worse than any that does, and the more the further off.
+    expected = [20, 62, 80 * 1.525, np.inf, np.inf, 160]
+    np.testing.assert_allclose(judged(curves, by_steps, 80), expected)
+    np.testing.assert_array_equal(judged(curves, by_end, 80), scores.final)
+
+
+def test_the_choice_reads_no_reported_seed_and_no_test_data(
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert_refused(line, sentence, tmp_path, monkeypatch, capsys)
+    def results(seeds: int) -> dict[str, dict[str, Any]]:
+        (unit,) = STUDY.units(["breast_cancer"], ["adam"], seeds=seeds, steps=20)
+        made = pickle.loads(pickle.dumps(unit)).make(unit.keys, {})  # as workers have it
+        return {f"{key.kind} {key.seed}": result for key, result in made}
+
+    def broken(source: pathlib.Path | None) -> Task:
+        task = problem.make(source)
+        return task._replace(test=task.test._replace(labels=1 - task.test.labels))
+
+    first, problem = results(2), PROBLEMS["breast_cancer"]
+    monkeypatch.setitem(PROBLEMS, "breast_cancer", problem._replace(make=broken))
+    other = results(3)
+    tuning = first["tuning None"]
+    assert tuning == other["tuning None"]
+    assert np.shape(tuning["final"]) == (len(tuning["rates"]), len(TUNING_SEEDS))
+    assert list(other) == ["tuning None", "run 0", "run 1", "run 2", "curve None"]
+    accuracies = [each["run 1"].pop("test_accuracy") for each in (first, other)]
+    assert accuracies[0] > 0.8
+    assert sum(accuracies) == pytest.approx(1.0)
+    assert first["run 1"] == other["run 1"]
+
+
+def test_end_to_end(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"survey --quick --tasks saddle --arms nag,adam,sgd_cosine --out {tmp_path}"
+    assert call(monkeypatch, line) == 0
+    assert "A saddle: 40 steps, 2 seeds" in " ".join(capsys.readouterr().out.split())
+    kept = Records(tmp_path)
+    assert {record.key.arm for record in kept} == {"nag", "adam"}  # the saddle has no noise
+    for arm in ("nag", "adam"):
+        kinds = [record.key.kind for record in kept.select(arm=arm)]
+        assert kinds == ["curve", "path", "run", "run", "tuning"]
+        (path,) = kept.select(kind="path", arm=arm)
+        np.testing.assert_allclose(path.result["points"][0], [1e-4, 0.1])
+    assert {path.name for path in tmp_path.glob("*.png")} == {"rates.png", "landscapes.png"}
+    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+    units = STUDY.units(["saddle"], ["nag", "adam"], seeds=2, steps=QUICK_STEPS)
+    assert [unit.missing(kept) for unit in units] == [[], []]  # the same call makes nothing
+
+
+def test_the_committed_records_give_the_committed_tables(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_report, "png", lambda figure: b"")  # drawn, and not rendered
+    assert_reported("survey", tmp_path, monkeypatch)
+    drawn, committed = (
+        {path.name for path in each.glob("*.png")} for each in (tmp_path, RESULTS / "survey")
+    )
+    assert drawn == committed == {f"{name}.png" for name in report.PICTURES}
+
+
+def test_a_divergence_is_shown_as_one() -> None:
+    tuning = Tuning([1e-6, 1e-5], np.array([[1.0], [2.0]])).result()
+    run = {"rate": 1e-6, "steps": None, "final": None}
+    config = PROBLEMS["saddle"]._asdict() | {"title": "x", "steps": 5, "tuning_seeds": [7]}
+    table = report._task_table({"sgd": report.Row(config, tuning, [run, run], {}, None)})
+    assert table.rows == [["sgd", "1e-06*", "0/2", "-", "diverged", "diverged", "diverged"]]

@@ -1,207 +1,278 @@
-"""The study's records: rates tuned on validation data, then every arm in every setting.
+"""What the study compares: single experts, mixtures of them and neighbours, on which tasks."""
 
-One record holds all settings and seeds of an arm on a task, and is made by one compiled
-program. Rates, rules and candidates are chosen by validation data. The test data are looked
-at with `final` only, by the finalists, when nothing is left to be chosen; their earlier
-records are then made again, with the same seeds and so the same runs.
-"""
-
-import functools
+import inspect
 import pathlib
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+import optax
+from optax import contrib
 
-from benchmarks import store
-from benchmarks.dao_e.arms import ARMS, SCOPES, TUNED, Arm
-from benchmarks.dao_e.program import (
-    Outcome,
-    Program,
-    curve_of,
-    measures_of,
-    program_of,
-    validation_loss,
-)
-from benchmarks.dao_e.settings import (
-    GRID,
-    TUNING_SEEDS,
-    best_rate,
-    half_decade,
-    rates_in,
-    tune,
-)
-from benchmarks.dao_e.tasks import TASKS, Maker, Task
-from benchmarks.dao_e.tasks_drift import DRIFTING
+import optabs
+from benchmarks.lab import tasks
+from benchmarks.lab.models import Convnet, network
+from benchmarks.lab.paired import Pair, Runs
+from benchmarks.lab.records import Records
+from benchmarks.lab.tasks import Split
+from benchmarks.lab.training import Arm, Optimizer, Task, cosine
+from optabs.ensemble.experts import DEFAULT
+from optabs.ensemble.state import Storage
+from optabs.training.batches import take
 
-ABLATION_SEEDS = 2
+MOMENTUM = {"momentum": 0.9}  # of the expert SGD, by task
+WEIGHT_DECAY = {"decay": 1e-4}  # in every step, after the update, by task
+
+
+def _decayed(optimizer: Optimizer) -> Optimizer:
+    return optax.chain(optimizer, optax.add_decayed_weights(-WEIGHT_DECAY["decay"]))
+
+
+CHANGE = 0.5  # share of the steps after which labels get noisy, or a class appears
+NOISY_LABELS = 0.4  # share of the labels that are then drawn at random
+NEW_CLASS = 9
+BRIGHTNESS = 1.0  # added to all pixels at the end, from 0 at the start
+
+
+class Draw(NamedTuple):
+    """What a step draws; with replacement, as no order of epochs fits a set that grows."""
+
+    progress: jax.Array  # float32 []: share of the steps that are done
+    places: jax.Array  # float32 [batch], in [0, 1): rows as shares of the training set
+    noise: jax.Array  # float32 [batch], in [0, 1)
+    labels: jax.Array  # int32 [batch]: what a noisy label becomes
+
+
+def _draws(key: jax.Array, steps: int) -> Draw:
+    keys, shape = jax.random.split(key, 3), (steps, 32)
+    return Draw(
+        jnp.arange(steps) / steps,
+        jax.random.uniform(keys[0], shape),
+        jax.random.uniform(keys[1], shape),
+        jax.random.randint(keys[2], shape, 0, 10),
+    )
+
+
+def _drawn(train: Split, draw: Draw, count: Any) -> Split:
+    return take(train, jnp.minimum((draw.places * count).astype(jnp.int32), count - 1))
+
+
+def noisy_labels(train: Split, draw: Draw) -> Split:
+    """Some labels are random from halfway on."""
+    batch = _drawn(train, draw, len(train.labels))
+    noisy = (draw.progress >= CHANGE) & (draw.noise < NOISY_LABELS)
+    return batch._replace(labels=jnp.where(noisy, draw.labels, batch.labels))
+
+
+def new_class(train: Split, draw: Draw) -> Split:
+    """A class appears halfway; the training set has its images last."""
+    known = (train.labels != NEW_CLASS).sum()
+    return _drawn(train, draw, jnp.where(draw.progress >= CHANGE, len(train.labels), known))
+
+
+def brighter(train: Split, draw: Draw) -> Split:
+    """All pixels brighten step by step."""
+    batch = _drawn(train, draw, len(train.labels))
+    return batch._replace(inputs=batch.inputs + BRIGHTNESS * draw.progress)
+
+
+def _drifting(batch: Callable[[Split, Draw], Split], title: str) -> Task:
+    """Digits that change; held-out data are those of the end: clean, all classes, bright."""
+    train, validation, test = tasks.digits_splits()
+    if batch is new_class:
+        train = take(train, jnp.argsort(train.labels == NEW_CLASS, stable=True))
+    if batch is brighter:
+        validation, test = (
+            each._replace(inputs=each.inputs + BRIGHTNESS) for each in (validation, test)
+        )
+    return tasks.classification(
+        f"MLP 64-32-10, digits: {title}", tasks.mlp(64, 32, 10),
+        (train, validation, test),
+        steps=2000, batch_size=32, feed=_draws, batch=batch, scope="drift",
+    )  # fmt: skip
+
+
+# Made when they are wanted: most read data.
+TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
+    "quadratic": lambda source: tasks.quadratic(),
+    "logistic": lambda source: tasks.breast_cancer(),
+    "softmax": lambda source: tasks.digits(tasks.mlp(64, 10), "softmax regression"),
+    "autoencoder": lambda source: tasks.autoencoder(),
+    "mnist": lambda source: tasks.small_images("mnist", source),
+    "fashion": lambda source: tasks.small_images("fashion_mnist", source),
+    "convnet": lambda source: tasks.digits(
+        network(lambda rngs: Convnet((8, 16), 10, rngs=rngs)), "convnet with batch norm",
+        steps=600,
+    ),
+    "decay": lambda source: tasks.small_images(
+        "fashion_mnist", source, also=", cosine rates, weight decay",
+        schedule=cosine, wrap=_decayed,
+    ),
+    "momentum": lambda source: tasks.digits(
+        tasks.mlp(64, 32, 10), "MLP 64-32-10, SGD with momentum 0.9", steps=2000
+    ),
+    "long": lambda source: tasks.digits(
+        tasks.mlp(64, 32, 10), "MLP 64-32-10, 10,000 steps", steps=10_000, scope="few"
+    ),
+    "transformer": lambda source: tasks.transformer(),
+    "noisy_labels": lambda source: _drifting(
+        noisy_labels,
+        f"{NOISY_LABELS:.0%} of the labels random from {CHANGE:.0%} of the steps on",
+    ),
+    "new_class": lambda source: _drifting(
+        new_class, f"class {NEW_CLASS} appears after {CHANGE:.0%} of the steps"
+    ),
+    "brighter": lambda source: _drifting(brighter, "brightness rises throughout"),
+}  # fmt: skip
+NEED_IMAGES = ("mnist", "fashion", "decay")
+
+EXPERTS = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp", "lion": "Lion"}  # labels
+_PREVIOUS = inspect.signature(optabs.dao_e).parameters["previous"].default
+
+
+class Form(NamedTuple):
+    """How the experts are mixed: what `optabs.dao_e` is given."""
+
+    label: str
+    controller: optabs.Controller
+    features: tuple[optabs.features.Feature, ...] = ()
+    previous: Storage = _PREVIOUS
+
+    def make(self, experts: Any, rate: Any = None) -> Optimizer:
+        """The mixture."""
+        return optabs.dao_e(
+            rate, experts,
+            controller=self.controller, features=self.features, previous=self.previous,
+        )  # fmt: skip
+
+    def config(self) -> dict[str, Any]:
+        """As it is written into a record."""
+        names = [function.__name__ for function, _ in self.features]
+        kept = {"features": names, "previous": self.previous}
+        return self.controller._asdict() | kept
+
+    def watch(self, state: Any) -> dict[str, jax.Array]:
+        """Weights, means over leaves, and the step multiplier."""
+        multiplier = jnp.exp(optax.tree.get(state, "log_multiplier"))
+        return optabs.mixing_weights(state) | {"multiplier": multiplier}
+
+
+_rule = optabs.Controller()
+FORMS: dict[str, Form] = {
+    "uniform": Form("uniform weights", optabs.Controller.uniform()),
+    "capped_uniform": Form("uniform, cap and multiplier", _rule._replace(rate=None)),
+    "published": Form("DAO-E as published", optabs.Controller.paper(), optabs.features.ALL),
+    "dao_e": Form("DAO-E", _rule),
+}
+# DAO-E with a part taken away, or with one more. A candidate is one more line.
+ABLATIONS: dict[str, Form] = {
+    "features": Form("DAO-E with features", _rule, optabs.features.ALL),
+    "no_cap": Form("without cap", _rule._replace(cap=None)),
+    "no_multiplier": Form("without multiplier", _rule._replace(multiplier_rate=None)),
+    "free_multiplier": Form("multiplier falls freely", _rule._replace(shrink=1.0)),
+    "free_lengths": Form("weights shorten freely", _rule._replace(shorten=1.0)),
+    "gated": Form("multiplier gated", _rule._replace(gated=True)),
+    "gate_alone": Form("the gate alone", _rule._replace(gated=True, shrink=1.0)),
+    "one_set": Form("one set of weights", _rule._replace(per_leaf=False)),
+    "constant_rates": Form("constant rates", _rule._replace(rate_floor=1.0)),
+    "no_floor": Form("without floor", _rule._replace(floor=0.0)),
+    "int8": Form("previous in int8", _rule, previous="int8"),
+    "float32": Form("previous in float32", _rule, previous="float32"),
+}
+MIXTURES = FORMS | ABLATIONS
+NEIGHBOURS = {"schedule_free_adamw": "schedule-free AdamW", "prodigy": "Prodigy"}
+LABELS = EXPERTS | {name: form.label for name, form in MIXTURES.items()} | NEIGHBOURS
+TUNED = (*EXPERTS, "schedule_free_adamw")  # whose best rate is looked for
+
+# Which arms train on a task, by its scope.
+SCOPES: dict[str, tuple[str, ...]] = {
+    "all": tuple(LABELS),
+    "few": (*EXPERTS, "uniform", "dao_e"),
+    "drift": (*EXPERTS, "uniform", "dao_e", "features"),
+}
+
+
+def rated_by(arm: str) -> tuple[str, ...]:
+    """The experts, or what else, whose rates an arm takes."""
+    if arm in MIXTURES:
+        return tuple(EXPERTS)
+    # Of the setting's rates the neighbours see what Adam sees of its own, or none.
+    return {"schedule_free_adamw": ("adam",), "prodigy": ()}.get(arm, (arm,))
+
+
+def arm_on(task: str, arm: str) -> Arm:
+    """An arm as a task has it; it is made from a dict of rates, by expert."""
+
+    def expert(name: str, rate: Any) -> optax.GradientTransformation:
+        if name == "sgd" and task in MOMENTUM:
+            return optax.sgd(rate, momentum=MOMENTUM[task])
+        return DEFAULT[name](rate)
+
+    def schedule_free(rates: Mapping[str, Any]) -> Optimizer:
+        decay = WEIGHT_DECAY.get(task, 0.0) / rates["adam"]
+        return contrib.schedule_free_adamw(rates["adam"], weight_decay=decay)
+
+    label = LABELS[arm]
+    if arm in MIXTURES:
+        form = MIXTURES[arm]
+        return Arm(
+            label,
+            lambda rates: form.make({name: expert(name, rates[name]) for name in rates}),
+            form.watch,
+        )
+    if arm == "schedule_free_adamw":
+        averaged = contrib.schedule_free_eval_params
+        return Arm(label, schedule_free, evaluated=averaged)
+    if arm == "prodigy":
+        return Arm(label, lambda rates: contrib.prodigy(rates["factor"]))
+    return Arm(label, lambda rates: expert(arm, rates[arm]))
+
+
+SAME, TOO_LARGE, TOO_SMALL = 1e-3, 30.0, 0.1
+SETTINGS: dict[str, str] = {
+    "tuned": "every expert at its own best rate",
+    "same": f"{SAME:g} for all",
+    "SGD right": f"SGD at its best, the others at {TOO_LARGE:g} times theirs",
+    "Adam right": f"Adam at its best, the others at {TOO_LARGE:g} times theirs",
+    "small": f"all at {TOO_SMALL:g} of their best",
+}
 DRIFT_SETTINGS = ("tuned", "same")
-DIGITS_KEPT = 5
-MAKERS: dict[str, Maker] = TASKS | DRIFTING
+_RIGHT = {"SGD right": "sgd", "Adam right": "adam"}
 
 
-class Plan(NamedTuple):
-    """What is asked for."""
+def rates_in(setting: str, best: Mapping[str, float]) -> dict[str, float]:
+    """The rates of a setting, from the best rate of each expert."""
 
-    tasks: tuple[str, ...]
-    settings: tuple[str, ...]
-    arms: tuple[str, ...]
-    seeds: int
-    folder: pathlib.Path
-    source: pathlib.Path | None = None  # of the images
-    steps: int | None = None  # in place of each task's own
-    final: bool = False
+    def rate(name: str) -> float:
+        factor = TOO_SMALL if setting == "small" else 1.0
+        if _RIGHT.get(setting, name) != name:
+            factor = TOO_LARGE
+        return SAME if setting == "same" else float(f"{factor * best[name]:.3g}")
 
-
-class Unit(NamedTuple):
-    """One record to make."""
-
-    task: str
-    arm: str
-    tuning: bool
-
-    def path(self, folder: pathlib.Path) -> pathlib.Path:
-        """Where it is kept."""
-        kind = "tuning" if self.tuning else "runs"
-        return folder / kind / self.task / f"{self.arm}.json"
+    return {name: rate(name) for name in best}
 
 
-@functools.cache
-def task_of(name: str, source: pathlib.Path | None, steps: int | None) -> Task:
-    """A task, made once in a process."""
-    task = MAKERS[name](source)
-    return task if steps is None else task._replace(steps=steps)
+BEST = "best_single"  # of the experts, in hindsight
 
 
-def units_of(plan: Plan, *, tuning: bool) -> list[Unit]:
-    """The records of a plan, or those of the tuning that comes before."""
-    units = []
-    for name in plan.tasks:
-        scope = SCOPES[task_of(name, plan.source, plan.steps).scope]
-        arms = [arm for arm in plan.arms if arm in scope]
-        if tuning:
-            # The best rates of all experts make a setting, whichever arms are wanted.
-            arms = [arm for arm in TUNED if arm in ARMS and (arm in arms or not _alone(arm))]
-        units += [Unit(name, arm, tuning) for arm in arms]
-    return units
+def runs_of(records: Records) -> Runs:
+    """The study's runs."""
+    return Runs(records, {BEST: tuple(EXPERTS)})
 
 
-def _alone(name: str) -> bool:
-    """Whether an arm's best rate is of no use to others."""
-    return ARMS[name].experts != (name,)
+def pairs_of(runs: Runs, *scopes: str) -> list[Pair]:
+    """The pairs of the tasks of some scopes, or of all, in the study's order."""
+    pairs = [Pair(task, setting) for task in TASKS for setting in SETTINGS]
+    return [
+        pair
+        for pair in pairs
+        if all(runs.has(pair, arm) for arm in (*EXPERTS, "uniform"))
+        and (not scopes or runs.configs[pair.task, "uniform"]["scope"] in scopes)
+    ]
 
 
-def settings_of(task: Task, plan: Plan) -> tuple[str, ...]:
-    """The settings in which a task is trained."""
-    wanted = DRIFT_SETTINGS if task.scope == "drift" else plan.settings
-    return tuple(setting for setting in plan.settings if setting in wanted)
-
-
-def config_of(unit: Unit, plan: Plan) -> dict[str, Any]:
-    """What distinguishes a record; an arm's rates come from the records of the tuning."""
-    task, arm = task_of(unit.task, plan.source, plan.steps), ARMS[unit.arm]
-    config: dict[str, Any] = {
-        "task": unit.task,
-        "title": task.title,
-        "classifies": task.classifies,
-        "scope": task.scope,
-        "steps": task.steps,
-        "arm": arm.config(),
-    }
-    if unit.tuning:
-        return config | {"grid": list(map(half_decade, GRID)), "seeds": TUNING_SEEDS}
-    # Where the data drift, an ablation is what the trial is about.
-    everyone = arm.finalist or task.scope == "drift"
-    return config | {
-        "rates": _rates(unit, arm, settings_of(task, plan), plan.folder),
-        "seeds": plan.seeds if everyone else min(plan.seeds, ABLATION_SEEDS),
-        "test": plan.final and arm.finalist,
-    }
-
-
-def _rates(
-    unit: Unit, arm: Arm, settings: Sequence[str], folder: pathlib.Path
-) -> dict[str, list[float]]:
-    """The rates of an arm's experts in each setting."""
-    own = unit.arm if unit.arm in TUNED else None
-    best = {name: _best(folder, unit.task, own or name) for name in arm.experts}
-    return {setting: list(rates_in(setting, best).values()) for setting in settings}
-
-
-def _best(folder: pathlib.Path, task: str, arm: str) -> float:
-    return store.read_json(Unit(task, arm, True).path(folder))["results"]["best"]
-
-
-def is_finished(unit: Unit, plan: Plan) -> bool:
-    """Whether the record is there; one that has seen the test data has all of the others."""
-    config, path = config_of(unit, plan), unit.path(plan.folder)
-    wanted = [config] if unit.tuning else [config, config | {"test": True}]
-    return any(store.finished(path, each) is not None for each in wanted)
-
-
-def make(unit: Unit, plan: Plan) -> None:
-    """Makes a record and keeps it."""
-    started = time.perf_counter()
-    config = config_of(unit, plan)
-    task = task_of(unit.task, plan.source, plan.steps)
-    program = program_of(task, ARMS[unit.arm], test=config.get("test", False))
-    results = _tuned(program) if unit.tuning else _trained(program, config)
-    record = {
-        "config": config,
-        "results": results,
-        "seconds": round(time.perf_counter() - started, 1),
-        "environment": store.environment(),
-    }
-    store.write_json(unit.path(plan.folder), record)
-    jax.clear_caches()
-
-
-def _tuned(program: Program) -> dict[str, Any]:
-    rates, losses = tune(functools.partial(validation_loss, program))
-    return {
-        "best": best_rate(rates, losses),
-        "rates": rates,
-        "validation_loss": [_kept(row) for row in losses],
-    }
-
-
-def _trained(program: Program, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Each setting's measures, of the seeds one after the other."""
-    of_rates: dict[tuple[float, ...], dict[str, Any]] = {}
-    for rates in map(tuple, config["rates"].values()):
-        if rates not in of_rates:
-            of_rates[rates] = _summary(
-                [program(rates, seed) for seed in range(config["seeds"])]
-            )
-    return {name: of_rates[tuple(rates)] for name, rates in config["rates"].items()}
-
-
-def _summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The measures of each seed; curves, weights and multiplier are means over the seeds."""
-    measures = [measures_of(outcome) for outcome in outcomes]
-    summary: dict[str, Any] = {
-        name: [bool(each[name]) for each in measures]
-        if name == "diverged"
-        else _kept([each[name] for each in measures])
-        for name in measures[0]
-    }
-    summary["curve"] = _kept(np.mean([curve_of(each.losses) for each in outcomes], axis=0))
-    summary["watched"] = {
-        name: _kept(np.mean([each.watched[name] for each in outcomes], axis=0))
-        for name in outcomes[0].watched
-    }
-    return summary
-
-
-def _kept(values: Sequence[float] | np.ndarray) -> list[float]:
-    return [float(f"{value:.{DIGITS_KEPT}g}") for value in values]
-
-
-def read(plan: Plan) -> dict[tuple[str, str], dict[str, Any]]:
-    """All records of a plan, by task and arm."""
-    return {
-        (unit.task, unit.arm): store.read_json(unit.path(plan.folder))
-        for unit in units_of(plan, tuning=False)
-    }
+def arms_of(runs: Runs, pairs: Sequence[Pair], *, finalist: bool = True) -> list[str]:
+    """The finalists that trained on all of these pairs, or the ablations."""
+    wanted = [arm for arm in LABELS if (arm not in ABLATIONS) is finalist]
+    return [arm for arm in wanted if pairs and all(runs.has(pair, arm) for pair in pairs)]

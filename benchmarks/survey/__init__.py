@@ -1,1 +1,55 @@
-"""The survey study: every optimizer on its four questions."""
+"""The survey's optimizers on its four questions about rates and saddle points."""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from benchmarks.lab.landscapes import LANDSCAPES
+from benchmarks.lab.records import Key, Records
+from benchmarks.lab.study import Study, Unit, command_of
+from benchmarks.survey import report
+from benchmarks.survey.study import ARMS, DECAYING, GRID, PROBLEMS, results_of
+
+
+class _Survey(Study):
+    """A study of steps to a target, of medians and of paths."""
+
+    def units(
+        self,
+        tasks: Sequence[str],
+        arms: Sequence[str],
+        *,
+        seeds: int = 5,
+        steps: int | None = None,
+        source: pathlib.Path | None = None,
+    ) -> list[Unit]:
+        found = []
+        for unit in super().units(tasks, arms, seeds=seeds, steps=steps, source=source):
+            name, arm = unit.keys[0].task, unit.keys[0].arm
+            if arm in DECAYING and name != "noisy":
+                continue
+            kinds = ("curve", "path") if name in LANDSCAPES else ("curve",)
+            problem = PROBLEMS[name]
+            asked = {"share": problem.share, "judged_by": problem.judged_by, "seeds": seeds}
+            found.append(
+                Unit(
+                    (*unit.keys, *(Key(name, arm, kind=kind) for kind in kinds)),
+                    {**unit.config, **asked},
+                    functools.partial(results_of, name, steps, seeds),
+                )
+            )
+        return found
+
+    def report(self, records: Records) -> None:
+        report.write(records)
+
+
+STUDY = _Survey(
+    name="survey",
+    doc="Compares all optimizers on valleys, a saddle, ravines, quadratics and two data sets.",
+    tasks={name: problem.make for name, problem in PROBLEMS.items()},
+    arms=ARMS,
+    grid=GRID,
+    module=__name__,
+)
+command = command_of(STUDY)

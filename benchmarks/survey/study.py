@@ -1,88 +1,127 @@
-"""One optimizer on one problem: rates chosen on some seeds, results reported on others."""
+"""What the survey's questions are put to: optimizers, tasks, and what counts of a run."""
 
+import functools
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 
-from benchmarks import store
-from benchmarks.paths import evaluated
-from benchmarks.survey.optimizers import Entry
-from benchmarks.survey.problems import Problem
+import optabs
+from benchmarks.lab import tasks
+from benchmarks.lab.landscapes import LANDSCAPES, drawable, evaluated, path
+from benchmarks.lab.records import Key, rounded
+from benchmarks.lab.study import TUNING_SEEDS, Grid, Tuning, tune
+from benchmarks.lab.training import LAST, Arm, Outcome, Task, cosine, program_of
 
-# Half decades. One grid for every optimizer and problem, wide enough for the widest.
-RATES = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-12, 9))
-TUNING_SEEDS = tuple(range(1_000_000, 1_000_005))  # the reported ones count from 0
+GRID = Grid(-12, 8)  # 1e-6 to 1e4, wide enough for the widest
+SEEN = 0.01  # probability with which a coordinate's gradient is seen
 BLOWN_UP = 1e3  # times the loss at the start: a divergence, as a loss that is not finite
-LAST = 0.05  # share of the steps over which the final loss is a mean
+LOOKS = 5  # steps between two looks at a validation set; elsewhere the loss is seen at each
 CURVE = 120  # points kept of a curve, evenly in the step and as many in its logarithm
-DIGITS_KEPT = 5
+FINEST = 1 / 300  # of a landscape's box: what a kept path leaves out
+LONGEST = 500  # points of a kept path
+
+FAMILIES = {
+    "momentum": ("sgd", "momentum", "nag"),
+    "adaptive": ("adagrad", "rmsprop", "adadelta"),
+    "adam": ("adam", "adamw", "nadam"),
+    "absolute": ("adagrad_abs", "rmsprop_abs", "adadelta_abs", "rmsprop_abs_steady"),
+    "adam_absolute": ("adam_abs", "adamw_abs", "nadam_abs", "adam_abs_steady"),
+}
+# Only where the gradients are noisy, for the question of adjusting the rate.
+DECAYING = ("sgd_cosine", "momentum_cosine", "adam_cosine", "adam_abs_cosine")
 
 
-class Runs(NamedTuple):
-    """Finished runs of one optimizer on one problem."""
+def _arm(name: str) -> Arm:
+    base, _, extra = name.rpartition("_")
+    if extra not in ("steady", "cosine"):
+        return Arm(name, getattr(optabs, name), evaluated=evaluated)
+    settings = {"steady": True} if extra == "steady" else {}
+    make = functools.partial(getattr(optabs, base), **settings)
+    return Arm(f"{base}, {extra}", make, evaluated=evaluated)
 
-    params: Any  # with leading axes [seeds, rates]
-    losses: np.ndarray  # float32 [seeds, rates, looks + 1], the start's first
+
+# The steady ones at the end of a table, then the decaying ones.
+_NAMES = sorted(sum(FAMILIES.values(), ()), key=lambda name: name.endswith("_steady"))
+ARMS = {name: _arm(name) for name in (*_NAMES, *DECAYING)}
+
+
+class Problem(NamedTuple):
+    """A task, its target, and whether what is asked is the way or the end."""
+
+    make: Callable[[pathlib.Path | None], Task]  # as a study wants it; the folder is not read
+    share: float  # the target, as a share of the loss at the start
+    judged_by: str = "steps"  # to the target, or "final" loss
+
+
+def _landscape(name: str, title: str, steps: int, share: float = 1e-6) -> Problem:
+    place = LANDSCAPES[name]
+    centre, spread = jnp.array(place.start), jnp.array(place.spread)
+    return Problem(
+        lambda source: Task(
+            title, steps,
+            init=lambda key: (centre + spread * jax.random.normal(key, (2,)), {}),
+            loss_fn=lambda params, statistics, item: (place.function(params), statistics),
+            feed=lambda key, steps: jnp.zeros(steps),
+            batch=lambda train, item: item,
+            train=(), validation=(), test=(),
+            evaluate=lambda params, *_: (place.function(params), jnp.array(jnp.nan)),
+            classifies=False,
+        ),
+        share,
+    )  # fmt: skip
+
+
+def _sparse(source: pathlib.Path | None) -> Task:
+    del source
+    whole = tasks.quadratic()
+
+    def loss_fn(params: Any, statistics: Any, seen: jax.Array) -> tuple[jax.Array, Any]:
+        unseen = jax.lax.stop_gradient(params["point"])
+        shown = {"point": jnp.where(seen, params["point"], unseen)}
+        return whole.evaluate(shown, statistics, ())[0], statistics
+
+    return whole._replace(
+        title="the same quadratic, a coordinate's gradient is seen in "
+        f"{SEEN:.0%} of the steps",
+        steps=10_000,
+        loss_fn=loss_fn,
+        feed=lambda key, steps: jax.random.bernoulli(key, SEEN, (steps, tasks.DIMENSIONS)),
+    )
+
+
+PROBLEMS = {
+    "rosenbrock": _landscape("rosenbrock", "Rosenbrock's valley", 10_000),
+    "beale": _landscape("beale", "Beale's function", 5000),
+    "saddle": _landscape("saddle", "a saddle", 2000, 1e-2),
+    "ravine": _landscape("ravine", "a ravine along an axis, condition 1e4", 10_000),
+    "rotated_ravine": _landscape("rotated_ravine", "the ravine turned by 45 degrees", 10_000),
+    "noisy": Problem(lambda source: tasks.quadratic()._replace(steps=5000), 1e-2, "final"),
+    "sparse": Problem(_sparse, 1e-2),
+    "breast_cancer": Problem(
+        lambda source: tasks.breast_cancer()._replace(steps=1000), 0.3, "final"
+    ),
+    "digits": Problem(
+        lambda source: tasks.digits(tasks.mlp(64, 32, 10), "MLP 64-32-10", batch_size=64),
+        0.1,
+        "final",
+    ),
+}
 
 
 class Scores(NamedTuple):
     """What counts of some runs."""
 
-    steps: np.ndarray  # float [seeds, rates]: to the target, infinite if not reached
-    final: np.ndarray  # float [seeds, rates]: mean of the last, infinite if diverged
-
-
-Sweep = Callable[[Sequence[float], Sequence[int]], Runs]
-
-
-def sweep_of(problem: Problem, entry: Entry, steps: int) -> Sweep:
-    """One compiled program for all rates and seeds of an optimizer on a problem.
-
-    A seed's start, noise and batches are the same for every rate and every optimizer.
-    """
-    every = math.gcd(steps, problem.every)
-
-    def run(rate: jax.Array, start: Any, feed: jax.Array) -> tuple[Any, jax.Array]:
-        optimizer = optax.with_extra_args_support(entry.optimizer(rate, steps))
-
-        def step(carry: Any, item: jax.Array) -> Any:
-            params, state = carry
-            grads = problem.gradient(params, item)
-            updates, state = optimizer.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        def look(carry: Any, items: jax.Array) -> Any:
-            (params, state), _ = jax.lax.scan(step, carry, items)
-            return (params, state), problem.loss(evaluated(state, params))
-
-        (params, state), losses = jax.lax.scan(look, (start, optimizer.init(start)), feed)
-        return evaluated(state, params), losses
-
-    def of_seed(rates: jax.Array, seed: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-        start_key, feed_key = jax.random.split(jax.random.key(seed))
-        start = problem.start(start_key)
-        feed = problem.feed(feed_key, steps)
-        feed = feed.reshape(steps // every, every, *feed.shape[1:])
-        params, losses = jax.vmap(run, in_axes=(0, None, None))(rates, start, feed)
-        return params, problem.loss(start), losses
-
-    program = jax.jit(jax.vmap(of_seed, in_axes=(None, 0)))
-
-    def sweep(rates: Sequence[float], seeds: Sequence[int]) -> Runs:
-        params, first, rest = program(np.asarray(rates, np.float32), np.asarray(seeds))
-        begin = np.broadcast_to(np.asarray(first)[:, None, None], (*rest.shape[:2], 1))
-        return Runs(params, np.concatenate([begin, np.asarray(rest)], axis=-1))
-
-    return sweep
+    steps: np.ndarray  # float [...]: to the target, infinite if not reached
+    final: np.ndarray  # float [...]: mean of the last losses, infinite if diverged
 
 
 def scores_of(losses: np.ndarray, share: float, steps: int) -> Scores:
-    """Steps to the target and final losses of curves [..., looks + 1].
+    """Steps to the target and final losses of curves [..., looks + 1], the start's loss first.
 
     The target is reached where the loss falls below it and stays there for the rest of the
     run, which is at least its last twentieth: a path that jumps over a minimum, again and
@@ -100,71 +139,133 @@ def scores_of(losses: np.ndarray, share: float, steps: int) -> Scores:
     return Scores(first, np.where(diverged, np.inf, tail.mean(axis=-1)))
 
 
-def choose(scores: Scores, judged_by: str) -> int:
-    """The index of the best rate: medians over seeds, ties by the other measure."""
-    steps, final = (np.median(score, axis=0) for score in scores)
-    first, second = (steps, final) if judged_by == "steps" else (final, steps)
-    return int(np.lexsort((second, first))[0])
+def judged(losses: np.ndarray, problem: Problem, steps: int) -> np.ndarray:
+    """What a rate is chosen by, the lower the better, of curves [..., looks + 1].
+
+    By "steps", a run that does not arrive counts as more steps than it had, the more the
+    higher its final loss over the one at the start is.
+    """
+    scores = scores_of(losses, problem.share, steps)
+    if problem.judged_by == "final":
+        return scores.final
+    missed = steps * (1 + scores.final / losses[..., 0])
+    return np.where(np.isfinite(scores.steps), scores.steps, missed)
 
 
-class Task(NamedTuple):
-    """One record to make: an optimizer on a problem."""
-
-    problem_name: str
-    name: str
-    entry: Entry
-    steps: int
-    seeds: tuple[int, ...]
-
-    def config(self, problem: Problem) -> dict[str, Any]:
-        """What distinguishes the record."""
-        return {
-            "problem": self.problem_name,
-            "title": problem.title,
-            "optimizer": self.name,
-            "steps": self.steps,
-            "rates": RATES,
-            "tuning_seeds": TUNING_SEEDS,
-            "seeds": self.seeds,
-            "share": problem.share,
-            "judged_by": problem.judged_by,
-        }
-
-    def path(self, folder: pathlib.Path) -> pathlib.Path:
-        """Where the record is kept."""
-        return folder / "runs" / self.problem_name / f"{self.name}.json"
+Run = Callable[[float, int], tuple[Outcome, np.ndarray]]
 
 
-def study(task: Task, problem: Problem) -> dict[str, Any]:
-    """Chooses the rate on the tuning seeds, then runs the reported ones, once."""
-    sweep = sweep_of(problem, task.entry, task.steps)
-    tuning = scores_of(sweep(RATES, TUNING_SEEDS).losses, problem.share, task.steps)
-    best = choose(tuning, problem.judged_by)
-    runs = sweep(RATES[best : best + 1], task.seeds)
-    reported = scores_of(runs.losses, problem.share, task.steps)
-    curve = np.median(runs.losses[:, 0], axis=0)
-    last = len(curve) - 1
+def run_of(task: Task, arm: str) -> Run:
+    """A function from a rate and a seed to the outcome and the curve, float32 [looks + 1].
+
+    The curve is the loss without noise or of the validation set, the start's first.
+    """
+    every = math.gcd(task.steps, LOOKS) if task.classifies else 1
+    task = task._replace(scored=True, points=task.steps // every)
+    if arm in DECAYING:
+        task = task._replace(schedule=cosine)
+    program = program_of(task, ARMS[arm], test=task.classifies)
+
+    @jax.jit
+    def loss_at_start(seed: jax.Array) -> jax.Array:
+        start_key, _ = jax.random.split(jax.random.key(seed))
+        return task.evaluate(*task.init(start_key), task.validation)[0]
+
+    def run(rate: float, seed: int) -> tuple[Outcome, np.ndarray]:
+        outcome = program(rate, seed)
+        first = np.asarray(loss_at_start(np.asarray(seed)))
+        return outcome, np.concatenate([first[None], outcome.watched["validation_loss"]])
+
+    return run
+
+
+def curves_of(run: Run, rates: Sequence[float], seeds: Iterable[int]) -> np.ndarray:
+    """The curves of all rates and seeds: float32 [rates, seeds, looks + 1]."""
+    seeds = list(seeds)
+    return np.stack([[run(rate, seed)[1] for seed in seeds] for rate in rates])
+
+
+def results_of(
+    name: str,
+    steps: int | None,
+    seeds: int,
+    missing: Sequence[Key],
+    done: Mapping[Key, Any],
+) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Chooses the rate on the tuning seeds, then runs the reported ones.
+
+    Args:
+      name: of a problem.
+      steps: in place of its own number.
+      seeds: how many are reported.
+      missing: keys of one arm on the task: "tuning"; "run" of each seed; "curve", the median
+        over them; and on a landscape "path", from its own start.
+      done: the results of the others.
+
+    Yields:
+      Each missing key with its result.
+    """
+    problem, arm = PROBLEMS[name], missing[0].arm
+    task = problem.make(None)
+    task = task._replace(steps=steps or task.steps)
+    run = run_of(task, arm)
+    tuning_key = Key(name, arm, kind="tuning")
+    if tuning_key in done:
+        best = done[tuning_key]["best"]
+    else:
+        tuning, scores = tuned(run, problem, task.steps)
+        best = tuning.best
+        found = {measure: rounded(each) for measure, each in scores._asdict().items()}
+        yield tuning_key, {"best": best, "rates": tuning.rates, **found}
+    run = functools.cache(run)
+    for key in missing:
+        if key.kind == "run":
+            assert key.seed is not None
+            outcome, curve = run(best, key.seed)
+            scores = scores_of(curve, problem.share, task.steps)
+            result = {"rate": best, **{n: rounded(s) for n, s in scores._asdict().items()}}
+            if outcome.test is not None and task.classifies:
+                result["test_accuracy"] = rounded(outcome.test[1])
+            yield key, result
+        elif key.kind == "curve":
+            yield (
+                key,
+                _curve(np.median(curves_of(run, [best], range(seeds))[0], 0), task.steps),
+            )
+        elif key.kind == "path":
+            points = path(LANDSCAPES[name], ARMS[arm].make(best), task.steps)
+            yield key, {"points": outlined(name, points)}
+
+
+def tuned(run: Run, problem: Problem, steps: int) -> tuple[Tuning, Scores]:
+    """The rates tried on TUNING_SEEDS, and their scores [rates, seeds]."""
+    curves: dict[float, np.ndarray] = {}
+
+    def losses_of(rates: Sequence[float]) -> np.ndarray:
+        found = curves_of(run, rates, TUNING_SEEDS)
+        curves.update(zip(rates, found, strict=True))
+        return judged(found, problem, steps)
+
+    tuning = tune(losses_of, GRID)
+    whole = np.stack([curves[rate] for rate in tuning.rates])
+    return tuning, scores_of(whole, problem.share, steps)
+
+
+def _curve(losses: np.ndarray, steps: int) -> dict[str, Any]:
+    last = len(losses) - 1
     spaced = [np.linspace(0, last, CURVE), np.geomspace(1, last, CURVE)]
     looks = np.unique(np.concatenate(spaced).round().astype(int))
-    results: dict[str, Any] = {
-        "rate": RATES[best],
-        "at_edge": best in (0, len(RATES) - 1),
-        "steps_to_target": _kept(reported.steps[:, 0]),
-        "final_loss": _kept(reported.final[:, 0]),
-        "curve_steps": (looks * (task.steps // last)).tolist(),
-        "curve_loss": _kept(curve[looks]),
-        "tuning_steps": [_kept(row) for row in tuning.steps.T],
-        "tuning_final_loss": [_kept(row) for row in tuning.final.T],
-    }
-    if problem.accuracy is not None:
-        of_all = jax.jit(jax.vmap(jax.vmap(problem.accuracy)))
-        results["test_accuracy"] = _kept(np.asarray(of_all(runs.params))[:, 0])
-    return {
-        "config": task.config(problem),
-        "results": results,
-        "environment": store.environment(),
-    }
+    return {"steps": (looks * (steps // last)).tolist(), "loss": rounded(losses[looks])}
 
 
-def _kept(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.{DIGITS_KEPT}g}") for value in values]
+def outlined(landscape: str, points: np.ndarray) -> list[list[float]]:
+    """A path to be drawn: without the points that lie where the last kept one does."""
+    place = LANDSCAPES[landscape]
+    left, right, low, high = place.box
+    finest = FINEST * np.array([right - left, high - low])
+    drawn = drawable(place, points)
+    kept = [drawn[0]]
+    for point in drawn[1:-1]:
+        if (np.abs(point - kept[-1]) > finest).any() and len(kept) < LONGEST:
+            kept.append(point)
+    return np.round([*kept, drawn[-1]], 4).tolist()

@@ -23,7 +23,7 @@ def public_names() -> list[str]:
     return [
         *_callables(optabs, "optabs", "optabs"),
         *_callables(optabs.losses, "optabs.losses", optabs.losses.__name__),
-        *_callables(optabs.features, "optabs.features", "optabs"),
+        *_callables(optabs.features, "optabs.features", optabs.features.__name__),
         *_callables(optabs.genetics, "optabs.genetics", optabs.genetics.__name__),
     ]
 
@@ -49,7 +49,7 @@ def link_targets() -> dict[str, str]:
         name.split(".", dropped)[-1]: name
         for name in public_names()
         for dropped in range(name.count(".") + 1)
-        # A word such as `loss` alone means more than the feature.
+        # A name such as `loss` alone means more than the feature.
         if dropped < 2 or not name.startswith("optabs.features.")
     }
 

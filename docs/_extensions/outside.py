@@ -9,7 +9,7 @@ import nbformat
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-_RESULTS_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(benchmarks/results/(\w+)[^)]*\)")
+_RESULTS_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(benchmarks/results/(\w+)[^)#]*(#[^)]*)?\)")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _WIDGET_NOTE = "A widget: run the notebook to use it."
 
@@ -48,11 +48,15 @@ def _still(output: Any) -> Any:
 
 
 def with_page_links(markdown: str, page: str) -> str:
-    """Links into benchmarks/results/NAME lead to the page NAME; on that page they are text."""
+    """Links into benchmarks/results/NAME lead to the page NAME, or to a heading of it.
+
+    On that page those without a heading are text.
+    """
 
     def turned(link: re.Match[str]) -> str:
-        text, name = link.groups()
-        return f"`{text}`" if name == page else f"[{text}](project:/results/{name}.md)"
+        text, name, anchor = link.groups(default="")
+        target = anchor if name == page else f"project:/results/{name}.md{anchor}"
+        return f"[{text}]({target})" if target else f"`{text}`"
 
     return _RESULTS_LINK.sub(turned, markdown)
 

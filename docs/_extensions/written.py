@@ -1,4 +1,4 @@
-"""Shows a function as its source has it: the signature, and an optimizer's code sentence."""
+"""Shows a function as its source has it: the signature, and an optimizer's code."""
 
 import ast
 import inspect
@@ -30,7 +30,7 @@ def signature(function: Callable[..., Any]) -> tuple[str, str]:
     return found[1], found[2] or ""
 
 
-def sentence(function: Callable[..., Any]) -> str:
+def body(function: Callable[..., Any]) -> str:
     """The body of a function after its docstring and the checks of its arguments."""
     source, definition = _definition(function)
     spelled = [each for each in definition.body if not _is_preamble(each)]
@@ -55,18 +55,18 @@ def _show_signature(
     return signature(obj) if what == "function" else None
 
 
-def _show_sentence(
+def _show_body(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
     if what != "function" or not obj.__module__.startswith("optabs.optimizers."):
         return
     place = next(i for i, line in enumerate(lines) if line.strip() in _SECTIONS)
-    code = textwrap.indent(sentence(obj), "   ").splitlines()
+    code = textwrap.indent(body(obj), "   ").splitlines()
     lines[place:place] = ["In code:", "", ".. code-block:: python", "", *code, ""]
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Hooks both into autodoc, the sentence before napoleon reads the sections."""
+    """Hooks both into autodoc, the code before napoleon reads the sections."""
     app.connect("autodoc-process-signature", _show_signature)
-    app.connect("autodoc-process-docstring", _show_sentence, priority=400)
+    app.connect("autodoc-process-docstring", _show_body, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,29 +5,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optabs._arithmetic import debias, toward
+from optabs._numerics import correct_bias, update_moment
 from optabs.ensemble.scalars import divided
 from optabs.ensemble.settings import Controller
 
-SLOW, FAST = 0.98, 0.8
-QUIETEST = 0.02
-B1, B2 = 0.9, 0.999
-LONGEST = 10.0
-UNANNEALED = 100.0
-LOWEST, HIGHEST = -7.0, 3.0
-LARGEST = 1e15
-_TINY = 1e-30
-_SHORTEST = 1e-15
-# Smaller numbers are flushed to 0 where they divide.
-_LEAST = 1e-37
+SLOW_DECAY, FAST_DECAY = 0.98, 0.8  # of the loss's means: about 50 and 5 steps
+FALLING = 0.01  # the share by which the fast mean is below the slow one where the loss falls
+MIN_VARIANCE_RATE = 0.02  # the variance of the advantages covers about 50 steps
+B1, B2 = 0.9, 0.999  # Adam's usual decays
+MAX_SIGNAL = 10.0  # standard deviations; bounds what one step can change
+ANNEALING_STEPS = 100.0  # after so many the rates fall like 1 / sqrt(steps)
+MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
+ROUNDING = 1e-6  # of float32, relative, with room for a sum of several terms
+_MASKED = -1e15  # a score without a share, finite so that the softmax has a slope
+_TINY = 1e-30  # weights with a smaller sum have been rounded to 0
+_SHORTEST = 1e-15  # a mean length to divide by; its square is not flushed to 0
+_LEAST = 1e-37  # smaller numbers are flushed to 0 where they divide
 
 
-class Pace(NamedTuple):
-    """Two running means of the loss, whose order tells whether it falls."""
+class LossMeans(NamedTuple):
+    """Two running means of the loss: it falls where the fast one is below the slow one."""
 
     slow: jax.Array  # float32 []
     fast: jax.Array  # float32 []
-    seen: jax.Array  # int32 []: losses
+    seen: jax.Array  # int32 []: finite losses
 
 
 class ControllerState(NamedTuple):
@@ -42,11 +43,11 @@ class ControllerState(NamedTuple):
     lengths: Any  # float32 [R, K]: of the last updates, 0 if shut out; under "adam" ()
     step_norm: jax.Array  # float32 []: of the last step before the multiplier
     log_multiplier: jax.Array  # float32 []: c
-    pace: Any  # a Pace, or () without a gate
+    loss_means: Any  # LossMeans, or () without a gate
 
 
 class Feedback(NamedTuple):
-    """What the gradient says about the step before."""
+    """What the gradient tells about the step before."""
 
     products: jax.Array  # float32 [L, K]: <g, U> for each leaf and expert
     gradient_norm: jax.Array  # float32 []
@@ -74,16 +75,18 @@ def init(controller: Controller, leaves: int, experts: int, features: int) -> Co
         lengths=zeros(rows, experts) if relative else (),
         step_norm=zeros(),
         log_multiplier=zeros(),
-        pace=Pace(zeros(), zeros(), jnp.zeros([], jnp.int32)) if controller.gated else (),
+        loss_means=LossMeans(zeros(), zeros(), jnp.zeros([], jnp.int32))
+        if controller.gated
+        else (),
     )
 
 
-def weigh(
+def update_weights(
     controller: Controller,
     state: ControllerState,
     features: jax.Array,
     known: jax.Array,
-    sound: jax.Array,
+    usable: jax.Array,
 ) -> ControllerState:
     """The state with the weights of the next step, each row of them with a sum of 1.
 
@@ -92,18 +95,18 @@ def weigh(
       state: what was learned so far.
       features: float32 [n].
       known: bool [n], the features to learn from.
-      sound: bool [K], the experts that may have a share; without any the weights are 0.
+      usable: bool [K], the experts that may have a share; without any the weights are 0.
     """
     inputs = jnp.concatenate([jnp.ones(1, jnp.float32), features])
-    scores, sound = state.matrix @ inputs, sound[None, :]
+    scores, usable = state.matrix @ inputs, usable[None, :]
     shares = jax.nn.softmax(scores, axis=1)
-    # Exactly 1 for a single expert, and 1/K where the shares are.
-    mixing = (shares + controller.floor * (1 - shares.shape[1] * shares)) * sound
+    # Written so that it is exactly 1 for a single expert, and 1/K where the shares are.
+    mixing = (shares + controller.floor * (1 - shares.shape[1] * shares)) * usable
     total = jnp.sum(mixing, axis=1, keepdims=True)
-    # Those that are left may have been rounded to 0 beside the one that was shut out.
-    others = jax.nn.softmax(jnp.where(sound, scores, -LARGEST), axis=1) * sound
-    some = total > _TINY
-    mixing = divided(jnp.where(some, mixing, others), jnp.where(some, total, 1))
+    # The weights that are left may have been rounded to 0 beside one that was shut out.
+    others = jax.nn.softmax(jnp.where(usable, scores, _MASKED), axis=1) * usable
+    nonzero = total > _TINY
+    mixing = divided(jnp.where(nonzero, mixing, others), jnp.where(nonzero, total, 1))
     known = jnp.concatenate([jnp.ones(1, bool), known])
     return state._replace(mixing=mixing, inputs=inputs, known=known)
 
@@ -114,138 +117,148 @@ def learn(
     """The state after the next gradient; `value` is the loss, float32 [], where given."""
     falling = None
     if controller.gated and value is not None:
-        state = state._replace(pace=_moved_pace(state.pace, value))
-        falling = state.pace.fast < state.pace.slow - 0.01 * jnp.abs(state.pace.slow)
+        means = _update_loss_means(state.loss_means, value)
+        state = state._replace(loss_means=means)
+        falling = means.fast < means.slow - FALLING * jnp.abs(means.slow)
     products = feedback.products
     if not controller.per_leaf:
         products = jnp.sum(products, axis=0, keepdims=True)
-    sums = jnp.all(jnp.isfinite(products)) & (feedback.steps > 0)
-    products = jnp.where(sums, products, 0.0)
+    valid = jnp.all(jnp.isfinite(products)) & (feedback.steps > 0)
+    products = jnp.where(valid, products, 0.0)
     if controller.multiplier_rate is not None:
-        state = _with_multiplier(controller, state, feedback, products, falling)
+        state = _update_multiplier(controller, state, feedback, products, falling)
     if controller.rate is None or not feedback.products.size:
-        return state  # there is nothing to learn, or from
-    rule = _relative if controller.rule == "relative" else _adam
+        return state
+    rule = _relative_rule if controller.rule == "relative" else _adam_rule
     learned = rule(controller, state, products, feedback.steps)
-    return jax.tree.map(lambda new, old: jnp.where(sums, new, old), learned, state)
+    return jax.tree.map(lambda new, old: jnp.where(valid, new, old), learned, state)
 
 
-def _relative(
+def _relative_rule(
     controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
 ) -> ControllerState:
-    # The product of an expert that was shut out tells nothing.
+    # The stored update of an expert that was shut out is 0, and so is its product.
     present = state.lengths > 0
     advantage = jnp.sum(state.mixing * products, axis=1, keepdims=True) - products
     largest = jnp.max(jnp.abs(products), axis=1)
-    unit = _unit(jnp.maximum(largest, state.deviation))
+    unit = _safe_scale(jnp.maximum(largest, state.deviation))
     advantage = jnp.where(present, advantage / unit[:, None], 0)
-    quickness = jnp.maximum(1 / jnp.maximum(steps, 1).astype(jnp.float32), QUIETEST)
+    rate = jnp.maximum(1 / jnp.maximum(steps, 1).astype(jnp.float32), MIN_VARIANCE_RATE)
     variance = jnp.square(state.deviation / unit)
-    squares = _mean(jnp.square(advantage), present)[:, 0]
-    variance = variance + quickness * (squares - variance)
-    # An advantage of a millionth of the products is their rounding.
-    scale = _root(variance + jnp.square(1e-6 * largest / unit))
+    squares = _mean_of_present(jnp.square(advantage), present)[:, 0]
+    variance = variance + rate * (squares - variance)
+    # An advantage of a millionth of the products is their rounding error.
+    scale = _safe_sqrt(variance + jnp.square(ROUNDING * largest / unit))
     signal = advantage / jnp.where(scale > 0, scale, 1)[:, None]
-    signal = _lengthwise(controller, state, jnp.clip(signal, -LONGEST, LONGEST), present)
+    signal = _discount_shortening(
+        controller, state, jnp.clip(signal, -MAX_SIGNAL, MAX_SIGNAL), present
+    )
     return state._replace(
-        matrix=_moved(controller, state, signal[:, :, None] * _row(state.inputs), steps),
-        deviation=unit * _root(variance),
+        matrix=_updated_matrix(
+            controller, state, signal[:, :, None] * _per_input(state.inputs), steps
+        ),
+        deviation=unit * _safe_sqrt(variance),
     )
 
 
-def _unit(size: jax.Array) -> jax.Array:
+def _safe_scale(size: jax.Array) -> jax.Array:
     """What to divide by before squaring: the loss may have any scale that float32 has."""
     return jax.lax.stop_gradient(jnp.where(size > _LEAST, size, 1))
 
 
-def _root(square: jax.Array) -> jax.Array:
+def _safe_sqrt(square: jax.Array) -> jax.Array:
     """Its square root, with a slope of 0 at 0."""
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def _mean(numbers: jax.Array, present: jax.Array) -> jax.Array:
+def _mean_of_present(numbers: jax.Array, present: jax.Array) -> jax.Array:
     """Over the experts that are present; the numbers of the others are 0."""
     count = jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1)
     return jnp.sum(numbers, axis=1, keepdims=True) / count
 
 
-def _lengthwise(
+def _discount_shortening(
     controller: Controller, state: ControllerState, signal: jax.Array, present: jax.Array
 ) -> jax.Array:
     """The signal with a mean of 0, and less of what shortens the step.
 
-    What is best for the next loss alone are shorter steps than train best.
+    The next loss alone prefers shorter steps than those that train best.
     """
 
     def mean(numbers: jax.Array) -> jax.Array:
         return jnp.sum(state.mixing * numbers, axis=1, keepdims=True)
 
-    longer = state.lengths / jnp.maximum(mean(state.lengths), _SHORTEST) - 1
-    longer = jnp.where(present, longer, 0)
-    # Lengths that differ by a thousandth are equal.
-    slope = jnp.minimum(mean(signal * longer) / (mean(jnp.square(longer)) + 1e-6), 0)
-    signal = signal - (1 - jnp.asarray(controller.shorten)) * slope * longer
-    signal = jnp.clip(signal, -LONGEST, LONGEST)
-    return jnp.where(present, signal - _mean(signal, present), 0)
+    excess_length = state.lengths / jnp.maximum(mean(state.lengths), _SHORTEST) - 1
+    excess_length = jnp.where(present, excess_length, 0)
+    # With the 1e-6, lengths that differ by less than a thousandth hardly count.
+    slope = jnp.minimum(
+        mean(signal * excess_length) / (mean(jnp.square(excess_length)) + 1e-6), 0
+    )
+    signal = signal - (1 - jnp.asarray(controller.shorten)) * slope * excess_length
+    signal = jnp.clip(signal, -MAX_SIGNAL, MAX_SIGNAL)
+    return jnp.where(present, signal - _mean_of_present(signal, present), 0)
 
 
-def _adam(
+def _adam_rule(
     controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
 ) -> ControllerState:
     mean = jnp.sum(state.mixing * products, axis=1, keepdims=True)
     slope = state.mixing * (mean - products)
-    rise = slope[:, :, None] * _row(state.inputs)
-    # An expert that was shut out had no share, and its product tells nothing.
-    known = _row(state.known) & (state.mixing > 0)[:, :, None]
+    ascent = slope[:, :, None] * _per_input(state.inputs)
+    # An expert that was shut out had no weight, and its stored update is 0.
+    known = _per_input(state.known) & (state.mixing > 0)[:, :, None]
     first, second = state.moments
-    unit = _unit(jnp.maximum(jnp.abs(rise), second))
-    square = toward(jnp.square(second / unit), jnp.square(rise / unit), B2)
-    first = jnp.where(known, toward(first, rise, B1), first)
-    second = jnp.where(known, unit * _root(square), second)
+    unit = _safe_scale(jnp.maximum(jnp.abs(ascent), second))
+    square = update_moment(jnp.square(second / unit), jnp.square(ascent / unit), B2)
+    first = jnp.where(known, update_moment(first, ascent, B1), first)
+    second = jnp.where(known, unit * _safe_sqrt(square), second)
     steps = jnp.maximum(steps, 1)
-    size = second * jnp.sqrt(debias(jnp.ones([]), B2, steps))
-    some = known & (size > _LEAST)
-    step = jnp.where(some, debias(first, B1, steps) / jnp.where(some, size, 1), 0)
+    size = second * jnp.sqrt(correct_bias(jnp.ones([]), B2, steps))
+    nonzero = known & (size > _LEAST)
+    mean = correct_bias(first, B1, steps)
+    step = jnp.where(nonzero, mean / jnp.where(nonzero, size, 1), 0)
     return state._replace(
-        matrix=_moved(controller, state, step, steps), moments=(first, second)
+        matrix=_updated_matrix(controller, state, step, steps), moments=(first, second)
     )
 
 
-def _moved(
+def _updated_matrix(
     controller: Controller, state: ControllerState, step: jax.Array, steps: jax.Array
 ) -> jax.Array:
     """b and W after a step, with a mean of b of 0 over the experts."""
     is_bias = jnp.arange(state.inputs.shape[0]) == 0
     rates = jnp.where(is_bias, jnp.asarray(controller.rate), controller.feature_rate)
-    rates = rates * _fall(controller, steps)
+    rates = rates * _annealing(controller, steps)
     matrix = (1 - jnp.asarray(controller.decay)) * state.matrix
-    matrix = matrix + _row(rates * state.known) * step
+    matrix = matrix + _per_input(rates * state.known) * step
     bias = matrix[:, :, :1]
     bias = bias - jnp.mean(bias, axis=1, keepdims=True)
     return jnp.concatenate([bias, matrix[:, :, 1:]], axis=2)
 
 
-def _row(numbers: jax.Array) -> jax.Array:
+def _per_input(numbers: jax.Array) -> jax.Array:
     return numbers[None, None, :]
 
 
-def _fall(controller: Controller, steps: jax.Array) -> jax.Array:
-    """What is left of the rates: as the evidence grows each new piece counts for less."""
-    fall = jax.lax.rsqrt(1 + steps.astype(jnp.float32) / UNANNEALED)
-    return jnp.maximum(fall, controller.rate_floor)
+def _annealing(controller: Controller, steps: jax.Array) -> jax.Array:
+    """The share of the rates that is left after so many steps."""
+    share = jax.lax.rsqrt(1 + steps.astype(jnp.float32) / ANNEALING_STEPS)
+    return jnp.maximum(share, controller.rate_floor)
 
 
-def _moved_pace(pace: Pace, value: jax.Array) -> Pace:
-    first, finite = pace.seen == 0, jnp.isfinite(value)
+def _update_loss_means(means: LossMeans, value: jax.Array) -> LossMeans:
+    first, finite = means.seen == 0, jnp.isfinite(value)
 
     def mean(old: jax.Array, decay: float) -> jax.Array:
-        moved = jnp.where(first, value, toward(old, value, decay))
-        return jnp.where(finite, moved, old)
+        updated = jnp.where(first, value, update_moment(old, value, decay))
+        return jnp.where(finite, updated, old)
 
-    return Pace(mean(pace.slow, SLOW), mean(pace.fast, FAST), pace.seen + finite)
+    return LossMeans(
+        mean(means.slow, SLOW_DECAY), mean(means.fast, FAST_DECAY), means.seen + finite
+    )
 
 
-def _with_multiplier(
+def _update_multiplier(
     controller: Controller,
     state: ControllerState,
     feedback: Feedback,
@@ -256,15 +269,15 @@ def _with_multiplier(
     measurable = jnp.all((norms > _LEAST) & jnp.isfinite(norms))
     gradient_norm, step_norm = jnp.where(measurable, norms, 1.0)
     largest = jnp.max(jnp.abs(products), initial=0.0)
-    unit = _unit(jnp.where(largest > _LEAST, largest, gradient_norm))
+    unit = _safe_scale(jnp.where(largest > _LEAST, largest, gradient_norm))
     cosine = jnp.sum(state.mixing * (products / unit)) / step_norm * (unit / gradient_norm)
     cosine = jnp.where(measurable, jnp.clip(cosine, -1, 1), 0.0)
     old = state.log_multiplier
-    # The step that is best for the next loss alone is shorter than the one that trains best.
+    # The next loss alone prefers a shorter step than the one that trains best.
     share = jnp.where((cosine > 0) & (old < 0), controller.shrink, 1.0)
-    rate = jnp.asarray(controller.multiplier_rate) * _fall(controller, feedback.steps)
+    rate = jnp.asarray(controller.multiplier_rate) * _annealing(controller, feedback.steps)
     new = old - rate * share * cosine
     if falling is not None:
         held = jnp.maximum(new, jnp.minimum(old, 0.0))
         new = jnp.where(falling & (new < old), held, new)
-    return state._replace(log_multiplier=jnp.clip(new, LOWEST, HIGHEST))
+    return state._replace(log_multiplier=jnp.clip(new, MIN_LOG, MAX_LOG))

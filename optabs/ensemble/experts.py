@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optabs._alike import check_alike
-from optabs._checks import RATE, check, short
-from optabs.ensemble.norms import root, squared_norms
-from optabs.ensemble.scalars import barrier
+from optabs._checks import RATE, check, check_alike, short
+from optabs.ensemble.scalars import barrier, root, squared_norms
 from optabs.optimizers.adam_family import adam
 from optabs.optimizers.adaptive import rmsprop
 from optabs.optimizers.gradient_descent import sgd
@@ -23,7 +21,7 @@ DEFAULT_RATE = 1e-3
 
 
 def lion(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """optax's Lion without its weight decay, which the mixture has no share in."""
+    """optax's Lion without weight decay, as the other default experts are."""
     check(RATE, learning_rate=learning_rate)
     return optax.lion(learning_rate, weight_decay=0.0)
 
@@ -32,12 +30,12 @@ DEFAULT: Mapping[str, Factory] = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop, 
 
 
 class Proposal(NamedTuple):
-    """What one expert would do."""
+    """One expert's update, and what the mixture measures of it."""
 
     update: Any  # like the gradient
     state: Any
-    sound: jax.Array  # bool []: the update's norm is finite
-    excess: jax.Array  # float32 []: the update is to be divided by it, 1 or more
+    finite: jax.Array  # bool []: the update's norm is finite
+    divisor: jax.Array  # float32 []: what brings the update to max_norm, 1 or more
     lengths: jax.Array  # float32 [L]: the norm of each leaf of the update after that, or 0
 
 
@@ -83,7 +81,7 @@ def _takes_a_rate(function: Any) -> bool:
         inspect.signature(function).bind(DEFAULT_RATE)
     except TypeError:
         return False
-    except ValueError:  # not known of everything written in C
+    except ValueError:  # functions written in C may have no signature
         return True
     return True
 
@@ -94,10 +92,10 @@ def propose(
     state: Any,
     grads: Any,
     params: Any,
-    reach: jax.Array | None,
+    max_norm: jax.Array | None,
     extra_args: Mapping[str, Any],
 ) -> Proposal:
-    """An expert's update, whether it may be used, and how many times `reach` it is long.
+    """An expert's update, whether it is finite, and by what `max_norm` asks to divide it.
 
     Args:
       name: the expert's, for messages.
@@ -105,7 +103,7 @@ def propose(
       state: the expert's.
       grads: the gradient.
       params: the parameters.
-      reach: float32 [], the longest norm over the whole tree; None for no limit.
+      max_norm: float32 [], of the update over the whole tree; None for no limit.
       extra_args: the keyword arguments of `update`.
     """
     update, state = expert.update(grads, state, params, **extra_args)
@@ -113,12 +111,12 @@ def propose(
     check_alike(f"experts: {short(name)}", update, grads, wanted)
     squares = squared_norms(jax.tree.leaves(update))
     square = jnp.sum(squares)
-    # One that is too long to be measured is as useless as one that is not finite.
-    sound = jnp.isfinite(square)
-    lengths = jnp.where(sound, root(squares), 0)
-    if reach is None:
-        excess = jnp.ones([], jnp.float32)
+    # An update whose norm overflows is refused as one that is not finite.
+    finite = jnp.isfinite(square)
+    lengths = jnp.where(finite, root(squares), 0)
+    if max_norm is None:
+        divisor = jnp.ones([], jnp.float32)
     else:
-        excess = jnp.maximum(root(jnp.where(sound, square, 0)) / reach, 1.0)
-        lengths = lengths / excess
-    return Proposal(update, state, *barrier((sound, excess, lengths)))
+        divisor = jnp.maximum(root(jnp.where(finite, square, 0)) / max_norm, 1.0)
+        lengths = lengths / divisor
+    return Proposal(update, state, *barrier((finite, divisor, lengths)))

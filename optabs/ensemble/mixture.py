@@ -2,44 +2,34 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._alike import where_they_differ
-from optabs._arithmetic import new_count, saturate
-from optabs._checks import short
+from optabs._checks import short, where_they_differ
+from optabs._numerics import clip_to_finite, new_count, transformation
+from optabs._tree import numeric_leaves, tree_where
 from optabs.ensemble import controller as control
 from optabs.ensemble import experts as ensemble
-from optabs.ensemble import norms, observing, scalars
-from optabs.ensemble.controller import ControllerState, Feedback
+from optabs.ensemble import observing, scalars
+from optabs.ensemble.controller import Feedback
 from optabs.ensemble.experts import Expert
-from optabs.ensemble.features import Feature
-from optabs.ensemble.pool import arrays_of
-from optabs.ensemble.previous import Storage, check_storage, is_kept, keep, product
-from optabs.ensemble.scalars import barrier, stacked
-from optabs.ensemble.selecting import where
+from optabs.ensemble.scalars import barrier, stack_scalars
 from optabs.ensemble.settings import Controller, check_controller
-from optabs.precision import transformation
-
-
-class ExpertState(NamedTuple):
-    """One expert: its own state, and its share in the step before."""
-
-    inner: optax.OptState
-    previous: Any  # like the parameters, or () where nothing is learned
-
-
-class DaoEState(NamedTuple):
-    """State of `dao_e`."""
-
-    count: jax.Array  # type: ignore[assignment]  # int32 []: steps taken
-    experts: dict[str, ExpertState]
-    controller: ControllerState
-    observing: Any  # an ObservingState, or () without features
+from optabs.ensemble.state import (
+    DaoEState,
+    ExpertState,
+    Storage,
+    check_state,
+    check_storage,
+    inner_product,
+    store,
+    stored_by_leaf,
+)
+from optabs.features import Feature
 
 
 def dao_e(
@@ -65,7 +55,7 @@ def dao_e(
     required, for the experts' updates are measured against their norm. The loss and the
     mini-batch are not, by default; without `value` a gated controller has no gate, and
     features of the loss are 0, as without `batch` those of the batch are. Both, and all
-    other keyword arguments, reach the experts.
+    other keyword arguments, max_norm the experts.
 
     An expert whose update is not finite is shut out of that step, keeps its state and is not
     judged by it; a gradient that is not finite gives a step of zero and changes no state at
@@ -80,7 +70,7 @@ def dao_e(
         (learning_rate -> transformation). None: optabs.sgd, adam, rmsprop, and optax's lion
         without weight decay.
       controller: how the weights are formed and learned, an :class:`optabs.Controller`;
-        `Controller.paper()` with `optabs.features.ALL` is the paper's form,
+        `Controller.paper()` with `optabs.features.ALL` is DAO-E as published,
         `Controller.uniform()` plain equal weights.
       features: pairs (function, length), such as `optabs.features.ALL`. By default none:
         in the study they hardly gained anything.
@@ -126,14 +116,14 @@ def dao_e(
     number = observing.length_of(chosen)
     multiplied = controller.multiplier_rate is not None
 
-    def kept(update: Any) -> Any:
-        return jax.tree.map(lambda u: keep(u, previous), update)
+    def stored(update: Any) -> Any:
+        return jax.tree.map(lambda u: store(u, previous), update)
 
     def init_fn(params: optax.Params) -> DaoEState:
         leaves = len(jax.tree.leaves(params))
 
         def zeros() -> Any:
-            return kept(jax.tree.map(jnp.zeros_like, params))
+            return stored(jax.tree.map(jnp.zeros_like, params))
 
         return DaoEState(
             count=new_count(),
@@ -162,22 +152,22 @@ def dao_e(
                 "params is None; pass update the parameters as its third argument."
             )
         _check_trees(updates, params)
-        memory = params if controller.needs_feedback else ()
+        previous_like = params if controller.needs_feedback else ()
         rows = max(len(jax.tree.leaves(params)), 1) if controller.per_leaf else 1
         shape = (rows, len(members), 1 + number)
-        _check_state(state, list(members), jax.tree.structure(memory), shape)
-        loss, told = _checked(value, batch, extra_args)
+        check_state(state, list(members), jax.tree.structure(previous_like), shape)
+        loss, expert_args = _checked(value, batch, extra_args)
         leaves: list[jax.Array]
         leaves, structure = jax.tree.flatten(updates)
         if multiplied or chosen:
-            norm, finite = norms.norm_and_finite(leaves)
+            norm, finite = scalars.norm_and_finite(leaves)
         else:
-            norm, finite = jnp.zeros([]), norms.finite(leaves)
-        judge = state.controller
+            norm, finite = jnp.zeros([]), scalars.all_finite(leaves)
+        learned = state.controller
         if controller.needs_feedback:
             feedback = Feedback(_products(leaves, state), norm, state.count)
-            judge = barrier(control.learn(controller, judge, feedback, loss))
-        signals, known, watch = observing.observe(
+            learned = barrier(control.learn(controller, learned, feedback, loss))
+        standardized, known, observed = observing.observe(
             chosen,
             state.observing,
             count=state.count,
@@ -187,39 +177,45 @@ def dao_e(
             grads=updates,
             params=params,
         )
-        reach = _reach(controller, params)
+        max_norm = _max_norm(controller, params)
         proposals = [
-            ensemble.propose(name, member, expert.inner, updates, params, reach, told)
+            ensemble.propose(
+                name, member, expert.inner, updates, params, max_norm, expert_args
+            )
             for (name, member), expert in zip(
                 members.items(), state.experts.values(), strict=True
             )
         ]
-        sound = barrier(jnp.stack([each.sound for each in proposals]) & finite)
-        excess = jnp.stack([each.excess for each in proposals])
-        judge = barrier(control.weigh(controller, judge, signals, known, sound))
+        usable = barrier(jnp.stack([each.finite for each in proposals]) & finite)
+        divisors = jnp.stack([each.divisor for each in proposals])
+        weighted = barrier(
+            control.update_weights(controller, learned, standardized, known, usable)
+        )
         if controller.rule == "relative":
-            judge = judge._replace(lengths=_lengths(controller, proposals))
-        # Without a sound expert all weights are 0.
-        accepted = jnp.sum(judge.mixing, axis=1) > 0.5
-        usable = barrier(jnp.all(sound[:, None] & accepted[None, :], axis=1))
-        taken = barrier(jnp.any(usable))
-        weights = judge.mixing
+            weighted = weighted._replace(lengths=_lengths(controller, proposals))
+        # A row of weights has a sum of 1, or of 0 without a usable expert.
+        has_weights = jnp.sum(weighted.mixing, axis=1) > 0.5
+        used = barrier(jnp.all(usable[:, None] & has_weights[None, :], axis=1))
+        any_used = barrier(jnp.any(used))
+        weights = weighted.mixing
         total = jnp.sum(weights, axis=1, keepdims=True)
         if multiplied:
-            multiplier = jnp.exp(judge.log_multiplier)
+            multiplier = jnp.exp(weighted.log_multiplier)
             weights = multiplier * weights
-        made = [jax.tree.leaves(each.update) for each in proposals]
-        step = _mixed(barrier(weights), barrier(total * excess[None, :]), made)
+        proposed = [jax.tree.leaves(each.update) for each in proposals]
+        step = _mixed(barrier(weights), barrier(total * divisors[None, :]), proposed)
         if multiplied:
-            step_norm = norms.root(norms.squared_norm(step)) / multiplier
-            judge = judge._replace(step_norm=saturate(step_norm))
+            step_norm = scalars.root(scalars.squared_norm(step)) / multiplier
+            weighted = weighted._replace(step_norm=clip_to_finite(step_norm))
 
-        # What the next gradient is to judge.
-        shares = barrier(usable / excess)
+        # The next gradient is multiplied with the updates as they were used.
+        factors = barrier(used / divisors)
         experts_state = {
             name: ExpertState(
-                inner=where(usable[k], each.state, old.inner),
-                previous=where(taken, kept(_times(shares[k], each.update)), old.previous)
+                inner=tree_where(used[k], each.state, old.inner),
+                previous=tree_where(
+                    any_used, stored(_times(factors[k], each.update)), old.previous
+                )
                 if controller.needs_feedback
                 else (),
             )
@@ -228,10 +224,10 @@ def dao_e(
             )
         }
         new_state = DaoEState(
-            count=where(taken, optax.safe_increment(state.count), state.count),
+            count=tree_where(any_used, optax.safe_increment(state.count), state.count),
             experts=experts_state,
-            controller=where(taken, judge, state.controller),
-            observing=where(taken, watch, state.observing),
+            controller=tree_where(any_used, weighted, state.controller),
+            observing=tree_where(any_used, observed, state.observing),
         )
         return jax.tree.unflatten(structure, step), new_state
 
@@ -241,18 +237,18 @@ def dao_e(
 def _checked(
     value: ArrayLike | None, batch: Any, extra_args: Mapping[str, Any]
 ) -> tuple[jax.Array | None, dict[str, Any]]:
-    """The loss in float32, and what the experts are told."""
-    told = dict(extra_args)
+    """The loss in float32, and the keyword arguments of the experts' updates."""
+    expert_args = dict(extra_args)
     if batch is not None:
-        if not arrays_of(batch):
+        if not numeric_leaves(batch):
             raise ValueError(
                 f"batch is {short(batch)}, without any array of numbers; pass the "
                 "mini-batch as a pytree of arrays, or no batch."
             )
-        told["batch"] = batch
+        expert_args["batch"] = batch
     if value is None:
-        return None, told
-    told["value"] = value
+        return None, expert_args
+    expert_args["value"] = value
     wanted = "pass the loss as one real number, such as its mean over the batch."
     try:
         loss: Any = jnp.asarray(value)
@@ -260,7 +256,7 @@ def _checked(
         raise ValueError(f"value is {short(value)}; {wanted}") from error
     if loss.shape or jnp.iscomplexobj(loss):
         raise ValueError(f"value is {loss.dtype.name}{list(loss.shape)}; {wanted}")
-    return loss.astype(jnp.float32), told
+    return loss.astype(jnp.float32), expert_args
 
 
 def _check_trees(updates: Any, params: Any) -> None:
@@ -277,45 +273,23 @@ def _check_trees(updates: Any, params: Any) -> None:
             )
 
 
-def _check_state(
-    state: Any, names: Sequence[str], structure: Any, weights: tuple[int, ...]
-) -> None:
-    """Refuses a state of another optimizer, or of other parameters.
-
-    Args:
-      state: what was given.
-      names: the experts'.
-      structure: that of what is kept of the step before.
-      weights: the shape of the controller's matrix.
-    """
-    wanted = "pass update the state that this optimizer's init made of these parameters"
-    if not isinstance(state, DaoEState):
-        raise ValueError(f"state is a {type(state).__name__}; {wanted}.")
-    if sorted(state.experts) != list(names):
-        found, ours = map(short, (sorted(state.experts), list(names)))
-        raise ValueError(f"state is of the experts {found}, not {ours}; {wanted}.")
-    kept = [jax.tree.structure(x.previous, is_leaf=is_kept) for x in state.experts.values()]
-    if set(kept) != {structure} or state.controller.matrix.shape != weights:
-        raise ValueError(f"state is of other parameters or settings; {wanted}.")
-
-
-def _reach(controller: Controller, params: Any) -> jax.Array | None:
+def _max_norm(controller: Controller, params: Any) -> jax.Array | None:
     if controller.cap is None:
         return None
-    square = norms.squared_norm(jax.tree.leaves(params))
-    reach = jnp.asarray(controller.cap) * jnp.sqrt(jnp.maximum(square, 1.0))
-    # No update is longer that can be measured.
-    return barrier(jnp.minimum(reach, 1e20))
+    square = scalars.squared_norm(jax.tree.leaves(params))
+    max_norm = jnp.asarray(controller.cap) * jnp.sqrt(jnp.maximum(square, 1.0))
+    # The square of a longer norm overflows, so no finite update is longer.
+    return barrier(jnp.minimum(max_norm, 1e20))
 
 
 def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
     """The gradient's inner products with the updates before: float32 [L, K]."""
     products = [
-        product(g, k)
-        for g, kept in zip(leaves, _kept_by_leaf(state), strict=True)
+        inner_product(g, k)
+        for g, kept in zip(leaves, stored_by_leaf(state), strict=True)
         for k in kept
     ]
-    return stacked(products, jnp.float32).reshape(len(leaves), len(state.experts))
+    return stack_scalars(products, jnp.float32).reshape(len(leaves), len(state.experts))
 
 
 def _lengths(controller: Controller, proposals: list[ensemble.Proposal]) -> jax.Array:
@@ -324,20 +298,20 @@ def _lengths(controller: Controller, proposals: list[ensemble.Proposal]) -> jax.
     if controller.per_leaf and lengths.size:
         return lengths
     square = jnp.sum(jnp.square(lengths), axis=0, keepdims=True)
-    return jnp.where(square > 0, norms.root(square), 0)
+    return jnp.where(square > 0, scalars.root(square), 0)
 
 
 def _times(factor: jax.Array, update: Any) -> Any:
     """An update times a number; 0 where that is 0, whatever the update is."""
-    return jax.tree.map(lambda u: jnp.where(factor > 0, norms.scaled(factor, u), 0), update)
+    return jax.tree.map(lambda u: jnp.where(factor > 0, scalars.scaled(factor, u), 0), update)
 
 
 def _mixed(
     weights: jax.Array, by: jax.Array, updates: list[list[jax.Array]]
 ) -> list[jax.Array]:
     """The experts' updates, by weights / by, leaf by leaf."""
-    # What ends in a division of its own is an operand of a leaf's kernels, which are then
-    # those of all leaves of that shape, and are compiled once.
+    # A row that ends in its own division is an operand of its leaf's kernels, so leaves of
+    # one shape share kernels, which are compiled once.
     rows = [scalars.divided(*row) for row in zip(weights, by, strict=True)]
     step = []
     for index, shares in enumerate(zip(*updates, strict=True)):
@@ -345,11 +319,3 @@ def _mixed(
         parts = [_times(row[k], share) for k, share in enumerate(shares)]
         step.append(functools.reduce(jnp.add, parts))
     return step
-
-
-def _kept_by_leaf(state: DaoEState) -> list[tuple[Any, ...]]:
-    """The kept updates of all experts, for each leaf of the parameters."""
-    kept = [
-        jax.tree.leaves(expert.previous, is_leaf=is_kept) for expert in state.experts.values()
-    ]
-    return list(zip(*kept, strict=True))

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optabs.ensemble.features import Feature, Observation, gradient_variance, loss_decrease
-from optabs.ensemble.scalars import barrier, stacked
+from optabs._numerics import hash_uint32
+from optabs.ensemble.scalars import barrier, stack_scalars
+from optabs.features import Feature, Observation, gradient_variance, loss_decrease
 
-WARM_UP = 3
-SLOWEST = 0.01
-BOUND = 3.0
-LARGEST = 1e15
+WARM_UP = 3  # steps whose features only feed the running means
+MIN_RATE = 0.01  # in the end the means cover about 100 steps
+BOUND = 3.0  # standard deviations
+LARGEST = 1e15  # its square is finite in float32
 
 
 class ObservingState(NamedTuple):
@@ -21,7 +22,7 @@ class ObservingState(NamedTuple):
 
     seen: jax.Array  # int32 [n]: steps in which a feature was known
     average: jax.Array  # float32 [n]
-    spread: jax.Array  # float32 [n]: variances
+    variance: jax.Array  # float32 [n]
     last_value: jax.Array  # float32 []
     value_seen: jax.Array  # bool []
     projections: jax.Array  # float32 [L]: their means
@@ -29,7 +30,7 @@ class ObservingState(NamedTuple):
 
 
 def check_features(features: Any) -> tuple[Feature, ...]:
-    """The features as a tuple, or one sentence about what is none."""
+    """The features as a tuple; raises ValueError for what is none."""
     wanted = "pass pairs (function, length), each length a whole number of 1 or more"
     if not isinstance(features, list | tuple):
         raise ValueError(f"features is {features!r}; {wanted}, in a tuple.")
@@ -44,7 +45,7 @@ def check_features(features: Any) -> tuple[Feature, ...]:
 
 
 def length_of(features: Sequence[Feature]) -> int:
-    """The number n of all their numbers."""
+    """How many numbers they are together, n."""
     return sum(length for _, length in features)
 
 
@@ -56,7 +57,7 @@ def init(features: Sequence[Feature], leaves: int) -> ObservingState | tuple[()]
     return ObservingState(
         seen=jnp.zeros(number, jnp.int32),
         average=jnp.zeros(number, jnp.float32),
-        spread=jnp.zeros(number, jnp.float32),
+        variance=jnp.zeros(number, jnp.float32),
         last_value=jnp.zeros([], jnp.float32),
         value_seen=jnp.zeros([], bool),
         projections=jnp.zeros(max(leaves, 1), jnp.float32),
@@ -110,38 +111,38 @@ def observe(
         grads=grads,
         params=params,
     )
-    # What compares with steps before is absent until there is one.
+    # Differences from earlier steps are absent in the first one.
     since = ((loss_decrease, earlier.value_seen), (gradient_variance, count > 0))
-    numbers, there = [], []
+    numbers, known = [], []
     for function, length in features:
         raw = _numbers(function, length, observation)
         numbers.append(jnp.zeros(length, jnp.float32) if raw is None else raw)
         present = jnp.isfinite(numbers[-1]) & (raw is not None)
-        for other, begun in since:
-            present = present & begun if function is other else present
-        there.append(present)
-    return barrier(_standardised(jnp.concatenate(numbers), jnp.concatenate(there), state))
+        for other, has_previous in since:
+            present = present & has_previous if function is other else present
+        known.append(present)
+    return barrier(_standardize(jnp.concatenate(numbers), jnp.concatenate(known), state))
 
 
-def _standardised(
-    raw: jax.Array, there: jax.Array, state: ObservingState
+def _standardize(
+    raw: jax.Array, present: jax.Array, state: ObservingState
 ) -> tuple[jax.Array, jax.Array, ObservingState]:
-    raw = jnp.where(there, jnp.clip(raw, -LARGEST, LARGEST), state.average)
-    seen = state.seen + there
-    rate = _rate(seen) * there
-    away = raw - state.average
-    average = state.average + rate * away
-    spread = state.spread + rate * (away * (raw - average) - state.spread)
-    # What moves by less than a thousandth of its size is rounding, not news.
-    scale = jnp.sqrt(spread + 1e-6 * (1 + jnp.square(average)))
-    known = there & (seen > WARM_UP)
+    raw = jnp.where(present, jnp.clip(raw, -LARGEST, LARGEST), state.average)
+    seen = state.seen + present
+    rate = _rate(seen) * present
+    difference = raw - state.average
+    average = state.average + rate * difference
+    variance = state.variance + rate * (difference * (raw - average) - state.variance)
+    # Changes below a thousandth of a feature's size may be rounding errors.
+    scale = jnp.sqrt(variance + 1e-6 * (1 + jnp.square(average)))
+    known = present & (seen > WARM_UP)
     standard = jnp.where(known, jnp.clip((raw - average) / scale, -BOUND, BOUND), 0.0)
-    return standard, known, state._replace(seen=seen, average=average, spread=spread)
+    return standard, known, state._replace(seen=seen, average=average, variance=variance)
 
 
 def _rate(seen: jax.Array) -> jax.Array:
-    """Of a mean over the numbers seen, which in the end forgets: 1/t, then SLOWEST."""
-    return jnp.maximum(1 / jnp.maximum(seen, 1).astype(jnp.float32), SLOWEST)
+    """Of a mean over the numbers seen: 1/t, then MIN_RATE."""
+    return jnp.maximum(1 / jnp.maximum(seen, 1).astype(jnp.float32), MIN_RATE)
 
 
 def _numbers(
@@ -165,13 +166,13 @@ def _with_gradient(state: ObservingState, count: jax.Array, grads: Any) -> Obser
     leaves = jax.tree.leaves(grads)
     if not leaves:
         return state
-    projections = stacked([_projection(leaf) for leaf in leaves], jnp.float32)
-    # Their squares are finite, too.
+    projections = stack_scalars([_projection(leaf) for leaf in leaves], jnp.float32)
+    # The squares of float32 numbers up to LARGEST are finite.
     projections = jnp.clip(jnp.nan_to_num(projections), -LARGEST, LARGEST)
-    away = projections - state.projections
-    squares = jnp.where(count > 0, jnp.sum(jnp.square(away)), 0)
+    difference = projections - state.projections
+    squares = jnp.where(count > 0, jnp.sum(jnp.square(difference)), 0)
     return state._replace(
-        projections=state.projections + _rate(count + 1) * away,
+        projections=state.projections + _rate(count + 1) * difference,
         distance=state.distance + _rate(count) * (squares - state.distance),
     )
 
@@ -179,8 +180,8 @@ def _with_gradient(state: ObservingState, count: jax.Array, grads: Any) -> Obser
 def _projection(leaf: jax.Array) -> jax.Array:
     """The sum of a leaf's entries under fixed irregular signs: float32 []."""
     for axis, extent in enumerate(leaf.shape):
-        # One sign a row times one a column is as good as one an entry: any two products
-        # are uncorrelated.
+        # One sign a row times one a column do: any two of these products are uncorrelated,
+        # as the signs of single entries would be.
         shape = [1] * leaf.ndim
         shape[axis] = extent
         leaf = leaf * _signs(extent, axis).astype(leaf.real.dtype).reshape(shape)
@@ -190,6 +191,4 @@ def _projection(leaf: jax.Array) -> jax.Array:
 def _signs(extent: int, axis: int) -> jax.Array:
     """Plus or minus one by a hash of the index, the same on every device: int32 [extent]."""
     index = jax.lax.iota(jnp.uint32, extent) + jnp.uint32((axis + 1) * 0x9E3779B9 % 2**32)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        index = (index ^ (index >> shift)) * jnp.uint32(factor)
-    return 1 - 2 * (index >> 31).astype(jnp.int32)
+    return 1 - 2 * (hash_uint32(index) >> 31).astype(jnp.int32)

@@ -11,7 +11,9 @@ Rule = Literal["relative", "adam"]
 
 
 class Controller(NamedTuple):
-    r"""How DAO-E weighs its experts, and how that is learned. The default is what won.
+    r"""How DAO-E weighs its experts, and how that is learned.
+
+    The defaults are those that did best in the study.
 
     .. math:: \alpha_l = \varphi + (1 - K\varphi)\, \mathrm{softmax}(b_l + W_l f)
 
@@ -85,7 +87,7 @@ class Controller(NamedTuple):
 
     @classmethod
     def paper(cls) -> "Controller":
-        """The paper's form: one set of weights, learned by Adam, and nothing else."""
+        """The form that DAO-E was published in: one set of weights, learned by Adam."""
         return cls(
             per_leaf=False,
             cap=None,
@@ -100,7 +102,7 @@ class Controller(NamedTuple):
 
     @classmethod
     def uniform(cls) -> "Controller":
-        """Equal weights for ever, and nothing else: the baseline."""
+        """Equal weights at all times, and nothing else: the baseline."""
         return cls(rate=None, cap=None, multiplier_rate=None)
 
     @property
@@ -110,7 +112,7 @@ class Controller(NamedTuple):
 
 
 def check_controller(controller: Controller, experts: int) -> None:
-    """Refuses settings out of their range in one sentence."""
+    """Raises ValueError for settings out of their range."""
     if not isinstance(controller, Controller):
         raise ValueError(f"controller is {controller!r}; pass an optabs.Controller(...).")
     if controller.rule not in get_args(Rule):

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from optabs import genetics
+from optabs._numerics import widen
 from optabs.evolution import checks, learning
 from optabs.evolution.devices import Layout
 from optabs.evolution.learning import map_units
 from optabs.evolution.state import Evolution, GadamState, Hyperparams, Losses, Plan, Unit
-from optabs.precision import widen
 from optabs.training.program import MAX_CACHED_PROGRAMS
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from optabs import genetics
-from optabs._extras import can_show_progress, require
+from optabs._checks import can_show_progress, require
 from optabs.evolution.devices import Layout
 from optabs.evolution.generation import init_program, place_state, programs
 from optabs.evolution.state import Evolution, GadamState, Hyperparams, Losses, Plan

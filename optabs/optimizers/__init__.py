@@ -1,1 +1,1 @@
-"""The named optimizers, by family: each a chain of words and an equation."""
+"""The named optimizers, by family: each is a chain of parts, with its equation."""

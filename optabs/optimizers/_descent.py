@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._alike import check_kind, check_shapes
-from optabs._arithmetic import rounded
-from optabs.precision import transformation
+from optabs._checks import check_kind, check_shapes
+from optabs._numerics import cast_like, kernel_of, transformation
 from optabs.ratio import scale_by_ratio
 
 
@@ -20,7 +19,7 @@ def descend(
 ) -> optax.GradientTransformationExtraArgs:
     """The chain of the directions times -learning_rate, rounded once at the end."""
     links = len(directions) + 1
-    chain = optax.chain(*directions, _downhill(learning_rate))
+    chain = optax.chain(*map(kernel_of, directions), _scale_by_rate(learning_rate))
     last = optax.ScaleByScheduleState if callable(learning_rate) else optax.EmptyState
 
     def update_fn(
@@ -65,10 +64,10 @@ def bounded_ratio(
         return ratio
 
     def clip(u: jax.Array) -> jax.Array:
-        bound = rounded(max_ratio, u)
+        bound = cast_like(max_ratio, u)
         return jnp.clip(u, -bound, bound)
 
-    return optax.chain(ratio, _each(clip))
+    return optax.chain(kernel_of(ratio), _map_updates(clip))
 
 
 def decayed_weights(weight_decay: ArrayLike, mask: Any) -> optax.GradientTransformation:
@@ -80,19 +79,19 @@ def decayed_weights(weight_decay: ArrayLike, mask: Any) -> optax.GradientTransfo
                 "params is None; pass update the parameters as its third argument."
             )
         check_shapes("updates", updates, "params", params)
-        return jax.tree.map(lambda u, p: u + rounded(weight_decay, u) * p, updates, params)
+        return jax.tree.map(lambda u, p: u + cast_like(weight_decay, u) * p, updates, params)
 
     added = optax.stateless(add)
     return added if mask is None else optax.masked(added, mask)
 
 
-def _downhill(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+def _scale_by_rate(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     if callable(learning_rate):
         return optax.scale_by_learning_rate(learning_rate)
     # optax.scale_by_learning_rate lets a float64 number widen the leaves.
-    return _each(lambda u: -rounded(learning_rate, u) * u)
+    return _map_updates(lambda u: -cast_like(learning_rate, u) * u)
 
 
-def _each(change: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
+def _map_updates(change: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
     """Changes every array of the updates; the parameters, of whatever tree, are not read."""
     return optax.stateless(lambda updates, _: jax.tree.map(change, updates))

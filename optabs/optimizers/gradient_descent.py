@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._arithmetic import new_count, rounded, toward
 from optabs._checks import DECAY, RATE, check
-from optabs._states import find_state
+from optabs._numerics import cast_like, new_count, transformation, update_moment
+from optabs._tree import find_state
 from optabs.moments import ema
 from optabs.optimizers._descent import descend
-from optabs.precision import transformation
 
 
 class NagState(NamedTuple):
@@ -153,16 +152,16 @@ def nag(
         del params, extra_args
         count = optax.safe_increment(state.count)
         rate = rate_at(state.count)
-        offset = rounded(rate_at(count) * decay, state.offset)
-        mu = jax.tree.map(lambda g, v: toward(v, g, decay), updates, state.mu)
-        # The old velocity is spelled from the new one and g: reading it once more after it
-        # was overwritten would cost a copy. A decay of 0 has no look-ahead to take back.
-        back = state.offset / jnp.where(decay == 0, 1, rounded(decay, state.offset))
+        offset = cast_like(rate_at(count) * decay, state.offset)
+        mu = jax.tree.map(lambda g, v: update_moment(v, g, decay), updates, state.mu)
+        # The old velocity is computed from the new one and g: reading it after it was
+        # overwritten would cost a copy. With a decay of 0 there is no look-ahead to undo.
+        back = state.offset / jnp.where(decay == 0, 1, cast_like(decay, state.offset))
         ahead = back - rate - offset
 
         def move(g: jax.Array, v: jax.Array) -> jax.Array:
-            old = rounded(back, v) * (1 - rounded(decay, v))
-            return rounded(ahead, v) * v - old * g
+            old = cast_like(back, v) * (1 - cast_like(decay, v))
+            return cast_like(ahead, v) * v - old * g
 
         updates = jax.tree.map(move, updates, mu)
         return updates, NagState(count=count, mu=mu, offset=offset)
@@ -200,7 +199,7 @@ def nag_eval_params(state: optax.OptState, params: optax.Params) -> optax.Params
     def back(velocity: Any, param: Any) -> Any:
         if isinstance(velocity, optax.MaskedNode):
             return param
-        return (param + rounded(nag_state.offset, velocity) * velocity).astype(
+        return (param + cast_like(nag_state.offset, velocity) * velocity).astype(
             jnp.result_type(param)
         )
 

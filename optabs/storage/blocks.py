@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from optabs._sharding import leading_sharding
-from optabs.storage.boxes import axis_names, unboxed
+from optabs._numerics import leading_sharding
+from optabs._tree import axis_names, unboxed
 
-FEWEST = 16  # entries: with fewer, the ranges take what the codes save
-_HALVED = 16  # entries, or as many as remain: fewer and XLA's loops no longer fuse
+FEWEST = 16  # entries of a block: with fewer, the ranges take what the codes save
+_ROW = 16  # entries of a row that is reduced at once: with fewer, XLA's loops do not fuse
 
 
 def block_of(extent: int, largest: int) -> int | None:
@@ -24,7 +24,7 @@ def block_of(extent: int, largest: int) -> int | None:
 
 
 def shards_of(parameter: Any) -> int:
-    """Over how many devices the last axis of a parameter is, or will be, split.
+    """Over how many devices the last axis of a parameter is, or will be, divided.
 
     Args:
       parameter: an array or a description of one, or a box around either. Where its sharding
@@ -49,7 +49,7 @@ def shards_of(parameter: Any) -> int:
     for mesh in (getattr(parameter, "mesh", None), jax.sharding.get_abstract_mesh()):
         if mesh is not None and set(names) <= set(mesh.shape):
             return math.gcd(shape[-1], _size(names, mesh))
-    # Names of no known mesh: as many devices as leave a block.
+    # No mesh has these names: as many devices as leave room for a block.
     shards = math.gcd(shape[-1], jax.device_count())
     while shards > 1 and shape[-1] // shards < FEWEST:
         shards = next(n for n in range(shards - 1, 0, -1) if shards % n == 0)
@@ -57,7 +57,7 @@ def shards_of(parameter: Any) -> int:
 
 
 def _last(spec: tuple[Any, ...], rank: int) -> tuple[str, ...]:
-    """The mesh axes that the last axis of an array is split over."""
+    """The mesh axes that the last axis of an array is divided over."""
     entry = spec[rank - 1] if len(spec) >= rank else None
     entries = entry if isinstance(entry, tuple) else (entry,)
     return tuple(name for name in entries if isinstance(name, str))
@@ -67,29 +67,29 @@ def _size(names: tuple[str, ...], mesh: Any) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def length(codes: jax.Array, scales: jax.Array) -> int:
-    """Of the blocks of such codes with such scales."""
+def block_length(codes: jax.Array, scales: jax.Array) -> int:
+    """The length of the blocks of such codes with such scales."""
     return codes.shape[-1] // scales.shape[-1]
 
 
-def split(array: jax.Array, block: int) -> jax.Array:
+def split_blocks(array: jax.Array, block: int) -> jax.Array:
     """[..., n] -> [..., n / block, block], without sending anything."""
     shape = (*array.shape[:-1], array.shape[-1] // block, block)
     return jax.lax.reshape(array, shape, out_sharding=leading_sharding(array, array.ndim))
 
 
-def joined(parts: jax.Array) -> jax.Array:
+def join_blocks(parts: jax.Array) -> jax.Array:
     """[..., n / block, block] -> [..., n]."""
     shape = (*parts.shape[:-2], parts.shape[-2] * parts.shape[-1])
     return jax.lax.reshape(parts, shape, out_sharding=leading_sharding(parts, parts.ndim - 1))
 
 
-def halved(
+def reduce_by_halves(
     operation: Callable[[jax.Array, jax.Array], jax.Array], parts: jax.Array
 ) -> jax.Array:
-    """A commutative operation over halves of each block, and theirs: [..., n, a few]."""
-    # Entry by entry XLA makes vectors of it on a CPU, unlike a reduction of short rows.
-    while parts.shape[-1] > _HALVED and parts.shape[-1] % 2 == 0:
+    """An operation over the halves of each block, again and again: [..., n, at most _ROW]."""
+    # XLA:CPU vectorizes operations of whole arrays, but not reductions of short rows.
+    while parts.shape[-1] > _ROW and parts.shape[-1] % 2 == 0:
         half = parts.shape[-1] // 2
         parts = operation(
             jax.lax.slice_in_dim(parts, 0, half, axis=-1),

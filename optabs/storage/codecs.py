@@ -6,21 +6,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optabs.precision import widen
-from optabs.storage import floats, maps
-from optabs.storage.blocks import halved, joined, length, split
-from optabs.storage.boxes import boxed, unboxed
+from optabs._numerics import widen
+from optabs._tree import boxed, unboxed
+from optabs.storage import floats
+from optabs.storage.blocks import block_length, join_blocks, reduce_by_halves, split_blocks
 from optabs.storage.rounding import Salt, bits, uniform
 
 FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0
 _BFLOAT16_MAX = 0x7F7F0000
 _INFINITY = 0x7F800000
+_UPPER_ONE = 2032  # the upper 13 bits of 1.0
+_SHARE_SHIFT = 19  # leaves a float32's exponent and 4 bits of its fraction
 
 
 class Values(NamedTuple):
     """Each entry by itself."""
 
     values: jax.Array  # of 16 bits, like the parameter
+
+    def decoded_array(self) -> Any:
+        """The array, in the box that the parts are in."""
+        return decode(self)
 
 
 class Blocks(NamedTuple):
@@ -29,12 +35,20 @@ class Blocks(NamedTuple):
     codes: jax.Array  # of 8 bits, like the parameter
     scales: jax.Array  # float32, a block's largest size, along the last axis
 
+    def decoded_array(self) -> Any:
+        """The array, in the box that the parts are in."""
+        return decode(self)
+
 
 class Floats(NamedTuple):
     """Each entry as a floating-point number, as fine as its block's range allows."""
 
     codes: jax.Array  # of 8 bits, like the parameter
     ranges: jax.Array  # uint16, a block's least number and its steps an octave
+
+    def decoded_array(self) -> Any:
+        """The array, in the box that the parts are in."""
+        return decode(self)
 
 
 class Bfloat16(Values):
@@ -86,7 +100,7 @@ class UInt8Float(Blocks):
 
 
 class Codec(NamedTuple):
-    """A way of keeping an array."""
+    """A way of storing an array."""
 
     name: str
     node: type[Any]  # what stands in the state
@@ -97,7 +111,7 @@ class Codec(NamedTuple):
 
     def block(self, node: Any) -> int:
         """The length of a node's blocks; 0 where there are none."""
-        return length(*map(unboxed, node)) if self.blocks else 0
+        return block_length(*map(unboxed, node)) if self.blocks else 0
 
 
 def _values(node: Any) -> jax.Array:
@@ -107,7 +121,7 @@ def _values(node: Any) -> jax.Array:
 def _to_bfloat16(value: jax.Array, block: int, salt: Salt | None) -> Bfloat16:
     del block
     word = jax.lax.bitcast_convert_type(value, jnp.uint32)
-    # The next number towards infinity is reached with the share that the rest has of a step.
+    # The probability of a carry is the share that the dropped bits have of a step.
     added = jnp.uint32(0x8000) if salt is None else bits(value, salt) >> 16
     up = (word + added) & jnp.uint32(0xFFFF0000)
     sign, size = up & jnp.uint32(0x80000000), up & jnp.uint32(0x7FFFFFFF)
@@ -119,7 +133,7 @@ def _to_bfloat16(value: jax.Array, block: int, salt: Salt | None) -> Bfloat16:
 
 
 def _quiet(word: jax.Array) -> jax.Array:
-    """A NaN whose upper half is one."""
+    """A NaN with the bit set that keeps its upper half a NaN; other numbers as they are."""
     is_nan = (word & jnp.uint32(0x7FFFFFFF)) > _INFINITY
     return jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
 
@@ -151,26 +165,68 @@ def _float_codec(name: str, node: type[Any], form: floats.Form) -> Codec:
     """Floating-point numbers between each block's least and largest."""
 
     def encode(value: jax.Array, block: int, salt: Salt | None) -> Any:
-        codes, ranges = floats.encode(form, split(value, block), salt)
-        return node(joined(codes), ranges[..., 0])
+        codes, ranges = floats.encode(form, split_blocks(value, block), salt)
+        return node(join_blocks(codes), ranges[..., 0])
 
     def decode(node: Any) -> jax.Array:
-        parts = split(node.codes, length(*node))
-        return joined(floats.decode(form, parts, node.ranges[..., None]))
+        parts = split_blocks(node.codes, block_length(*node))
+        return join_blocks(floats.decode(form, parts, node.ranges[..., None]))
 
     return Codec(name, node, form.sizes, True, encode, decode)
 
 
-def _block_codec(name: str, node: type[Any], codes: maps.Map, *, sizes: bool) -> Codec:
+class _Map(NamedTuple):
+    """An increasing function of the codes 0 to `last`, the last of which is 1."""
+
+    last: int
+    share: Callable[[jax.Array], jax.Array]  # float32 code -> share in [0, 1]
+    code: Callable[[jax.Array], jax.Array]  # share -> its real-valued code, at most one off
+
+
+def _power(exponent: int, *, zero: bool, last: int) -> _Map:
+    """Equal steps in a root of the share: 1, 2 or 4; with or without a code for 0."""
+    first = 0 if zero else 1
+    steps = last + first
+
+    def share(code: jax.Array) -> jax.Array:
+        root = (code + first) * jnp.float32(1 / steps)
+        return root**exponent
+
+    def code(share: jax.Array) -> jax.Array:
+        root = share
+        for _ in range(exponent.bit_length() - 1):
+            root = jnp.sqrt(root)
+        return root * steps - first
+
+    return _Map(last, share, code)
+
+
+def _floating(*, zero: bool, last: int) -> _Map:
+    """Sixteen equal steps in each octave, as floating-point numbers have them."""
+    first = _UPPER_ONE - last
+
+    def share(code: jax.Array) -> jax.Array:
+        bits = (code.astype(jnp.int32) + first) << _SHARE_SHIFT
+        value = jax.lax.bitcast_convert_type(bits, jnp.float32)
+        return jnp.where(code < 1, 0.0, value) if zero else value
+
+    def code(share: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(share, jnp.int32)
+        return jnp.maximum((bits >> _SHARE_SHIFT) - first, 0).astype(jnp.float32)
+
+    return _Map(last, share, code)
+
+
+def _block_codec(name: str, node: type[Any], codes: _Map, *, sizes: bool) -> Codec:
     """Shares of each block's largest entry, rounded to neighbouring codes."""
     kind = jnp.uint8 if sizes else jnp.int8
 
     def encode(value: jax.Array, block: int, salt: Salt | None) -> Any:
-        parts = split(value, block)
-        # What is below 0 has no code: its block becomes NaN.
+        parts = split_blocks(value, block)
+        # There is no code below 0: a block with such a number becomes NaN.
         size = jnp.abs(jnp.where(parts < 0, jnp.nan, parts) if sizes else parts)
-        # As integers, in the same order: XLA's maximum may drop a NaN on a CPU.
-        word = halved(jnp.maximum, jax.lax.bitcast_convert_type(size, jnp.int32))
+        # Compared as integers, which have the same order: XLA:CPU's maximum may drop a NaN.
+        word = reduce_by_halves(jnp.maximum, jax.lax.bitcast_convert_type(size, jnp.int32))
         word = jnp.max(word, axis=-1, keepdims=True)
         scale = jax.lax.bitcast_convert_type(word, jnp.float32)
         share = jnp.where(size == scale, 1.0, size / jnp.where(scale == 0, 1.0, scale))
@@ -180,14 +236,14 @@ def _block_codec(name: str, node: type[Any], codes: maps.Map, *, sizes: bool) ->
         code = low + (share - below > part * (above - below)).astype(jnp.float32)
         if not sizes:
             code = jnp.where(parts < 0, -code, code)
-        return node(joined(code.astype(kind)), scale[..., 0])
+        return node(join_blocks(code.astype(kind)), scale[..., 0])
 
     def decode(node: Any) -> jax.Array:
-        parts = split(node.codes, length(*node)).astype(jnp.float32)
+        parts = split_blocks(node.codes, block_length(*node)).astype(jnp.float32)
         share = codes.share(jnp.abs(parts))
         if not sizes:
             share = jnp.where(parts < 0, -share, share)
-        return joined(share * node.scales[..., None])
+        return join_blocks(share * node.scales[..., None])
 
     return Codec(name, node, sizes, True, encode, decode)
 
@@ -198,13 +254,13 @@ _ALL = (
     Codec("float16_size", Float16Size, True, False, _to_float16_size, _values),
     _float_codec("int8", Int8, floats.MEANS),
     _float_codec("uint8", UInt8, floats.SIZES),
-    _block_codec("int8_linear", Int8Linear, maps.power(1, zero=True, last=127), sizes=False),
-    _block_codec("int8_square", Int8Square, maps.power(2, zero=True, last=127), sizes=False),
-    _block_codec("int8_float", Int8Float, maps.floating(zero=True, last=127), sizes=False),
-    _block_codec("uint8_linear", UInt8Linear, maps.power(1, zero=False, last=255), sizes=True),
-    _block_codec("uint8_square", UInt8Square, maps.power(2, zero=False, last=255), sizes=True),
-    _block_codec("uint8_fourth", UInt8Fourth, maps.power(4, zero=False, last=255), sizes=True),
-    _block_codec("uint8_float", UInt8Float, maps.floating(zero=False, last=255), sizes=True),
+    _block_codec("int8_linear", Int8Linear, _power(1, zero=True, last=127), sizes=False),
+    _block_codec("int8_square", Int8Square, _power(2, zero=True, last=127), sizes=False),
+    _block_codec("int8_float", Int8Float, _floating(zero=True, last=127), sizes=False),
+    _block_codec("uint8_linear", UInt8Linear, _power(1, zero=False, last=255), sizes=True),
+    _block_codec("uint8_square", UInt8Square, _power(2, zero=False, last=255), sizes=True),
+    _block_codec("uint8_fourth", UInt8Fourth, _power(4, zero=False, last=255), sizes=True),
+    _block_codec("uint8_float", UInt8Float, _floating(zero=False, last=255), sizes=True),
 )
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
 BY_NODE: Mapping[type[Any], Codec] = {codec.node: codec for codec in _ALL}

@@ -18,20 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optabs.storage.blocks import halved
+from optabs.storage.blocks import reduce_by_halves
 from optabs.storage.rounding import Salt, bits
 
 _INFINITY, _NAN = 0x7F800000, 0x7FC00000
 _SMALLEST = 0x00800000  # the least normal number
 _FRACTION = 23
 _CHOICES = 4  # of k
-_KEPT = 17  # the lower bits of b, which are 0 in every grid
-_LARGEST = _INFINITY - 2**_KEPT  # on the grids
-_PLACE = 14  # of k among the 16 bits that a block keeps
+_LOW_BITS = 17  # the lower bits of b, which are 0 in every grid
+_LARGEST = _INFINITY - 2**_LOW_BITS  # on the grids
+_K_SHIFT = 14  # of k in the 16 bits of a block's range
 
 
 class Form(NamedTuple):
-    """What the codes of a field are for."""
+    """The codes of one kind of field."""
 
     sizes: bool  # nothing below 0, and no number above 0 has the code 0
     finest: int  # the largest k
@@ -63,7 +63,7 @@ def encode(form: Form, parts: jax.Array, salt: Salt | None) -> tuple[jax.Array, 
     """
     word = jax.lax.bitcast_convert_type(parts, jnp.int32)
     size = word & 0x7FFFFFFF
-    # A NaN of any bits as the one that stays a NaN whatever is added.
+    # Any NaN becomes the one that stays a NaN after the rounding is added.
     size = jnp.where(size > _INFINITY, _NAN, size)
     if form.sizes:
         size = jnp.where(parts < 0, _NAN, size)
@@ -71,9 +71,9 @@ def encode(form: Form, parts: jax.Array, salt: Salt | None) -> tuple[jax.Array, 
     base, step = _read(form, ranges, parts.shape)
     # In a block that holds NaN or infinity code 1 is infinity, and those above it NaN.
     # Elsewhere the largest number is not rounded up to infinity.
-    broken = base >= _INFINITY
-    limit = jnp.where(broken, _NAN, _INFINITY - 1)
-    lowest = jnp.where(broken, 2, 0)
+    nonfinite = base >= _INFINITY
+    limit = jnp.where(nonfinite, _NAN, _INFINITY - 1)
+    lowest = jnp.where(nonfinite, 2, 0)
 
     if salt is None:
         share = jnp.full_like(size, 1 << 30)
@@ -84,7 +84,7 @@ def encode(form: Form, parts: jax.Array, salt: Salt | None) -> tuple[jax.Array, 
     if form.sizes:
         raised = size != 0
     else:
-        # What is below the least number becomes it, or 0, and keeps its mean.
+        # A number below the least one becomes that or 0, with its own mean.
         rest = 1 - share.astype(jnp.float32) * jnp.float32(2**-31)
         raised = jnp.abs(parts) > rest * jax.lax.bitcast_convert_type(base, jnp.float32)
     code = jnp.where(size < base, raised.astype(jnp.int32) + lowest, code)
@@ -95,10 +95,10 @@ def encode(form: Form, parts: jax.Array, salt: Salt | None) -> tuple[jax.Array, 
 
 def _ranges(form: Form, size: jax.Array) -> jax.Array:
     """The least number and the k of blocks, from the bits of their numbers: int32."""
-    high = jnp.max(halved(jnp.maximum, size), axis=-1, keepdims=True)
+    high = jnp.max(reduce_by_halves(jnp.maximum, size), axis=-1, keepdims=True)
     above_zero = jnp.where(size == 0, _INFINITY, size)
-    low = jnp.min(halved(jnp.minimum, above_zero), axis=-1, keepdims=True)
-    broken = high >= _INFINITY
+    low = jnp.min(reduce_by_halves(jnp.minimum, above_zero), axis=-1, keepdims=True)
+    nonfinite = high >= _INFINITY
     high = jnp.minimum(high, _LARGEST)
     low = jnp.clip(low, _SMALLEST, jnp.maximum(high, _SMALLEST))
 
@@ -108,9 +108,9 @@ def _ranges(form: Form, size: jax.Array) -> jax.Array:
     top, bottom = (high + ((1 << step) - 1)) >> step, low >> step
     fits = top - bottom < form.last
     bottom = jnp.where(fits, bottom, top - (form.reach - 1))
-    base = jnp.where(broken, _INFINITY >> _KEPT, bottom << (step - _KEPT))
-    made = jnp.where(fits | (finer == 0), base + (finer << _PLACE), 0)
-    # XLA computes what a maximum gives once, and not again for every entry.
+    base = jnp.where(nonfinite, _INFINITY >> _LOW_BITS, bottom << (step - _LOW_BITS))
+    made = jnp.where(fits | (finer == 0), base + (finer << _K_SHIFT), 0)
+    # XLA does not repeat a reduction for every entry that reads it.
     return jnp.max(made, axis=-1, keepdims=True)
 
 
@@ -119,7 +119,7 @@ def _read(
 ) -> tuple[jax.Array, jax.Array]:
     """The bits of the least number, and s: int32 of that shape each."""
     kept = jnp.broadcast_to(ranges, shape).astype(jnp.int32)
-    return (kept & ((1 << _PLACE) - 1)) << _KEPT, form.coarsest - (kept >> _PLACE)
+    return (kept & ((1 << _K_SHIFT) - 1)) << _LOW_BITS, form.coarsest - (kept >> _K_SHIFT)
 
 
 def decode(form: Form, codes: jax.Array, ranges: jax.Array) -> jax.Array:

@@ -12,15 +12,13 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import cut
-from optabs.precision import full_precision
-from optabs.storage import choice
-from optabs.storage.boxes import is_box, unboxed
-from optabs.storage.choice import Choice
+from optabs._numerics import full_precision, hash_uint32
+from optabs._tree import is_box, unboxed
+from optabs.storage import selection
 from optabs.storage.codecs import BY_NODE, encode, is_node
-from optabs.storage.conversion import decode_state
-from optabs.storage.fields import Parameters
-from optabs.storage.rounding import Salt, mixed, salted
-from optabs.storage.state import NarrowState, check_kind, format_of
+from optabs.storage.rounding import Salt, salted
+from optabs.storage.selection import Choice, Parameters
+from optabs.storage.state import NarrowState, check_kind, decode_state, format_of
 
 
 def narrow_state(
@@ -85,7 +83,7 @@ def narrow_state(
     long as the blocks are the same.
 
     Codes have no derivative: what differentiates through several updates, as meta-learning
-    does, sees each update's own gradient alone, and nothing by way of the moments.
+    does, sees each update's own gradient left_alone, and nothing by way of the moments.
 
     Args:
       transformation: an optax transformation; chains and wrappers may be inside or around.
@@ -127,13 +125,13 @@ def narrow_state(
     2602.23349; stochastic rounding of averages, measured in benchmarks/results/codecs. The
     default codes are this package's.
     """
-    asked = choice.checked(codecs, keep, block_size, min_size)
-    choice.check_seed(seed)
+    choice = selection.make_choice(codecs, keep, block_size, min_size)
+    selection.check_seed(seed)
     inner = full_precision(transformation)
 
     def init_fn(params: optax.Params) -> NarrowState:
-        state = _encoded_anew(inner.init(params), params, asked)
-        draws = mixed(jnp.asarray(seed).astype(jnp.uint32))
+        state = _encode_new(inner.init(params), params, choice)
+        draws = hash_uint32(jnp.asarray(seed).astype(jnp.uint32))
         return NarrowState(jnp.uint32(format_of(state)), draws, state)
 
     def update_fn(
@@ -142,53 +140,53 @@ def narrow_state(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, NarrowState]:
-        _check_state(state, updates, asked)
+        _check_state(state, updates, choice)
         wide = decode_state(state)
         new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
-        encoded = _encoded_as_before(new_inner, state, Parameters(updates))
+        encoded = _encode_like(new_inner, state, Parameters(updates))
         draws = state.draws + jnp.uint32(1)
         return new_updates, NarrowState(state.format, draws, encoded)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _encoded_anew(state: optax.OptState, params: Any, asked: Choice) -> optax.OptState:
-    """Encodes a new state as it is asked for."""
-    asked.check_names(state, params)
+def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.OptState:
+    """Encodes the leaves of a new state that the choice names."""
+    choice.check_names(state, params)
     parameters = Parameters(params)
-    alone: list[str] = []
+    left_alone: list[str] = []
 
     def encoded(path: Any, value: Any) -> Any:
-        leaf = _described(unboxed(value))
-        place = parameters.place(path, leaf.shape, state)
-        if why := asked.left_alone(place, leaf):
-            alone.append(f"{cut(place.path)} ({why})")
-        codec = asked.wanted(place, leaf)
-        block = None if codec is None else asked.block(codec, place, leaf)
+        leaf = _describe(unboxed(value))
+        location = parameters.locate(path, leaf.shape, state)
+        if why := choice.left_alone(location, leaf):
+            left_alone.append(f"{cut(location.path)} ({why})")
+        codec = choice.wanted(location, leaf)
+        block = None if codec is None else choice.block(codec, location, leaf)
         if codec is None or block is None:
             return value
-        made = functools.partial(encode, codec, block=block, salt=None)
+        encode_leaf = functools.partial(encode, codec, block=block, salt=None)
         if isinstance(unboxed(value), jax.ShapeDtypeStruct):
-            return jax.eval_shape(made, value)
+            return jax.eval_shape(encode_leaf, value)
         # New moments are constants, which XLA would fold through the codec while compiling.
-        return made(jax.tree.map(jax.lax.optimization_barrier, value))
+        return encode_leaf(jax.tree.map(jax.lax.optimization_barrier, value))
 
-    made = jax.tree_util.tree_map_with_path(encoded, state, is_leaf=is_box)
-    if alone:
-        more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
+    narrow = jax.tree_util.tree_map_with_path(encoded, state, is_leaf=is_box)
+    if left_alone:
+        more = f" and {len(left_alone) - 1} more" if len(left_alone) > 1 else ""
         warnings.warn(
-            f"narrow_state leaves {alone[0]}{more} as it is: codecs are for real numbers of "
-            "32 bits or fewer, in known fields; to have this said no more, name the parameter "
-            "in keep, or the field in codecs.",
+            f"narrow_state leaves {left_alone[0]}{more} as it is: codecs are for real numbers "
+            "of 32 bits or fewer, in known fields; to have this said no more, name the "
+            "parameter in keep, or the field in codecs.",
             stacklevel=4,
         )
-    return made
+    return narrow
 
 
-def _encoded_as_before(
+def _encode_like(
     state: optax.OptState, before: NarrowState, parameters: Parameters
 ) -> optax.OptState:
-    """Encodes a new state as the one before it, each parameter's moments rounded alike."""
+    """Encodes a state as the one before it, with the same bits for a parameter's moments."""
     others = itertools.count(len(parameters))
     salts: dict[int, Salt] = {}
 
@@ -198,14 +196,14 @@ def _encoded_as_before(
         number = parameters.number(path)
         number = next(others) if number is None else number
         if number not in salts:
-            salts[number] = salted(before.draws, number)._replace(made={})
+            salts[number] = salted(before.draws, number)._replace(cache={})
         codec = BY_NODE[type(node)]
         return encode(codec, value, codec.block(node), salts[number])
 
     return jax.tree_util.tree_map_with_path(encoded, before.inner, state, is_leaf=is_node)
 
 
-def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
+def _check_state(state: NarrowState, updates: Any, choice: Choice) -> None:
     """Raises where the state was made by another choice of codecs."""
     check_kind(state)
     parameters = Parameters(updates)
@@ -213,21 +211,21 @@ def _check_state(state: NarrowState, updates: Any, asked: Choice) -> None:
         state.inner, is_leaf=lambda node: is_node(node) or is_box(node)
     )
     for path, node in leaves:
-        leaf = _described(unboxed(node[0] if is_node(node) else node))
-        place = parameters.place(path, leaf.shape, state.inner)
+        leaf = _describe(unboxed(node[0] if is_node(node) else node))
+        location = parameters.locate(path, leaf.shape, state.inner)
         dtype = jnp.float32 if is_node(node) else leaf.dtype
-        wanted = asked.wanted(place, jax.ShapeDtypeStruct(leaf.shape, dtype))
+        wanted = choice.wanted(location, jax.ShapeDtypeStruct(leaf.shape, dtype))
         kept = BY_NODE[type(node)] if is_node(node) else None
         narrower = kept is None and wanted is not None and wanted.blocks  # no block fits
         if kept != wanted and not narrower:
             raise ValueError(
-                f"state keeps {cut(place.path)} as {_name(kept)}, but codecs gives it "
+                f"state keeps {cut(location.path)} as {_name(kept)}, but codecs gives it "
                 f"{_name(wanted)}; convert it with optabs.encode_state("
                 "optabs.decode_state(state), like=optimizer.init(params))."
             )
 
 
-def _described(leaf: Any) -> jax.ShapeDtypeStruct:
+def _describe(leaf: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an array, of a description of one, or of a number."""
     return jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), jnp.result_type(leaf))
 

@@ -1,24 +1,24 @@
 """Random bits for rounding, from counters alone."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optabs._sharding import explicit_sharding, leading_sharding
+from optabs._numerics import explicit_sharding, hash_uint32, leading_sharding
 
 _GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
 _ROOT = 0x6A09E667  # 2**32 times the fraction of the root of 2: likewise
-_PERIOD = 10  # the logarithm of the steps after which the entries are hashed anew
+_PERIOD = 10  # log2 of the steps after which the entries are hashed anew
 
 
 class Salt(NamedTuple):
     """What the bits of a parameter's moments depend on in one step."""
 
-    place: jax.Array  # uint32 []: hashed with an entry's index
-    turn: jax.Array  # uint32 []: added to all entries' hashes
-    made: dict[tuple[int, ...], jax.Array] | None = None  # by shape, within one update
+    seed: jax.Array  # uint32 []: hashed with an entry's index
+    offset: jax.Array  # uint32 []: added to all entries' hashes
+    cache: dict[tuple[int, ...], jax.Array] | None = None  # bits by shape, within one update
 
 
 def uniform(like: jax.Array, salt: Salt) -> jax.Array:
@@ -32,16 +32,16 @@ def bits(like: jax.Array, salt: Salt) -> jax.Array:
     """32 bits for each entry of an array: uint32, like it. The upper ones are the best.
 
     A hash for each row, and along the last axis a sequence of its own. No generator is
-    carried along: a word depends on its entry's index and the salt alone, so it is the same
+    carried along: an entry's bits depend on its index and the salt alone, so it is the same
     under any sharding, and making it sends nothing.
     """
     if not like.ndim:
-        return mixed(salt.place) + salt.turn
-    if salt.made is None:
+        return hash_uint32(salt.seed) + salt.offset
+    if salt.cache is None:
         return _bits(like, salt)
-    if like.shape not in salt.made:
-        salt.made[like.shape] = _bits(like, salt)
-    return salt.made[like.shape]
+    if like.shape not in salt.cache:
+        salt.cache[like.shape] = _bits(like, salt)
+    return salt.cache[like.shape]
 
 
 def _bits(like: jax.Array, salt: Salt) -> jax.Array:
@@ -52,7 +52,7 @@ def _bits(like: jax.Array, salt: Salt) -> jax.Array:
         along = jax.lax.broadcasted_iota(jnp.uint32, rows, axis, out_sharding=of_rows)
         index = index + along * jnp.uint32(stride)
         stride = stride * like.shape[axis] % 2**32
-    first = mixed(index ^ salt.place) + salt.turn
+    first = hash_uint32(index ^ salt.seed) + salt.offset
     last = like.ndim - 1
     along = jax.lax.broadcasted_iota(jnp.uint32, like.shape, last, out_sharding=sharding)
     return first + along * jnp.uint32(_ROOT)
@@ -61,7 +61,7 @@ def _bits(like: jax.Array, salt: Salt) -> jax.Array:
 def salted(counter: jax.Array, parameter: int) -> Salt:
     """The salt of a step and a parameter, the same for all of the parameter's moments.
 
-    An entry's words of successive steps are a golden-ratio sequence, so that the rounding
+    An entry's bits of successive steps are a golden-ratio sequence, so that the rounding
     errors of a slow average cancel, and an entry's moments are rounded up or down together,
     so that their ratio keeps more digits than each of them.
 
@@ -70,18 +70,8 @@ def salted(counter: jax.Array, parameter: int) -> Salt:
       parameter: which one it is.
     """
     period = (counter >> _PERIOD) * jnp.uint32(_GOLDEN)
-    both = mixed(np.array([parameter, parameter + 2**31], np.uint32))
+    both = hash_uint32(np.array([parameter, parameter + 2**31], np.uint32))
     # XLA computes a sum once and hands it to the kernels of a leaf, which are then those of
     # all leaves of that shape, and are compiled once.
-    place = jnp.sum(mixed(period ^ both), dtype=jnp.uint32)
-    return Salt(place, counter * jnp.uint32(_GOLDEN))
-
-
-def mixed(word: Any) -> Any:
-    """A bijection of uint32 after which every bit depends on every bit.
-
-    Source: C. Wellons's "lowbias32", found by search for the least bias.
-    """
-    word = (word ^ (word >> 16)) * np.uint32(0x7FEB352D)
-    word = (word ^ (word >> 15)) * np.uint32(0x846CA68B)
-    return word ^ (word >> 16)
+    seed = jnp.sum(hash_uint32(period ^ both), dtype=jnp.uint32)
+    return Salt(seed, counter * jnp.uint32(_GOLDEN))

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optabs._checks import cut, short
-from optabs._sharding import explicit_sharding
+from optabs._numerics import explicit_sharding
 
 Sampling = Literal["shuffle", "random"]
 SAMPLINGS = get_args(Sampling)

@@ -16,8 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from optabs._checks import cut, short
-from optabs._extras import require
+from optabs._checks import cut, require, short
 from optabs.training import batches
 from optabs.training.program import Inputs, Limits, Plan, Run, update
 

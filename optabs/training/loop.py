@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from optabs._extras import can_show_progress, require
+from optabs._checks import can_show_progress, require
 from optabs.training import batches
 from optabs.training.checkpoints import Checkpoints
 from optabs.training.program import (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optabs.precision import widen
+from optabs._numerics import widen
 from optabs.training import batches
 
 MAX_EPOCHS_PER_CALL = 1024  # 4 kB for each column of the history that a call returns

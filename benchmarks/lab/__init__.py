@@ -1,0 +1,1 @@
+"""What the studies share: tasks, the runner, records, reports, timing, data and models."""

@@ -1,0 +1,101 @@
+"""Reads command-line arguments, and refuses bad ones in one sentence."""
+
+import pathlib
+from collections.abc import Collection
+from typing import Annotated
+
+import typer
+
+DatasetOption = Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10")]
+DataOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="folder of original files, or .npz of arrays; default: download"),
+]
+StepsOption = Annotated[int | None, typer.Option(help="in place of each task's own number")]
+WorkersOption = Annotated[int, typer.Option(help="processes, each on a core of its own")]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="one task, few steps, 2 seeds: whether it works")
+]
+ReportOption = Annotated[
+    bool, typer.Option("--report", help="from the records that are there; nothing is run")
+]
+OutOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="folder of results; default: runs/NAME", show_default=False),
+]
+
+
+class ArgumentError(ValueError):
+    """A command-line argument that cannot be used, and what to pass."""
+
+
+def numbers_of(text: str, name: str) -> list[int]:
+    """Positive whole numbers from a list such as '64,128'."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ArgumentError(
+            f"{name} is {text!r}; pass whole numbers above 0, separated by commas."
+        )
+    return numbers
+
+
+def names_of(
+    text: str, name: str, known: Collection[str], *, separator: str = ","
+) -> list[str]:
+    """Known names from a list such as 'adam,adam_abs'."""
+    names = [part.strip() for part in text.split(separator)]
+    for part in names:
+        choice_of(part, name, known)
+    return list(dict.fromkeys(names))
+
+
+def some_of(
+    text: str, name: str, known: Collection[str], *, separator: str = ","
+) -> list[str]:
+    """Known names from a list, or with 'all' or '' every one."""
+    if text in ("", "all"):
+        return list(known)
+    return names_of(text, name, known, separator=separator)
+
+
+def tasks_of(
+    text: str, known: Collection[str], need_images: Collection[str], data: pathlib.Path | None
+) -> list[str]:
+    """Known tasks from a list; for '' or 'all', all of them for which there are data."""
+    if text not in ("", "all"):
+        names = names_of(text, "tasks", known)
+        missing = [name for name in names if name in need_images]
+        if missing and data is None:
+            raise ArgumentError(
+                f"tasks has {', '.join(missing)}, which need images; pass data, too."
+            )
+        return names
+    if data is None and need_images:
+        typer.echo(f"Left out, since they need images (pass --data): {', '.join(need_images)}")
+    return [name for name in known if data is not None or name not in need_images]
+
+
+def choice_of(text: str, name: str, known: Collection[str]) -> str:
+    """One of the known names."""
+    if text not in known:
+        raise ArgumentError(f"{name} is {text!r}; choose from {', '.join(known)}.")
+    return text
+
+
+def positive(number: int, name: str) -> int:
+    """A whole number above 0."""
+    if number < 1:
+        raise ArgumentError(f"{name} is {number}; pass a whole number above 0.")
+    return number
+
+
+def fits(batch_size: int, dataset: str, examples: int) -> None:
+    """Refuses a batch larger than the training set."""
+    if batch_size > examples:
+        raise ArgumentError(
+            f"batch-size is {batch_size}, but {dataset} has {examples} training images; pass "
+            "a smaller one."
+        )

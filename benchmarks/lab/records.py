@@ -1,0 +1,272 @@
+"""The records of a study: one file, `records.jsonl.gz`, with one line a run.
+
+The first lines hold the environments (versions, device), each once, under a number; a run
+names its own by that number. The same records give the same bytes.
+"""
+
+import contextlib
+import datetime
+import gzip
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+FILE = "records.jsonl.gz"
+PACKAGES = ("optabs", "jax", "jaxlib", "optax", "flax", "numpy", "torch")
+DIGITS = 6  # significant digits that a record keeps of a number
+
+
+class StoreError(OSError):
+    """A folder or file of results that cannot be used."""
+
+
+class Key(NamedTuple):
+    """Which line of a study's records is meant; no two lines have the same key."""
+
+    task: str
+    arm: str
+    setting: str = ""  # what else the task is trained under: a batch size, a schedule
+    kind: str = "run"  # or "tuning": the rates that were tried; or another of the study's
+    seed: int | None = None  # None: of no seed, or of several together
+
+
+class Record(NamedTuple):
+    """One line."""
+
+    key: Key
+    config: Mapping[str, Any]  # what was asked for; another one is another run
+    result: Mapping[str, Any]  # rate, measures and curves, by name
+    date: str
+    environment: Mapping[str, Any]
+
+
+def record_of(key: Key, config: Mapping[str, Any], result: Mapping[str, Any]) -> Record:
+    """A record of what has just been measured."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Record(key, _plain(config), _plain(result), now, environment())
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": f"{device.platform}: {device.device_kind}",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+    }
+
+
+class Records:
+    """The records in a folder: read at once, and written as they are added.
+
+    Raises:
+      StoreError: the folder cannot be written, or its records cannot be read.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder, self.path = folder, folder / FILE
+        self._lines = {record.key: record for record in read(folder)}
+        self._whole = False  # whether the file is known to end with a whole line
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(sorted(self._lines.values(), key=_order))
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def get(self, key: Key) -> Record | None:
+        """The record of a key."""
+        return self._lines.get(key)
+
+    def select(self, **wanted: Any) -> list[Record]:
+        """The records whose key has these fields, as in `select(task="mnist", arm="adam")`."""
+        return [
+            record
+            for record in self
+            if all(getattr(record.key, name) == value for name, value in wanted.items())
+        ]
+
+    def finished(self, key: Key, config: Mapping[str, Any]) -> bool:
+        """Whether there is a record of the key, made by the same configuration."""
+        record = self.get(key)
+        return record is not None and record.config == _plain(config)
+
+    def add(self, record: Record) -> None:
+        """Keeps a record, in place of another of its key; it is on the disk on return."""
+        self._lines[record.key] = record
+        if not self._whole:
+            self.close()
+            return
+        # A file of several gzip members is a gzip file: what is there is not written again.
+        self._whole = False
+        with _writing(self.path), open(self.path, "ab") as file:
+            file.write(_packed(_text([record])))
+        self._whole = True
+
+    def close(self) -> None:
+        """Writes all records in their order, so that the same ones give the same bytes."""
+        if self._lines:
+            write_bytes(self.path, _packed(_text(list(self))))
+            self._whole = True
+
+
+def read(folder: pathlib.Path) -> list[Record]:
+    """The records of a folder; none where it has no file of them.
+
+    A last line that an interruption cut is left out.
+
+    Raises:
+      StoreError: the file is not one of records.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    environments: dict[int, Any] = {}
+    records = []
+    try:
+        for line in _lines_of(path):
+            each = json.loads(line)
+            if "environments" in each:
+                environments |= {int(n): it for n, it in each["environments"].items()}
+                continue
+            key = Key(**{name: each[name] for name in Key._fields if name in each})
+            env = environments[each["environment"]]
+            records.append(Record(key, each["config"], each["result"], each["date"], env))
+    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise StoreError(
+            f"{str(path)!r} is no readable file of records ({error}); move it away and call "
+            "again."
+        ) from error
+    return list({record.key: record for record in records}.values())
+
+
+def _lines_of(path: pathlib.Path) -> Iterator[bytes]:
+    with gzip.open(path) as file:
+        try:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield line
+        except EOFError:
+            return
+
+
+def _text(records: Iterable[Record]) -> str:
+    """Lines of JSON: the environments first, then each record without its defaults."""
+    records = list(records)
+    known = sorted({_dumped(record.environment) for record in records})
+    number = {text: place for place, text in enumerate(known)}
+    first = {"environments": {str(n): json.loads(text) for text, n in number.items()}}
+    lines = [_dumped(first)]
+    for record in records:
+        key = {
+            name: value
+            for name, value in record.key._asdict().items()
+            if value != Key._field_defaults.get(name, ...)
+        }
+        rest = {
+            "config": record.config,
+            "result": record.result,
+            "date": record.date,
+            "environment": number[_dumped(record.environment)],
+        }
+        lines.append(_dumped(key | rest))
+    return "\n".join([*lines, ""])
+
+
+def _packed(text: str) -> bytes:
+    return gzip.compress(text.encode(), compresslevel=9, mtime=0)
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def _order(record: Record) -> tuple[Any, ...]:
+    key = record.key
+    return (
+        key.kind, key.task, key.setting, key.arm, key.seed is not None, key.seed or 0,
+    )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """As JSON keeps it: lists, plain numbers, and null for one that is not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def rounded(values: Any) -> Any:
+    """Numbers of any nesting with the digits that a record keeps."""
+    array = np.asarray(values, float)
+    if array.ndim:
+        return [rounded(each) for each in array]
+    return float(f"{float(array):.{DIGITS}g}")
+
+
+def as_floats(values: Any) -> np.ndarray:
+    """Numbers of a record, with NaN where it has null."""
+    return np.array(values, float)
+
+
+def prepare_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The folder, made and seen to be writable, before any time is spent on a run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(
+            f"output folder {str(folder)!r} cannot be written ({error.strerror}); pass a "
+            "folder that can be."
+        ) from error
+    return folder
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole or leaves what was there."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(partial, 0o644)
+            os.replace(partial, path)
+        except BaseException:
+            pathlib.Path(partial).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Makes an OSError one sentence that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{str(path)!r} could not be written ({error.strerror}); free some space or pass "
+            "another folder, then call again: finished runs are kept."
+        ) from error

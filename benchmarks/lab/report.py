@@ -1,0 +1,266 @@
+"""Tables for the terminal and for Markdown, bars, and figures as PNG."""
+
+import io
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import rich.box
+import rich.console
+import rich.table
+import typer
+
+from benchmarks.lab.records import Records, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+DPI = 80
+COLORS_OF_PNG = 128
+
+
+class Table(NamedTuple):
+    """A table of text: one caption, one header, rows of cells."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def show(self) -> None:
+        """Prints the table in the terminal."""
+        table = rich.table.Table(box=rich.box.SIMPLE)
+        for index, name in enumerate(self.header):
+            table.add_column(name, justify="left" if index == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        console = rich.console.Console()
+        console.print(self.title, style="bold", highlight=False)
+        console.print(table)
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.rows]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"**{self.title}**\n\n{body}\n"
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, with the sample standard deviation where there are several values."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def errors_above(own: np.ndarray, other: np.ndarray) -> float:
+    """How far one mean is above another, in the standard errors of their difference."""
+    error = np.sqrt(own.var(ddof=1) / len(own) + other.var(ddof=1) / len(other))
+    difference = own.mean() - other.mean()
+    return float(difference / error) if error > 0 else float(np.sign(difference) * np.inf)
+
+
+class Bar(NamedTuple):
+    """What is wanted, and what was measured."""
+
+    name: str
+    wanted: str
+    measured: str
+    met: bool | None  # None: it was set for another device
+
+    @property
+    def verdict(self) -> str:
+        """As it stands in tables."""
+        return {True: "met", False: "missed", None: "-"}[self.met]
+
+
+def bars_table(bars: Sequence[Bar], title: str = "What was wanted") -> list[Table]:
+    """One table, or none where there are no bars."""
+    rows = [[bar.name, bar.wanted, bar.measured, bar.verdict] for bar in bars]
+    return [Table(title, ["", "wanted", "measured", ""], rows)] if rows else []
+
+
+class Measure(NamedTuple):
+    """A column of a comparison."""
+
+    title: str
+    digits: int = 4
+    factor: float = 1.0  # 100 for percent
+
+
+MEASURES = {
+    "validation_loss": Measure("validation loss"),
+    "test_loss": Measure("test loss"),
+    "test_accuracy": Measure("test accuracy in percent", 2, 100.0),
+    "area": Measure("mean training loss"),
+}
+
+
+def measured(records: Records, measure: str, **key: Any) -> np.ndarray:
+    """A measure of the runs whose keys have these fields: float [runs], null as NaN."""
+    runs = records.select(kind="run", **key)
+    return np.array([run.result[measure] for run in runs], float)
+
+
+def comparison(
+    records: Records, task: str, arms: Sequence[str], measures: Mapping[str, Measure]
+) -> Table:
+    """A row an arm: its rate, the bytes of its state for each parameter, and measures."""
+    runs = {arm: records.select(kind="run", task=task, arm=arm) for arm in arms}
+    runs = {arm: found for arm, found in runs.items() if found}
+    shown = {
+        name: measure
+        for name, measure in measures.items()
+        if not all(np.isnan(measured(records, name, task=task, arm=arm)).all() for arm in runs)
+    }
+    rows = []
+    for arm, found in runs.items():
+        (tuning,) = records.select(kind="tuning", task=task, arm=arm)
+        cells = [
+            mean_and_spread(
+                list(each.factor * measured(records, name, task=task, arm=arm)), each.digits
+            )
+            for name, each in shown.items()
+        ]
+        first = [found[0].config["label"], f"{found[0].result['rate']:g}"]
+        rows.append([*first, f"{tuning.result['bytes']:.2f}", *cells])
+    first_arm = next(iter(runs.values()))
+    config = first_arm[0].config
+    return Table(
+        f"{config['title']}, {config['steps']} steps; {len(first_arm)} seeds, mean ± standard "
+        "deviation",
+        ["arm", "rate", "bytes a parameter", *(each.title for each in shown.values())],
+        rows,
+    )
+
+
+def write(
+    folder: pathlib.Path,
+    title: str,
+    sections: Sequence[Table | str],
+    figures: Mapping[str, "Figure"] | None = None,
+    *,
+    name: str = "README.md",
+    show: bool = True,
+) -> None:
+    """Shows the tables, and writes sections and figures into a folder.
+
+    Args:
+      folder: of the study's results.
+      title: of the file.
+      sections: tables and paragraphs of Markdown, in their order.
+      figures: by the name of its file, without its ending; a paragraph shows each.
+      name: of the file.
+      show: whether the tables are printed, too.
+    """
+    for section in sections:
+        if show and isinstance(section, Table):
+            section.show()
+    texts = [each.markdown() if isinstance(each, Table) else each for each in sections]
+    body = "\n".join(text for text in [f"# {title}\n", *texts] if text)
+    write_bytes(folder / name, body.encode())
+    for stem, figure in (figures or {}).items():
+        write_bytes(folder / f"{stem}.png", png(figure))
+    typer.echo(f"tables: {folder / name}")
+
+
+def png(figure: "Figure", *, bbox_inches: str | None = "tight") -> bytes:
+    """A figure as PNG of few colours, a third of the bytes of one with all."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI, bbox_inches=bbox_inches)
+    with PIL.Image.open(content) as picture:
+        # By coverage, since by counts of pixels thin lines would lose their colours; means
+        # keep grey grey.
+        few = picture.convert("RGB").quantize(
+            COLORS_OF_PNG,
+            method=PIL.Image.Quantize.MAXCOVERAGE,
+            kmeans=1,
+            dither=PIL.Image.Dither.NONE,
+        )
+    content = io.BytesIO()
+    few.save(content, format="png")
+    return content.getvalue()
+
+
+class Curve(NamedTuple):
+    """One optimizer's curves, a row per seed."""
+
+    name: str
+    values: np.ndarray  # float [seeds, epochs]
+    at: Sequence[float] | None = None  # on the x axis; None: 1, 2, 3 ...
+
+
+def curves_figure(
+    panels: Sequence[tuple[str, Sequence[Curve]]],
+    *,
+    ylabel: str,
+    title: str,
+    xlabel: str = "epoch",
+    columns: int | None = None,
+    log: bool = False,
+    middle: Callable[..., np.ndarray] = np.mean,
+) -> "Figure":
+    """A panel per setting, a line per optimizer (its middle) and a band from min to max.
+
+    Args:
+      panels: captions and curves.
+      ylabel: of the y axis.
+      title: of the figure.
+      xlabel: of the x axis.
+      columns: panels beside each other; None: all.
+      log: whether losses are drawn by their logarithms, each panel on a scale of its own.
+      middle: of a curve's rows: their mean, or another of NumPy's functions.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(columns or len(panels), len(panels))
+    rows = -(-len(panels) // columns)
+    width, height = (4.6, 4.2) if rows == 1 else (3.4, 2.6)
+    figure = Figure(figsize=(1.5 + width * columns, height * rows))
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=not log)
+    names = list(dict.fromkeys(curve.name for _, curves in panels for curve in curves))
+    colors = {name: f"C{index}" for index, name in enumerate(names)}
+    drawn = [curve.values for _, curves in panels for curve in curves] or [np.zeros(1)]
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (caption, curves) in zip(axes.flat, panels, strict=False):
+        for curve in curves:
+            at = np.arange(1, curve.values.shape[1] + 1) if curve.at is None else curve.at
+            color = colors[curve.name]
+            axis.plot(at, middle(curve.values, 0), color=color, label=curve.name, lw=1.1)
+            low, high = curve.values.min(0), curve.values.max(0)
+            axis.fill_between(at, low, high, color=color, alpha=0.1, lw=0)
+        axis.set_title(caption)
+        axis.set_xlabel(xlabel)
+        axis.grid(alpha=0.25)
+        if log:
+            axis.set_yscale("log")
+    if not log:
+        # The first epochs would squeeze what distinguishes the optimizers into a few pixels.
+        median = min(float(np.median(values)) for values in drawn)
+        highest = max(float(values.max()) for values in drawn)
+        least = min(float(values.min()) for values in drawn)
+        lowest = max(median - 1.2 * (highest - median), least)
+        margin = 0.05 * (highest - lowest) or 1.0
+        axes[0][0].set_ylim(lowest - margin, highest + margin)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    figure.suptitle(title, fontsize="medium")
+    # Beside the last panel; the saved picture grows to hold it.
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    axes[0][-1].legend(
+        lines.values(), lines, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False
+    )
+    figure.tight_layout()
+    return figure
+
+
+def written_by_hand(folder: pathlib.Path, heading: str) -> list[str]:
+    """The section of the folder's README.md under a heading, to be kept in a new one."""
+    path = folder / "README.md"
+    text = path.read_text("utf-8") if path.exists() else ""
+    _, found, rest = text.partition(f"\n## {heading}\n")
+    return [f"## {heading}\n{rest.partition(chr(10) + '## ')[0]}"] if found else []

@@ -1,0 +1,314 @@
+"""The tasks that studies share, and what they learn from: small images, cases and text."""
+
+import functools
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import optabs
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.data import load, require
+from benchmarks.lab.models import MLP, SYMBOLS, WINDOW, Network, Transformer, network
+from benchmarks.lab.training import Task
+from optabs.training.batches import rows_of_epoch, take
+
+DIGITS_VALIDATION = 400  # of 1,500, for an accuracy in steps of a quarter point
+POOLED = 2  # 28 x 28 images become 14 x 14
+HELD_OUT = 0.05  # share of the text for validation, and as much for the test
+HELD_OUT_WINDOWS = 128
+DIMENSIONS, NOISE = 50, 0.1  # of the quadratic: the standard deviation in each coordinate
+HIDDEN = (256, 128)  # widths of the perceptron of the OptimABS experiment
+BREAST_CANCER_SPLIT = (300, 400)  # where validation and test begin, of 569 cases
+
+
+class Split(NamedTuple):
+    """Images or cases with their labels, on the device."""
+
+    inputs: jax.Array  # float32 [n, ...]
+    labels: jax.Array  # int32 [n]
+
+
+Splits = tuple[Split, Split, Split]  # to train on, for validation, for the test
+
+
+@functools.cache
+def image_splits(
+    name: str,
+    source: pathlib.Path | None = None,
+    *,
+    validation: int | None = None,
+    half: bool = False,
+) -> Splits:
+    """The images of a data set, where `half` at half their size."""
+    data = load(name, source, validation=validation)
+    sized = halved if half else np.asarray
+    train, held_out, test = (
+        Split(jnp.asarray(sized(images)), jnp.asarray(labels))
+        for images, labels in (
+            (data.train_images, data.train_labels),
+            (data.validation_images, data.validation_labels),
+            (data.test_images, data.test_labels),
+        )
+    )
+    return train, held_out, test
+
+
+def digits_splits() -> Splits:
+    """scikit-learn's digits, 8 x 8."""
+    return image_splits("digits", validation=DIGITS_VALIDATION)
+
+
+def halved(images: np.ndarray) -> np.ndarray:
+    """Images at half their size, by means: from float32 [n, height, width, channels]."""
+    count, height, width, channels = images.shape
+    shape = (count, height // POOLED, POOLED, width // POOLED, POOLED, channels)
+    return images.reshape(shape).mean((2, 4))
+
+
+@functools.cache
+def text_splits() -> tuple[jnp.ndarray, jnp.ndarray, jnp.ndarray]:
+    """Python's help topics as symbols: int32 [characters] to train on, and held out ones.
+
+    Those for validation and for the test are windows int32 [windows, WINDOW], from the end
+    of the text. Other Python versions have other topics, so figures hold for the one that
+    the records name.
+    """
+    from pydoc_data.topics import topics
+
+    places = {symbol: place for place, symbol in enumerate(SYMBOLS)}
+    unknown = places["?"]
+    whole = "\n".join(topics[name] for name in sorted(topics))
+    symbols = np.array([places.get(symbol, unknown) for symbol in whole], np.int32)
+    share = math.floor(HELD_OUT * len(symbols))
+    train, validation, test = np.split(symbols, [-2 * share, -share])
+    return jnp.asarray(train), _windows(validation), _windows(test)
+
+
+def _windows(symbols: np.ndarray) -> jnp.ndarray:
+    starts = np.linspace(0, len(symbols) - WINDOW, HELD_OUT_WINDOWS).astype(int)
+    return jnp.asarray(symbols[starts[:, None] + np.arange(WINDOW)])
+
+
+@functools.cache
+def breast_cancer_splits() -> Splits:
+    """Training, validation and test cases, standardised by the training cases' statistics."""
+    bunch = require("sklearn.datasets", "benchmarks").load_breast_cancer()
+    # RandomState, unlike Generator, promises the same stream in every numpy.
+    order = np.random.RandomState(0).permutation(len(bunch.target))
+    parts = np.split(order, BREAST_CANCER_SPLIT)
+    mean, deviation = bunch.data[parts[0]].mean(0), bunch.data[parts[0]].std(0)
+    inputs = ((bunch.data - mean) / deviation).astype(np.float32)
+    labels = bunch.target.astype(np.int32)
+    train, validation, test = (
+        Split(jnp.asarray(inputs[part]), jnp.asarray(labels[part])) for part in parts
+    )
+    return train, validation, test
+
+
+def shuffled(key: jax.Array, steps: int, examples: int, batch_size: int) -> jax.Array:
+    """The rows of each step's batch, int32 [steps, batch]; each epoch has its own order.
+
+    The remainder that fills no batch is left out of an epoch.
+    """
+    batches = examples // batch_size
+    epochs = jnp.arange(-(-steps // batches))
+    rows = jax.vmap(lambda epoch: rows_of_epoch(key, epoch, examples, batch_size, "shuffle"))(
+        epochs
+    )
+    return rows[:, : batches * batch_size].reshape(-1, batch_size)[:steps]
+
+
+def classification(
+    title: str,
+    made: Network,
+    splits: Splits,
+    *,
+    steps: int,
+    batch_size: int,
+    **options: Any,
+) -> Task:
+    """Mini-batches of a shuffled training set, softmax and cross entropy."""
+    train, validation, test = splits
+
+    def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return optabs.losses.softmax_cross_entropy(logits, labels).mean()
+
+    def loss_fn(params: Any, statistics: Any, batch: Split) -> tuple[jax.Array, Any]:
+        logits, statistics = made.apply(params, statistics, batch.inputs, True)
+        return losses(logits, batch.labels), statistics
+
+    def evaluate(params: Any, statistics: Any, data: Split) -> tuple[jax.Array, jax.Array]:
+        logits, _ = made.apply(params, statistics, data.inputs, False)
+        return losses(logits, data.labels), (logits.argmax(-1) == data.labels).mean()
+
+    fields: dict[str, Any] = {
+        "feed": lambda key, steps: shuffled(key, steps, len(train.labels), batch_size),
+        "batch": take,
+        **options,
+    }
+    return Task(
+        title, steps, made.init, loss_fn,
+        train=train, validation=validation, test=test, evaluate=evaluate, **fields,
+    )  # fmt: skip
+
+
+def mlp(*widths: int) -> Network:
+    """A perceptron of such widths."""
+    return network(lambda rngs: MLP(widths, rngs=rngs))
+
+
+def permuted(key: jax.Array, steps: int, examples: int, batch_size: int) -> jax.Array:
+    """As `shuffled`, in the orders that the records of optimabs and steady have seen."""
+    batches = examples // batch_size
+
+    def epoch(key: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        key, own = jax.random.split(key)
+        rows = jax.random.permutation(own, examples)
+        return key, rows[: batches * batch_size].reshape(batches, batch_size)
+
+    _, rows = jax.lax.scan(epoch, key, length=-(-steps // batches))
+    return rows.reshape(-1, batch_size)[:steps]
+
+
+def perceptron(name: str, source: pathlib.Path | None) -> Task:
+    """The perceptron of the OptimABS experiment, on the images of a data set."""
+    splits = image_splits(name, source)
+    widths = (math.prod(splits[0].inputs.shape[1:]), *HIDDEN, 10)
+    title = f"MLP {'-'.join(map(str, widths))}, {name.replace('_', ' ')}"
+    return classification(title, mlp(*widths), splits, steps=2000, batch_size=64)
+
+
+def in_epochs(task: Task, batch_size: int, epochs: int) -> Task:
+    """A classification in whole epochs of such batches, looked at after each."""
+    examples = len(task.train.labels)
+    return task._replace(
+        title=f"{task.title}, batch {batch_size}",
+        steps=examples // batch_size * epochs,
+        feed=lambda key, steps: permuted(key, steps, examples, batch_size),
+        points=epochs,
+        scored=True,
+    )
+
+
+def quadratic() -> Task:
+    """A quadratic of curvatures from 0.01 to 1, with noise in every gradient."""
+    # The minimum is at 1, not at the origin, where a decay of weights leads.
+    curvature = jnp.geomspace(0.01, 1.0, DIMENSIONS)
+
+    def loss_fn(params: Any, statistics: Any, noise: jax.Array) -> tuple[jax.Array, Any]:
+        away = params["point"] - 1
+        # The noise is the gradient's alone: the loss is at least 0.
+        slope = jnp.sum(noise * away)
+        unseen = slope - jax.lax.stop_gradient(slope)
+        return jnp.sum(curvature * away**2) / 2 + unseen, statistics
+
+    def evaluate(params: Any, statistics: Any, data: Any) -> tuple[jax.Array, jax.Array]:
+        loss, _ = loss_fn(params, statistics, jnp.zeros(DIMENSIONS))
+        return loss, jnp.array(jnp.nan)
+
+    return Task(
+        f"a quadratic in {DIMENSIONS} dimensions, noisy gradients",
+        2000,
+        lambda key: ({"point": jax.random.normal(key, (DIMENSIONS,))}, {}),
+        loss_fn,
+        lambda key, steps: NOISE * jax.random.normal(key, (steps, DIMENSIONS)),
+        lambda train, noise: noise,
+        (), (), (),
+        evaluate,
+        classifies=False,
+    )  # fmt: skip
+
+
+def autoencoder() -> Task:
+    """An autoencoder of digits, by the squared error."""
+    train, validation, test = (
+        split.inputs.reshape(len(split.labels), -1) for split in digits_splits()
+    )
+    pixels = train.shape[1]
+    made = mlp(pixels, 32, 8, 32, pixels)
+
+    def loss_of(params: Any, batch: jax.Array) -> jax.Array:
+        return optabs.losses.mse(made.apply(params, {}, batch, True)[0], batch).mean()
+
+    return Task(
+        f"autoencoder {pixels}-32-8-32-{pixels}, digits",
+        2000,
+        made.init,
+        lambda params, statistics, batch: (loss_of(params, batch), statistics),
+        lambda key, steps: shuffled(key, steps, len(train), 32),
+        take,
+        train,
+        validation,
+        test,
+        lambda params, statistics, data: (loss_of(params, data), jnp.array(jnp.nan)),
+        classifies=False,
+    )
+
+
+def transformer(
+    width: int = 40, heads: int = 4, title: str = "character transformer, Python's help"
+) -> Task:
+    """A character-level language model of two blocks, on the text of Python's help."""
+    train, validation, test = text_splits()
+    made = network(lambda rngs: Transformer(width, heads, 2, rngs=rngs))
+    batch_size = 16
+
+    def loss_of(params: Any, windows: jax.Array) -> jax.Array:
+        logits, _ = made.apply(params, {}, windows[:, :-1], True)
+        return optabs.losses.softmax_cross_entropy(logits, windows[:, 1:]).mean()
+
+    def batch(symbols: jax.Array, starts: jax.Array) -> jax.Array:
+        return symbols[starts[:, None] + jnp.arange(WINDOW)[None]]
+
+    return Task(
+        title,
+        600,
+        made.init,
+        lambda params, statistics, windows: (loss_of(params, windows), statistics),
+        lambda key, steps: jax.random.randint(
+            key, (steps, batch_size), 0, len(train) - WINDOW
+        ),
+        batch,
+        train,
+        validation,
+        test,
+        lambda params, statistics, windows: (loss_of(params, windows), jnp.array(jnp.nan)),
+        classifies=False,
+        scope="few",
+    )
+
+
+def needed(name: str, source: pathlib.Path | None) -> pathlib.Path:
+    """Where the images of a data set are; raises ArgumentError where that was not said."""
+    if source is None:
+        raise ArgumentError(f"tasks that learn from {name} need images; pass data, too.")
+    return source
+
+
+def small_images(name: str, source: pathlib.Path | None, **options: Any) -> Task:
+    """A small perceptron on images at half their size; `also` goes into the title."""
+    title = f"MLP 196-32-10, {name.replace('_', ' ')} at 14 x 14"
+    return classification(
+        title + options.pop("also", ""),
+        mlp(196, 32, 10), image_splits(name, needed(name, source), half=True),
+        steps=2000, batch_size=64, **options,
+    )  # fmt: skip
+
+
+def digits(network: Network, title: str, **options: Any) -> Task:
+    """A network on digits."""
+    settings = {"steps": 1000, "batch_size": 32} | options
+    return classification(f"{title}, digits", network, digits_splits(), **settings)
+
+
+def breast_cancer() -> Task:
+    """Logistic regression."""
+    splits = breast_cancer_splits()
+    return classification(
+        "logistic regression, breast cancer", mlp(splits[0].inputs.shape[1], 2), splits,
+        steps=400, batch_size=32,
+    )  # fmt: skip

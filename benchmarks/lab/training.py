@@ -1,0 +1,249 @@
+"""A task, an arm, and the compiled program that trains the one with the other."""
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.lab.records import rounded
+
+POINTS = 100  # of a curve, where the task does not say how many
+# Times the first loss: what a loss above it, or a NaN, counts as, and what one below does.
+CEILING, FLOOR = 10.0, 1e-4
+LAST = 0.05  # share of the steps over which the final loss is a mean
+
+Rate = Any  # a number, or a dict of them
+Optimizer: TypeAlias = optax.GradientTransformation
+
+
+def constant(rate: Any, steps: int) -> optax.ScalarOrSchedule:
+    """The rate itself."""
+    del steps
+    return rate
+
+
+def cosine(rate: Any, steps: int) -> optax.ScalarOrSchedule:
+    """A cosine decay of the rate to 0 over the steps."""
+    return optax.cosine_decay_schedule(rate, steps)
+
+
+SCHEDULES: dict[str, Callable[[Any, int], optax.ScalarOrSchedule]] = {
+    "constant": constant,
+    "cosine": cosine,
+}
+
+
+class Task(NamedTuple):
+    """What is learned: data, model, loss and score, as pure functions of keys and arrays.
+
+    A loss should be at least 0 where nothing is left to learn, so that the area under it is
+    one above the lowest that could be.
+    """
+
+    title: str
+    steps: int
+    init: Callable[[jax.Array], tuple[Any, Any]]  # key -> parameters, statistics
+    loss_fn: Callable[[Any, Any, Any], tuple[jax.Array, Any]]
+    """(parameters, statistics, batch) -> loss, statistics."""
+    feed: Callable[[jax.Array, int], Any]  # key, steps -> what each step draws [steps, ...]
+    batch: Callable[[Any, Any], Any]  # training data, one step's draw -> mini-batch
+    train: Any
+    validation: Any
+    test: Any
+    evaluate: Callable[[Any, Any, Any], tuple[jax.Array, jax.Array]]
+    """(parameters, statistics, data) -> loss, accuracy."""
+    classifies: bool = True  # else the accuracy is NaN
+    schedule: Callable[[Any, int], optax.ScalarOrSchedule] = constant
+    wrap: Callable[[Optimizer], Optimizer] = lambda optimizer: optimizer  # a weight decay
+    points: int = POINTS  # of a curve; the greatest common divisor with the steps counts
+    scored: bool = (
+        False  # the validation data are looked at at every point, not only at the end
+    )
+    by_steps: bool = False  # on CPUs, a call of each step; see `program_of`
+    scope: str = "all"  # which of the study's arms train on it
+
+    def optimizer(self, arm: "Arm", rate: Rate) -> optax.GradientTransformationExtraArgs:
+        """The arm's optimizer, its rates under the task's schedule."""
+        scheduled = jax.tree.map(lambda each: self.schedule(each, self.steps), rate)
+        return optax.with_extra_args_support(self.wrap(arm.make(scheduled)))
+
+
+class Arm(NamedTuple):
+    """One contender: a name and how to make its optimizer from a rate."""
+
+    label: str  # in tables and legends
+    make: Callable[[Any], Optimizer]  # rate: a number or a schedule, or a dict of them
+    watch: Callable[[Any], Mapping[str, jax.Array]] = lambda state: {}
+    """From the optimizer's state to what is drawn beside the loss."""
+    evaluated: Callable[[Any, Any], Any] = lambda state, params: params
+    """(state, parameters) -> those at which the loss counts."""
+
+
+class Outcome(NamedTuple):
+    """A finished run."""
+
+    losses: np.ndarray  # float32 [steps]: of each mini-batch, before the step
+    validation: tuple[float, float]  # loss and accuracy of the last parameters
+    test: tuple[float, float] | None  # likewise, where it was asked for
+    watched: dict[str, np.ndarray]  # float32 [points]
+
+
+Program = Callable[[Rate, int], Outcome]
+
+
+def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
+    """Compiles the training of a task with an arm, for any rate and any seed.
+
+    A seed's start, noise and batches are the same for every arm. A training is one program,
+    but for tasks `by_steps` on CPUs, where XLA's convolutions inside of a loop take 40 times
+    as long.
+
+    Args:
+      task: what is learned.
+      arm: by what.
+      test: whether the last parameters are scored on the test data.
+
+    Returns:
+      A function from a rate and a seed to the outcome.
+    """
+    evaluate = jax.jit(task.evaluate)
+    if task.by_steps and jax.default_backend() == "cpu":
+        run = _run_of(task, arm, evaluate, scan=_scan, jit=jax.jit)
+    else:
+        run = jax.jit(_run_of(task, arm, evaluate))
+
+    def program(rate: Rate, seed: int) -> Outcome:
+        rate = jax.tree.map(np.float32, rate)
+        found = run(rate, np.asarray(seed), task.train, task.validation)
+        params, statistics, losses, scores, watched = found
+        seen = _floats(evaluate(params, statistics, task.test)) if test else None
+        watched = {name: np.asarray(values) for name, values in watched.items()}
+        return Outcome(np.asarray(losses), _floats(scores), seen, watched)
+
+    return program
+
+
+def _run_of(
+    task: Task,
+    arm: Arm,
+    evaluate: Callable[..., Any],
+    scan: Callable[..., Any] = jax.lax.scan,
+    jit: Callable[..., Any] = lambda function, **_: function,
+) -> Callable[..., Any]:
+    """(rate, seed, train, validation) -> parameters, statistics, losses, scores, watched."""
+    points = math.gcd(task.steps, task.points)
+
+    def start(rate: Rate, seed: jax.Array) -> tuple[Any, Any]:
+        start_key, feed_key = jax.random.split(jax.random.key(seed))
+        params, statistics = task.init(start_key)
+        items = jax.tree.map(
+            lambda leaf: leaf.reshape(points, -1, *leaf.shape[1:]),
+            task.feed(feed_key, task.steps),
+        )
+        return (params, statistics, task.optimizer(arm, rate).init(params)), items
+
+    def step(rate: Rate, train: Any, carry: Any, item: Any) -> Any:
+        params, statistics, state = carry
+        batch = task.batch(train, item)
+        (loss, statistics), grads = jax.value_and_grad(task.loss_fn, has_aux=True)(
+            params, statistics, batch
+        )
+        updates, state = task.optimizer(arm, rate).update(
+            grads, state, params, value=loss, batch=batch
+        )
+        return (optax.apply_updates(params, updates), statistics, state), loss
+
+    starts, steps = jit(start), jit(step, donate_argnums=2)
+
+    def run(rate: Rate, seed: jax.Array, train: Any, validation: Any) -> Any:
+        def point(carry: Any, items: Any) -> Any:
+            carry, losses = scan(functools.partial(steps, rate, train), carry, items)
+            params, statistics, state = carry
+            seen = dict(arm.watch(state))
+            if task.scored:
+                names = ("validation_loss", "validation_accuracy")
+                scores = evaluate(arm.evaluated(state, params), statistics, validation)
+                seen |= dict(zip(names, scores, strict=True))
+            return carry, (losses, seen)
+
+        carry, (losses, watched) = scan(point, *starts(rate, seed))
+        params, statistics, state = carry
+        params = arm.evaluated(state, params)
+        scores = evaluate(params, statistics, validation)
+        return params, statistics, losses.reshape(-1), scores, watched
+
+    return run
+
+
+def _scan(function: Callable[..., Any], carry: Any, items: Any) -> tuple[Any, Any]:
+    """What jax.lax.scan computes, in calls from Python."""
+    results = []
+    for place in range(len(jax.tree.leaves(items)[0])):
+        carry, result = function(carry, jax.tree.map(operator.itemgetter(place), items))
+        results.append(result)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def _floats(scores: Sequence[jax.Array]) -> tuple[float, float]:
+    loss, accuracy = map(float, scores)
+    return loss, accuracy
+
+
+def measures_of(outcome: Outcome) -> dict[str, Any]:
+    """What counts of a run.
+
+    Returns:
+      area: mean training loss over the steps. final_loss: the same over the last twentieth.
+      validation_loss. In all three a loss is between FLOOR and CEILING times the first one,
+      the latter where it is not finite: a divergence is bad but not infinitely so, and a
+      ratio of two losses is not one of two roundings.
+      validation_accuracy, and after a look at the test data test_loss and test_accuracy.
+      diverged: some loss was not finite, or the last twentieth's mean was above the first.
+    """
+    losses = outcome.losses.astype(np.float64)
+    last = max(1, round(LAST * len(losses)))
+    bounded = _bounded(losses, losses[0])
+    tail = bounded[-last:].mean()
+    loss, accuracy = outcome.validation
+    finite = bool(np.isfinite(losses).all() and math.isfinite(loss))
+    measures: dict[str, Any] = {
+        "area": bounded.mean(),
+        "final_loss": tail,
+        "validation_loss": float(_bounded(loss, losses[0])),
+        "validation_accuracy": accuracy,
+    }
+    if outcome.test is not None:
+        loss, accuracy = outcome.test
+        measures["test_loss"] = float(_bounded(loss, losses[0]))
+        measures["test_accuracy"] = accuracy
+    kept = {name: rounded(value) for name, value in measures.items()}
+    return kept | {"diverged": not finite or bool(tail > losses[0])}
+
+
+def curves_of(outcome: Outcome, points: int = POINTS) -> dict[str, Any]:
+    """Curves of a run: the training loss, means over equal stretches, and what was watched.
+
+    The loss is bounded as the measures are.
+    """
+    bounded = _bounded(outcome.losses, outcome.losses[0])
+    loss = bounded.reshape(math.gcd(len(bounded), points), -1).mean(1)
+    return {"loss": rounded(loss)} | {n: rounded(each) for n, each in outcome.watched.items()}
+
+
+def _bounded(losses: np.ndarray | float, first: float) -> np.ndarray:
+    known = np.where(np.isnan(losses), np.inf, losses)
+    return np.clip(known, FLOOR * first, CEILING * first)
+
+
+def state_bytes(task: Task, arm: Arm, rate: Rate = 1.0) -> float:
+    """Bytes of the optimizer's state for each parameter."""
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.eval_shape(task.optimizer(arm, rate).init, params)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return size / sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

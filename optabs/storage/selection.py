@@ -1,0 +1,291 @@
+"""Which codec a leaf of a state gets: by its field, by a predicate, or none.
+
+A leaf's field and parameter are read from its path in the state.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import DictKey, GetAttrKey, KeyEntry, SequenceKey, keystr
+
+from optabs._checks import cut, short
+from optabs._tree import is_box, unboxed
+from optabs.storage.blocks import block_of, shards_of
+from optabs.storage.codecs import CODECS, Codec
+
+FULL = "float32"
+WIDE = (jnp.float32, jnp.bfloat16, jnp.float16)  # in an update they are float32
+SIGNED, SIZE = "signed", "size"
+DEFAULTS = {SIGNED: "int8", SIZE: "uint8"}
+_OF_SIZES = {"float16": "float16_size"}  # what a denominator gets by the same name
+
+# A field's name does not tell what it holds: `nu` is a denominator in Adam's state and a
+# momentum in SM3's. A difference of two fields, as in ScaleByRStdDevState, does not survive
+# the rounding of either.
+ROLES: Mapping[str, Mapping[str, str]] = {
+    # optabs
+    "EmaState": {"mu": SIGNED},
+    "NagState": {"mu": SIGNED},
+    "SizeState": {"nu": SIZE},
+    # optax
+    "FactoredState": {"v": SIZE},
+    "ScaleByAdaDeltaState": {},
+    "ScaleByAdamState": {"mu": SIGNED, "nu": SIZE},
+    "ScaleByAdanState": {"m": SIGNED, "v": SIGNED, "n": SIZE},
+    "ScaleByAdemamixState": {"nu": SIZE},
+    "ScaleByAmsgradState": {"mu": SIGNED, "nu": SIZE},
+    "ScaleByBeliefState": {"mu": SIGNED, "nu": SIZE},
+    "ScaleByLionState": {"mu": SIGNED},
+    "ScaleByNovogradState": {"mu": SIGNED},
+    "ScaleByRStdDevState": {},
+    "ScaleByRStdDevWithCountState": {},
+    "ScaleByRmsState": {"nu": SIZE},
+    "ScaleByRmsWithCountState": {"nu": SIZE},
+    "ScaleByRssState": {"sum_of_squares": SIZE},
+    "ScaleBySM3State": {"nu": SIGNED},
+    "ScaleBySimplifiedAdEMAMixState": {"m": SIGNED, "n": SIZE},
+    "TraceState": {"trace": SIGNED},
+    # optax.contrib
+    "MechanicState": {},
+    "MuonState": {"mu": SIGNED},
+    "SophiaState": {"mu": SIGNED},
+}
+_ROOM = 290  # characters of a message, with its end below 300
+_USUAL = frozenset(field for roles in ROLES.values() for field in roles)
+
+Path = tuple[KeyEntry, ...]
+Predicate = Callable[[str, Any], str | None]
+
+
+class Location(NamedTuple):
+    """Where a leaf of a state stands, and which parameter it belongs to."""
+
+    path: str  # as jax.tree_util.keystr writes it
+    state_class: str | None  # that of the innermost state around it: ScaleByAdamState
+    field: str | None  # of that class, such as mu
+    parameter: tuple[str, ...]  # the names on the way to the leaf's parameter
+    like: Any  # the parameter, where the leaf has its shape; else None
+
+
+class Parameters:
+    """The parameters of a model, or a tree like them, by their paths."""
+
+    def __init__(self, params: Any) -> None:
+        leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
+        self._leaves: dict[Path, tuple[int, Any]] = {
+            path: (number, leaf) for number, (path, leaf) in enumerate(leaves)
+        }
+
+    def __len__(self) -> int:
+        return len(self._leaves)
+
+    def owner(self, path: Path) -> Path | None:
+        """The parameter that a leaf belongs to: the longest end of its path that is one's."""
+        ends = (path[start:] for start in range(len(path) + 1))
+        return next((end for end in ends if end in self._leaves), None)
+
+    def number(self, path: Path) -> int | None:
+        """The number of the parameter that a leaf belongs to."""
+        owner = self.owner(path)
+        return None if owner is None else self._leaves[owner][0]
+
+    def fields(self, path: Path) -> list[int]:
+        """The indices of the keys in a leaf's path that are fields of states."""
+        way = path[: len(path) - len(self.owner(path) or ())]
+        return [at for at, key in enumerate(way) if isinstance(key, GetAttrKey)]
+
+    def locate(self, path: Path, shape: tuple[int, ...], state: optax.OptState) -> Location:
+        """Tells a leaf's field from the names inside of the parameters.
+
+        A moment's path is its field's, and then its parameter's, which is cut off, so that
+        a parameter called `mu` is no moment.
+        """
+        owner = self.owner(path)
+        start = len(path) - len(owner or ())
+        fields = self.fields(path)
+        state_class = _at(state, path[: fields[-1]]) if fields else None
+        parameter = None if owner is None else self._leaves[owner][1]
+        follows = owner is not None and jnp.shape(unboxed(parameter)) == shape
+        return Location(
+            keystr(path),
+            None if state_class is None else type(state_class).__name__,
+            path[fields[-1]].name if fields else None,
+            tuple(map(_name, path[start:])),
+            parameter if follows else None,
+        )
+
+
+def names_in(params: Any) -> set[str]:
+    """All names on the way to parameters, also to those that a mask hides."""
+
+    def is_end(node: Any) -> bool:
+        return node is None or isinstance(node, optax.MaskedNode) or is_box(node)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_end)
+    return {_name(key) for path, _ in leaves for key in path}
+
+
+def fields_in(state: optax.OptState, params: Any) -> set[str]:
+    """The fields of all states that hold anything."""
+    parameters = Parameters(params)
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_box)
+    return {path[at].name for path, _ in leaves for at in parameters.fields(path)}
+
+
+def _at(state: Any, path: Path) -> Any:
+    """The node of a state at the end of a path; None where a key is of no known kind."""
+    for key in path:
+        if isinstance(key, GetAttrKey):
+            state = getattr(state, key.name, None)
+        elif isinstance(key, SequenceKey):
+            state = state[key.idx]
+        elif isinstance(key, DictKey):
+            state = state[key.key]
+        else:
+            return None
+    return state
+
+
+def _name(key: KeyEntry) -> str:
+    return keystr((key,), simple=True)
+
+
+class Choice(NamedTuple):
+    """What the user asked for."""
+
+    codecs: Mapping[str, str] | Predicate
+    keep: frozenset[str]
+    block_size: int
+    min_size: int
+
+    def wanted(self, location: Location, leaf: jax.ShapeDtypeStruct) -> Codec | None:
+        """The codec for a leaf of this shape, whatever its blocks are; None for float32."""
+        return self._codec(location, leaf) if leaf.dtype in WIDE else None
+
+    def left_alone(self, location: Location, leaf: jax.ShapeDtypeStruct) -> str | None:
+        """Why a leaf stays as it is that would else be encoded; None for all others."""
+        if self._is_small(location, leaf):
+            return None
+        if leaf.dtype not in WIDE:
+            return f"{leaf.dtype}" if self._codec(location, leaf) else None
+        known = callable(self.codecs) or location.field in self.codecs
+        if known or location.field not in _USUAL or location.state_class in ROLES:
+            return None
+        return f"of the unknown {location.state_class}"
+
+    def _is_small(self, location: Location, leaf: jax.ShapeDtypeStruct) -> bool:
+        return leaf.size < self.min_size or not self.keep.isdisjoint(location.parameter)
+
+    def _codec(self, location: Location, leaf: jax.ShapeDtypeStruct) -> Codec | None:
+        if self._is_small(location, leaf):
+            return None
+        role = ROLES.get(location.state_class or "", {}).get(location.field or "")
+        if callable(self.codecs):
+            name = self.codecs(location.path, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
+        else:
+            name = self.codecs.get(location.field or "") or DEFAULTS.get(role or "")
+        return codec_of(FULL if name is None else name, location.field, role)
+
+    def block(
+        self, codec: Codec, location: Location, leaf: jax.ShapeDtypeStruct
+    ) -> int | None:
+        """The block of an encoded leaf, 0 where there are none; None: it stays float32."""
+        if not codec.blocks:
+            return 0
+        if not leaf.shape:
+            return None
+        shards = 1 if location.like is None else shards_of(location.like)
+        return block_of(leaf.shape[-1] // shards, self.block_size)
+
+    def check_names(self, state: optax.OptState, params: Any) -> None:
+        """Raises ValueError for names in keep and fields in codecs that match nothing."""
+        if not jax.tree.leaves(params):
+            return
+        for argument, names, found, what in (
+            ("keep", self.keep, names_in(params), "parameter"),
+            ("codecs", self._named(), fields_in(state, params), "field of this state"),
+        ):
+            for name in sorted(names - found, key=str):
+                problem = f"{argument} has {short(name)}, the name of no {what}"
+                raise ValueError(_choosing(problem, sorted(found)))
+
+    def _named(self) -> frozenset[str]:
+        return frozenset() if callable(self.codecs) else frozenset(self.codecs)
+
+
+def make_choice(
+    codecs: Mapping[str, str] | Predicate | None,
+    keep: Sequence[str],
+    block_size: int,
+    min_size: int,
+) -> Choice:
+    """The choice of these arguments; raises ValueError for one that is not usable."""
+    if isinstance(keep, str):
+        raise ValueError(f"keep is {short(keep)}, one string; pass a sequence of names.")
+    if not isinstance(keep, Iterable):
+        raise ValueError(f"keep is {short(keep)}; pass a sequence of names.")
+    for name in keep:
+        if not isinstance(name, str):
+            raise ValueError(f"keep has {short(name)}, which is no name; pass strings.")
+    for argument, value, least in (("block_size", block_size, 2), ("min_size", min_size, 0)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(
+                f"{argument} is {short(value)}; pass a whole number, {least} or more."
+            )
+    if codecs is None or isinstance(codecs, Mapping):
+        codecs = dict(codecs or {})
+        for field, name in codecs.items():
+            codec_of(name, field, None)
+    elif not callable(codecs):
+        raise ValueError(
+            f"codecs is {short(codecs)}, a {type(codecs).__name__}; pass a mapping "
+            "(field -> codec) or a function (path, shape -> codec)."
+        )
+    return Choice(codecs, frozenset(keep), int(block_size), int(min_size))
+
+
+def check_seed(seed: Any) -> None:
+    """Raises ValueError for what is no whole number of 32 bits."""
+    if isinstance(seed, jax.Array):
+        whole = jnp.issubdtype(seed.dtype, jnp.integer) and seed.shape == ()
+    else:
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        whole = whole and -(2**31) <= seed < 2**32
+    if not whole:
+        raise ValueError(f"seed is {short(seed)}; pass a whole number of 32 bits.")
+
+
+def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
+    """A codec by its name; raises ValueError where it is none, or none for the field."""
+    if name == FULL:
+        return None
+    if role == SIZE and isinstance(name, str):
+        name = _OF_SIZES.get(name, name)
+    codec = CODECS.get(name) if isinstance(name, str) else None
+    if codec is None:
+        problem = f"codecs gives {cut(str(field))} {short(name)}"
+        raise ValueError(_choosing(problem, (FULL, *CODECS)))
+    if codec.sizes and role == SIGNED:
+        raise ValueError(
+            f"codecs gives {field} {name!r}, which has nothing below 0; pass a signed one."
+        )
+    if codec.blocks and not codec.sizes and role == SIZE:
+        raise ValueError(
+            f"codecs gives {field} {name!r}, which rounds small denominators to 0; pass one "
+            "for sizes, such as 'uint8'."
+        )
+    return codec
+
+
+def _choosing(problem: str, names: Sequence[str]) -> str:
+    """A message about a wrong name, with as many of the right ones as fit."""
+    start = f"{problem}; choose from "
+    shown = [short(name) for name in names[:32]]
+    while len(start) + len(", ".join(shown)) > _ROOM:
+        shown.pop()
+    return start + ", ".join(shown) + ("." if len(shown) == len(names) else ", ....")

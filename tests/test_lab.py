@@ -1,0 +1,157 @@
+"""The runner of studies: a new study in thirty lines, resumption, records and reports."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from commands import interrupt
+
+import optabs
+from benchmarks.lab import records, report, study, tasks, training
+from benchmarks.lab.records import Key, Records
+from benchmarks.lab.study import Grid, Study, run_units
+from benchmarks.lab.training import Arm
+
+
+# A study: what is tried and what is claimed.
+def _bars(kept: Records) -> list[report.Bar]:
+    ours, theirs = (
+        report.measured(kept, "validation_loss", task="quadratic", arm=arm)
+        for arm in ("adam_abs", "adam")
+    )
+    above = report.errors_above(ours, theirs)
+    return [report.Bar("AdamABS above Adam", "at most 1", f"{above:+.1f}", above <= 1)]
+
+
+STUDY = Study(
+    name="tiny",
+    doc="AdamABS beside Adam on a quadratic and on digits.",
+    tasks={
+        "quadratic": lambda source: tasks.quadratic(),
+        "digits": lambda source: tasks.digits(tasks.mlp(64, 10), "softmax"),
+    },
+    arms={"adam": Arm("Adam", optabs.adam), "adam_abs": Arm("AdamABS", optabs.adam_abs)},
+    bars=_bars,
+    grid=Grid(-4, -2),
+    module=__name__,
+)
+
+
+def units() -> list[study.Unit]:
+    return STUDY.units(["quadratic"], list(STUDY.arms), seeds=2, steps=20)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A finished study; read only."""
+    kept = Records(tmp_path_factory.mktemp("tiny"))
+    run_units(units(), kept)
+    STUDY.report(kept)
+    return kept.folder
+
+
+def test_a_study_makes_its_records_and_report(folder: pathlib.Path) -> None:
+    kept = Records(folder)
+    assert len(kept) == 2 * (1 + 2)
+    for arm in STUDY.arms:
+        (tuning,) = kept.select(kind="tuning", arm=arm)
+        runs = kept.select(kind="run", arm=arm)
+        assert [run.key.seed for run in runs] == [0, 1]
+        assert {run.result["rate"] for run in runs} == {tuning.result["best"]}
+        assert tuning.result["rates"][:3] == [0.01, 0.0316, 0.1]
+        assert all(len(run.result["curves"]["loss"]) == 20 for run in runs)
+    text = (folder / "README.md").read_text()
+    assert "| AdamABS |" in text
+    assert "| AdamABS above Adam | at most 1 |" in text
+
+
+def test_a_finished_study_is_not_made_again(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_again(*_: object, **__: object) -> None:
+        raise AssertionError("a finished run was made again")
+
+    monkeypatch.setattr(study, "program_of", made_again)
+    before = (folder / records.FILE).read_bytes()
+    run_units(units(), Records(folder))
+    assert (folder / records.FILE).read_bytes() == before
+
+
+def test_the_same_records_give_the_same_bytes_in_any_order(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    again = Records(tmp_path)
+    for record in reversed(list(Records(folder))):
+        again.add(record)
+    again.close()
+    assert (tmp_path / records.FILE).read_bytes() == (folder / records.FILE).read_bytes()
+
+
+def test_ctrl_c_keeps_finished_runs_and_the_same_call_goes_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt(patched, study, "curves_of", at=2)
+        with pytest.raises(study.Interrupted, match="finished runs are kept in"):
+            run_units(units(), Records(tmp_path))
+    kept = Records(tmp_path)
+    assert {record.key for record in kept} == {
+        Key("quadratic", "adam", kind="tuning"),
+        Key("quadratic", "adam", seed=0),
+    }
+    tunings = interrupt(monkeypatch, study, "tuned", at=0)
+    run_units(units(), kept)
+    assert len(Records(tmp_path)) == 6
+    assert len(tunings) == 1  # that of adam was kept
+
+
+def test_a_line_that_was_cut_is_left_out_and_mended(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    whole = list(Records(folder))
+    kept = Records(tmp_path)
+    for record in whole[:3]:
+        kept.add(record)
+    path = tmp_path / records.FILE
+    path.write_bytes(path.read_bytes()[:-20])
+    mended = Records(tmp_path)
+    assert len(mended) == 2
+    mended.add(whole[2])
+    assert list(Records(tmp_path)) == whole[:3]
+
+
+def test_a_file_of_something_else_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / records.FILE).write_bytes(b"no gzip")
+    with pytest.raises(records.StoreError, match="is no readable file of records"):
+        Records(tmp_path)
+
+
+@pytest.mark.parametrize(("best", "tried"), [(0, (-6, 0)), (-6, (-7, -2)), (2, (-4, 3))])
+def test_the_grid_grows_where_the_best_rate_is_at_its_edge(
+    best: int, tried: tuple[int, int]
+) -> None:
+    def losses_of(rates: list[float]) -> np.ndarray:
+        return np.abs(np.log10(rates)[:, None] * 2 - best) * np.ones(3)
+
+    found = study.tune(losses_of, Grid(-6 if best == 0 else -4, -2))
+    assert found.best == study.half_decade(best) or best == 0
+    assert not found.at_edge or best == 0
+    assert found.rates[0] <= study.half_decade(tried[0] + 1)
+
+
+def test_a_divergence_is_bad_but_not_infinitely_so() -> None:
+    outcome = training.Outcome(np.array([2.0, np.nan, np.inf]), (np.nan, 0.1), None, {})
+    found = training.measures_of(outcome)
+    assert found["diverged"]
+    assert found["validation_loss"] == training.CEILING * 2.0
+
+
+def test_several_workers_make_the_same_records(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    kept = Records(tmp_path)
+    run_units(units(), kept, workers=2)
+    for record in Records(folder):
+        other = kept.get(record.key)
+        assert other is not None
+        assert (other.config, other.result) == (record.config, record.result)
