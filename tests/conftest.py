@@ -33,8 +33,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("checks", "commands", "trees")
 
 _WORKER_BYTES = 1.5e9  # at its peak
-# What was compiled is dropped between two tests once a process has grown to this.
-_CLEARED_BYTES = 0.9e9
+# What was compiled is dropped between two tests once a process holds this, and this much more
+# than the last time left.
+_CLEARED_BYTES, _GROWTH_BYTES = 1.0e9, 0.3e9
+_LEFT = {"bytes": 0.0}
 _PEAKS: dict[str, float] = {}
 
 
@@ -67,12 +69,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     held = _memory("/proc/self/status", "VmRSS")
-    if held is not None and held > _CLEARED_BYTES:
+    if held is not None and held > max(_CLEARED_BYTES, _LEFT["bytes"] + _GROWTH_BYTES):
         jax.clear_caches()
         gc.collect()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:  # glibc keeps what is freed
             trim(0)
+        _LEFT["bytes"] = _memory("/proc/self/status", "VmRSS") or 0.0
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
