@@ -27,7 +27,8 @@ NOISY = {
     "adam": "C3-", "adam_cosine": "C3--",
     "adam_abs": "C4-", "adam_abs_cosine": "C4--", "adam_abs_steady": "C4:",
 }  # fmt: skip
-VARIABLES = {"ravine": "o", "rotated_ravine": "s", "sparse": "^"}  # a rate for each helps?
+# Whether a rate for each variable helps: markers, the later the smaller.
+VARIABLES = {"ravine": ("o", 9), "rotated_ravine": ("s", 6), "sparse": ("^", 5)}
 
 
 class Row(NamedTuple):
@@ -208,13 +209,14 @@ def _noise_figure(rows: Rows) -> "Figure":
             middle.loglog(row.tuning["rates"], row.tried("final"), style, marker="o", ms=3)
     left.set(title="noisy gradients, chosen rate", xlabel="step", ylabel="loss without noise")
     middle.set(title="noisy gradients, every rate", xlabel="rate", ylabel="final loss")
-    middle.set_ylim(top=1e2)
-    for task, marker in VARIABLES.items():
+    middle.set_ylim(top=1e2)  # ten times the loss at the start
+    for task, (marker, size) in VARIABLES.items():
         if of_arm := rows.get(task):
             budget = next(iter(of_arm.values())).config["steps"]
             steps = [np.median(row.measured("steps")) for row in of_arm.values()]
             labels = [ARMS[arm].label for arm in of_arm]
-            right.semilogx(np.minimum(steps, 2 * budget), labels, marker, label=_words(task))
+            reached = np.minimum(steps, 2 * budget)
+            right.semilogx(reached, labels, marker, ms=size, label=_words(task))
             right.axvline(budget, color="0.5", lw=0.8, ls="--")
     right.set(title="steps to the target; beyond the line: not reached", xlabel="steps")
     right.invert_yaxis()
@@ -233,11 +235,8 @@ def _landscapes_figure(rows: Rows) -> "Figure":
     axes = figure.subplots(len(FAMILIES), len(places), squeeze=False)
     for line, (family, arms) in zip(axes, FAMILIES.items(), strict=True):
         for axis, name in zip(line, places, strict=True):
-            paths = {
-                ARMS[arm].label: np.array(row.path, float)
-                for arm in arms
-                if (row := rows[name].get(arm))
-            }
+            found = {ARMS[arm].label: rows[name].get(arm) for arm in arms}
+            paths = {label: np.array(row.path) for label, row in found.items() if row}
             title = _words(name) if axis in axes[0] else ""
             paths_figure(LANDSCAPES[name], paths, axis=axis, title=title, legend=False)
             axis.set(xlabel="", ylabel=_words(family) if axis is line[0] else "")

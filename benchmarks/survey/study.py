@@ -77,7 +77,6 @@ def _landscape(name: str, title: str, steps: int, share: float = 1e-6) -> Proble
 
 
 def _sparse(source: pathlib.Path | None) -> Task:
-    del source
     whole = tasks.quadratic()
 
     def loss_fn(params: Any, statistics: Any, seen: jax.Array) -> tuple[jax.Array, Any]:
@@ -224,13 +223,11 @@ def results_of(
 
 
 def outlined(landscape: str, points: np.ndarray) -> list[list[float]]:
-    """A path to be drawn: without the points that lie where the last kept one does."""
+    """A path to be drawn: without the points that lie where the one before them does."""
     place = LANDSCAPES[landscape]
     left, right, low, high = place.box
-    finest = FINEST * np.array([right - left, high - low])
     drawn = drawable(place, points)
-    kept = [drawn[0]]
-    for point in drawn[1:-1]:
-        if (np.abs(point - kept[-1]) > finest).any() and len(kept) < LONGEST:
-            kept.append(point)
-    return np.round([*kept, drawn[-1]], 4).tolist()
+    cells = np.floor(drawn / (FINEST * np.array([right - left, high - low])))
+    moved = np.flatnonzero((cells[1:] != cells[:-1]).any(axis=1)) + 1
+    kept = np.unique([0, *moved[: LONGEST - 1], len(drawn) - 1])
+    return np.round(drawn[kept], 4).tolist()
