@@ -199,10 +199,7 @@ def command(
     only_report: ReportOption = False,
     out: OutOption = None,
 ) -> None:
-    """The error of moving averages that are encoded after every step, by codec.
-
-    Gradients are drawn anew at every step; each coordinate has a scale of its own.
-    """
+    """The error of moving averages that are encoded after every step, by codec."""
     positive(seeds, "seeds")
     units = [unit_of(setting, seeds) for setting in SETTINGS]
     if quick:
