@@ -1,8 +1,7 @@
 """What the study compares: single experts, mixtures of them and neighbours, on which tasks."""
 
-import inspect
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,22 +12,14 @@ from optax import contrib
 import optabs
 from benchmarks.lab import tasks
 from benchmarks.lab.models import Convnet, network
-from benchmarks.lab.paired import Pair, Runs
-from benchmarks.lab.records import Records
 from benchmarks.lab.tasks import Split
 from benchmarks.lab.training import Arm, Optimizer, Task, cosine
 from optabs.ensemble.experts import DEFAULT
 from optabs.ensemble.state import Storage
 from optabs.training.batches import take
 
-MOMENTUM = {"momentum": 0.9}  # of the expert SGD, by task
-WEIGHT_DECAY = {"decay": 1e-4}  # in every step, after the update, by task
-
-
-def _decayed(optimizer: Optimizer) -> Optimizer:
-    return optax.chain(optimizer, optax.add_decayed_weights(-WEIGHT_DECAY["decay"]))
-
-
+MOMENTUM = 0.9  # of the expert SGD on the task "momentum"
+DECAY = 1e-4  # of the weights on the task "decay", in every step, after the update
 CHANGE = 0.5  # share of the steps after which labels get noisy, or a class appears
 NOISY_LABELS = 0.4  # share of the labels that are then drawn at random
 NEW_CLASS = 9
@@ -107,7 +98,8 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     ),
     "decay": lambda source: tasks.small_images(
         "fashion_mnist", source, also=", cosine rates, weight decay",
-        schedule=cosine, wrap=_decayed,
+        schedule=cosine,
+        wrap=lambda inner: optax.chain(inner, optax.add_decayed_weights(-DECAY)),
     ),
     "momentum": lambda source: tasks.digits(
         tasks.mlp(64, 32, 10), "MLP 64-32-10, SGD with momentum 0.9", steps=2000
@@ -117,18 +109,14 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     ),
     "transformer": lambda source: tasks.transformer(),
     "noisy_labels": lambda source: _drifting(
-        noisy_labels,
-        f"{NOISY_LABELS:.0%} of the labels random from {CHANGE:.0%} of the steps on",
+        noisy_labels, "40% of the labels random from 50% of the steps on"
     ),
-    "new_class": lambda source: _drifting(
-        new_class, f"class {NEW_CLASS} appears after {CHANGE:.0%} of the steps"
-    ),
+    "new_class": lambda source: _drifting(new_class, "class 9 appears after 50% of the steps"),
     "brighter": lambda source: _drifting(brighter, "brightness rises throughout"),
 }  # fmt: skip
 NEED_IMAGES = ("mnist", "fashion", "decay")
 
 EXPERTS = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp", "lion": "Lion"}  # labels
-_PREVIOUS = inspect.signature(optabs.dao_e).parameters["previous"].default
 
 
 class Form(NamedTuple):
@@ -137,25 +125,24 @@ class Form(NamedTuple):
     label: str
     controller: optabs.Controller
     features: tuple[optabs.features.Feature, ...] = ()
-    previous: Storage = _PREVIOUS
+    previous: Storage = "bfloat16"
 
     def make(self, experts: Any, rate: Any = None) -> Optimizer:
         """The mixture."""
-        return optabs.dao_e(
-            rate, experts,
-            controller=self.controller, features=self.features, previous=self.previous,
-        )  # fmt: skip
+        options = self._asdict()
+        del options["label"]
+        return optabs.dao_e(rate, experts, **options)
 
     def config(self) -> dict[str, Any]:
         """As it is written into a record."""
         names = [function.__name__ for function, _ in self.features]
-        kept = {"features": names, "previous": self.previous}
-        return self.controller._asdict() | kept
+        return self.controller._asdict() | {"features": names, "previous": self.previous}
 
-    def watch(self, state: Any) -> dict[str, jax.Array]:
-        """Weights, means over leaves, and the step multiplier."""
-        multiplier = jnp.exp(optax.tree.get(state, "log_multiplier"))
-        return optabs.mixing_weights(state) | {"multiplier": multiplier}
+
+def watch(state: Any) -> dict[str, jax.Array]:
+    """Weights, means over leaves, and the step multiplier."""
+    multiplier = jnp.exp(optax.tree.get(state, "log_multiplier"))
+    return optabs.mixing_weights(state) | {"multiplier": multiplier}
 
 
 _rule = optabs.Controller()
@@ -185,12 +172,10 @@ NEIGHBOURS = {"schedule_free_adamw": "schedule-free AdamW", "prodigy": "Prodigy"
 LABELS = EXPERTS | {name: form.label for name, form in MIXTURES.items()} | NEIGHBOURS
 TUNED = (*EXPERTS, "schedule_free_adamw")  # whose best rate is looked for
 
+ALWAYS = (*EXPERTS, "uniform", "dao_e")  # the arms without which there is nothing to report
+BEST = "best_single"  # of the experts, in hindsight
 # Which arms train on a task, by its scope.
-SCOPES: dict[str, tuple[str, ...]] = {
-    "all": tuple(LABELS),
-    "few": (*EXPERTS, "uniform", "dao_e"),
-    "drift": (*EXPERTS, "uniform", "dao_e", "features"),
-}
+SCOPES = {"all": tuple(LABELS), "few": ALWAYS, "drift": (*ALWAYS, "features")}
 
 
 def rated_by(arm: str) -> tuple[str, ...]:
@@ -205,25 +190,21 @@ def arm_on(task: str, arm: str) -> Arm:
     """An arm as a task has it; it is made from a dict of rates, by expert."""
 
     def expert(name: str, rate: Any) -> optax.GradientTransformation:
-        if name == "sgd" and task in MOMENTUM:
-            return optax.sgd(rate, momentum=MOMENTUM[task])
+        if name == "sgd" and task == "momentum":
+            return optax.sgd(rate, momentum=MOMENTUM)
         return DEFAULT[name](rate)
 
-    def schedule_free(rates: Mapping[str, Any]) -> Optimizer:
-        decay = WEIGHT_DECAY.get(task, 0.0) / rates["adam"]
-        return contrib.schedule_free_adamw(rates["adam"], weight_decay=decay)
-
-    label = LABELS[arm]
+    label, decay = LABELS[arm], DECAY if task == "decay" else 0.0
     if arm in MIXTURES:
-        form = MIXTURES[arm]
+        make = MIXTURES[arm].make
+        return Arm(label, lambda rates: make({n: expert(n, rates[n]) for n in rates}), watch)
+    if arm == "schedule_free_adamw":
+        averaged, free = contrib.schedule_free_eval_params, contrib.schedule_free_adamw
         return Arm(
             label,
-            lambda rates: form.make({name: expert(name, rates[name]) for name in rates}),
-            form.watch,
+            lambda rates: free(rates["adam"], weight_decay=decay / rates["adam"]),
+            evaluated=averaged,
         )
-    if arm == "schedule_free_adamw":
-        averaged = contrib.schedule_free_eval_params
-        return Arm(label, schedule_free, evaluated=averaged)
     if arm == "prodigy":
         return Arm(label, lambda rates: contrib.prodigy(rates["factor"]))
     return Arm(label, lambda rates: expert(arm, rates[arm]))
@@ -238,41 +219,16 @@ SETTINGS: dict[str, str] = {
     "small": f"all at {TOO_SMALL:g} of their best",
 }
 DRIFT_SETTINGS = ("tuned", "same")
-_RIGHT = {"SGD right": "sgd", "Adam right": "adam"}
 
 
 def rates_in(setting: str, best: Mapping[str, float]) -> dict[str, float]:
     """The rates of a setting, from the best rate of each expert."""
+    if setting == "same":
+        return dict.fromkeys(best, SAME)
+    right = {"SGD right": "sgd", "Adam right": "adam"}.get(setting)
 
-    def rate(name: str) -> float:
-        factor = TOO_SMALL if setting == "small" else 1.0
-        if _RIGHT.get(setting, name) != name:
-            factor = TOO_LARGE
-        return SAME if setting == "same" else float(f"{factor * best[name]:.3g}")
+    def factor(name: str) -> float:
+        others = TOO_LARGE if right else TOO_SMALL if setting == "small" else 1.0
+        return 1.0 if name == right else others
 
-    return {name: rate(name) for name in best}
-
-
-BEST = "best_single"  # of the experts, in hindsight
-
-
-def runs_of(records: Records) -> Runs:
-    """The study's runs."""
-    return Runs(records, {BEST: tuple(EXPERTS)})
-
-
-def pairs_of(runs: Runs, *scopes: str) -> list[Pair]:
-    """The pairs of the tasks of some scopes, or of all, in the study's order."""
-    pairs = [Pair(task, setting) for task in TASKS for setting in SETTINGS]
-    return [
-        pair
-        for pair in pairs
-        if all(runs.has(pair, arm) for arm in (*EXPERTS, "uniform"))
-        and (not scopes or runs.configs[pair.task, "uniform"]["scope"] in scopes)
-    ]
-
-
-def arms_of(runs: Runs, pairs: Sequence[Pair], *, finalist: bool = True) -> list[str]:
-    """The finalists that trained on all of these pairs, or the ablations."""
-    wanted = [arm for arm in LABELS if (arm not in ABLATIONS) is finalist]
-    return [arm for arm in wanted if pairs and all(runs.has(pair, arm) for pair in pairs)]
+    return {name: float(f"{factor(name) * rate:.3g}") for name, rate in best.items()}

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-DatasetOption = Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10")]
 DataOption = Annotated[
     pathlib.Path | None,
     typer.Option(help="folder of original files, or .npz of arrays; default: download"),
@@ -90,12 +89,3 @@ def positive(number: int, name: str) -> int:
     if number < 1:
         raise ArgumentError(f"{name} is {number}; pass a whole number above 0.")
     return number
-
-
-def fits(batch_size: int, dataset: str, examples: int) -> None:
-    """Refuses a batch larger than the training set."""
-    if batch_size > examples:
-        raise ArgumentError(
-            f"batch-size is {batch_size}, but {dataset} has {examples} training images; pass "
-            "a smaller one."
-        )

@@ -156,17 +156,15 @@ RESNETS: dict[str, Architecture] = {
 class ResidualBlock(nnx.Module):
     """Two 3x3 convolutions beside a shortcut, which is projected where the shape changes."""
 
-    def __init__(
-        self, width_in: int, width: int, stride: int, dtype: Any, *, rngs: nnx.Rngs
-    ) -> None:
-        self.first = _convolution(width_in, width, 3, stride, dtype, rngs)
-        self.first_norm = _norm(width, dtype, rngs)
-        self.second = _convolution(width, width, 3, 1, dtype, rngs)
-        self.second_norm = _norm(width, dtype, rngs)
+    def __init__(self, width_in: int, width: int, stride: int, *, rngs: nnx.Rngs) -> None:
+        self.first = _convolution(width_in, width, 3, stride, rngs)
+        self.first_norm = _norm(width, rngs)
+        self.second = _convolution(width, width, 3, 1, rngs)
+        self.second_norm = _norm(width, rngs)
         self.shortcut = nnx.Sequential()
         if stride != 1 or width_in != width:
-            projection = _convolution(width_in, width, 1, stride, dtype, rngs)
-            self.shortcut = nnx.Sequential(projection, _norm(width, dtype, rngs))
+            projection = _convolution(width_in, width, 1, stride, rngs)
+            self.shortcut = nnx.Sequential(projection, _norm(width, rngs))
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Shape [batch, height, width, channels], by the stride smaller than the inputs."""
@@ -182,7 +180,6 @@ class ResNet(nnx.Module):
       architecture: its widths, depth and the stride of its stem.
       channels: of the images.
       classes: to tell apart.
-      dtype: of the activations; parameters and running moments are float32.
       rngs: for the parameters.
     """
 
@@ -192,17 +189,16 @@ class ResNet(nnx.Module):
         *,
         channels: int,
         classes: int,
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         width_in = architecture.widths[0]
-        self.stem = _convolution(channels, width_in, 3, architecture.stem_stride, dtype, rngs)
-        self.stem_norm = _norm(width_in, dtype, rngs)
+        self.stem = _convolution(channels, width_in, 3, architecture.stem_stride, rngs)
+        self.stem_norm = _norm(width_in, rngs)
         blocks = []
         for stage, width in enumerate(architecture.widths):
             for number in range(architecture.blocks):
                 stride = 2 if stage > 0 and number == 0 else 1
-                blocks.append(ResidualBlock(width_in, width, stride, dtype, rngs=rngs))
+                blocks.append(ResidualBlock(width_in, width, stride, rngs=rngs))
                 width_in = width
         self.blocks = nnx.List(blocks)
         self.head = nnx.Linear(width_in, classes, rngs=rngs)
@@ -212,23 +208,18 @@ class ResNet(nnx.Module):
         hidden = jax.nn.relu(self.stem_norm(self.stem(images)))
         for block in self.blocks:
             hidden = block(hidden)
-        return self.head(hidden.mean((1, 2), dtype=jnp.float32))
+        return self.head(hidden.mean((1, 2)))
 
 
-def resnet(
-    architecture: Architecture, *, channels: int, classes: int, bfloat16: bool = False
-) -> Network:
+def resnet(architecture: Architecture, *, channels: int, classes: int) -> Network:
     """The pure functions of a residual network."""
-    dtype = jnp.bfloat16 if bfloat16 else jnp.float32
     return network(
-        lambda rngs: ResNet(
-            architecture, channels=channels, classes=classes, dtype=dtype, rngs=rngs
-        )
+        lambda rngs: ResNet(architecture, channels=channels, classes=classes, rngs=rngs)
     )
 
 
 def _convolution(
-    width_in: int, width: int, size: int, stride: int, dtype: Any, rngs: nnx.Rngs
+    width_in: int, width: int, size: int, stride: int, rngs: nnx.Rngs
 ) -> nnx.Conv:
     return nnx.Conv(
         width_in,
@@ -238,10 +229,9 @@ def _convolution(
         padding=size // 2,  # "SAME" would be lopsided under a stride of 2
         use_bias=False,
         kernel_init=nnx.initializers.he_normal(),
-        dtype=dtype,
         rngs=rngs,
     )
 
 
-def _norm(width: int, dtype: Any, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(width, momentum=MOMENTUM, dtype=dtype, rngs=rngs)
+def _norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    return nnx.BatchNorm(width, momentum=MOMENTUM, rngs=rngs)

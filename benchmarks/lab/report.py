@@ -3,7 +3,7 @@
 import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -17,6 +17,8 @@ from benchmarks.lab.records import Records, write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Row = TypeVar("Row")
+Column = TypeVar("Column")
 
 DPI = 80
 COLORS_OF_PNG = 128
@@ -47,6 +49,18 @@ class Table(NamedTuple):
         return f"**{self.title}**\n\n{body}\n"
 
 
+def grid(
+    title: str,
+    corner: str,
+    rows: Mapping[str, Row],
+    columns: Mapping[str, Column],
+    cell: Callable[[Row, Column], str],
+) -> Table:
+    """A table of what each row says in each column, under their names."""
+    cells = [[name, *(cell(row, of) for of in columns.values())] for name, row in rows.items()]
+    return Table(title, [corner, *columns], cells)
+
+
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
     """The mean, with the sample standard deviation where there are several values."""
     if not values:
@@ -69,7 +83,7 @@ class Bar(NamedTuple):
     name: str
     wanted: str
     measured: str
-    met: bool | None  # None: it was set for another device
+    met: bool | None  # None: not judged here
 
     @property
     def verdict(self) -> str:
