@@ -83,10 +83,13 @@ class Records:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder, self.path = folder, folder / FILE
         self._lines = {record.key: record for record in read(folder)}
+        self._sorted: list[Record] | None = None
         self._whole = False  # whether the file is known to end with a whole line
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(sorted(self._lines.values(), key=_order))
+        if self._sorted is None:
+            self._sorted = sorted(self._lines.values(), key=_order)
+        return iter(self._sorted)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -111,6 +114,7 @@ class Records:
     def add(self, record: Record) -> None:
         """Keeps a record, in place of another of its key; it is on the disk on return."""
         self._lines[record.key] = record
+        self._sorted = None
         if not self._whole:
             self.close()
             return
