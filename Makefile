@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The newest jax and numpy need Python 3.12: an older interpreter gets older packages.
 CONSTRAINTS = constraints$(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) \
@@ -10,17 +11,20 @@ CONSTRAINTS = constraints$(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) \
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 DOCS_PORT ?= 8000
 
-.PHONY: demo test test-all test-newest lint format types notebooks store-notebooks pages docs wheel \
-  check peers clean
+.PHONY: demo test test-slow test-all test-newest lint format types notebooks store-notebooks \
+  pages docs wheel check peers clean
 
 demo: $(VENV)/.benchmarks  ## the main job on embedded data: tables and a picture, in ./runs
 	$(BIN)/python -m benchmarks optimabs
 
 test: $(VENV)/.development  ## every test but the slow ones, and all docstring examples
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(PYTEST) $(TESTS)
 
-test-all: $(VENV)/.development  ## the slow ones too
-	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+test-slow: $(VENV)/.development  ## those that `make test` leaves out
+	$(PYTEST) -m slow $(TESTS)
+
+test-all: $(VENV)/.development  ## both
+	$(PYTEST) -m "slow or not slow" $(TESTS)
 
 test-newest:  ## the same with the newest packages, in a fresh environment of its own
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { \
@@ -58,7 +62,7 @@ docs: pages  ## builds the pages and serves them on localhost:$(DOCS_PORT)
 wheel: $(VENV)/.development
 	$(BIN)/python -m build --wheel --outdir dist .
 
-check: lint types test notebooks pages wheel  ## what continuous integration runs
+check: lint types test-all notebooks pages wheel  ## what continuous integration runs
 
 peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for timing
 	$(INSTALL) "torch==2.13.0"

@@ -1,7 +1,7 @@
 """The command line: `python -m benchmarks <name>`.
 
-A module or package beside this file is a command if it has a `command`: a function for
-typer, or an application of several. Only the one that is called is imported.
+A module or package beside this file has a `command`, a function for typer. Only the one that
+is called is imported.
 """
 
 import ast
@@ -46,10 +46,7 @@ def main() -> None:
         sys.exit(2)
     command = importlib.import_module(f"benchmarks.{name}").command
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    if isinstance(command, typer.Typer):
-        app = command
-    else:
-        app.command()(command)
+    app.command()(command)
     try:
         app(sys.argv[2:], prog_name=f"python -m benchmarks {name}")
     except (ArgumentError, DataError, StoreError) as error:

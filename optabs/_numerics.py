@@ -18,6 +18,10 @@ class FullPrecision(optax.GradientTransformationExtraArgs):
 
     kernel: optax.GradientTransformationExtraArgs
 
+    def __repr__(self) -> str:
+        # Messages show it, and users know it by optax's name.
+        return repr(optax.GradientTransformationExtraArgs(*self))
+
 
 def full_precision(
     transformation: optax.GradientTransformation,

@@ -17,7 +17,7 @@ import optabs
 from optabs.ensemble.experts import DEFAULT
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     name: str
     factory: Callable[..., optax.GradientTransformation]  # (learning_rate, **numbers)

@@ -1,6 +1,13 @@
 """Eight CPU devices, strict rank promotion, and readable asserts in the shared checks."""
 
+import ctypes
+import gc
+import math
 import os
+import pathlib
+import re
+from importlib import metadata
+from typing import Any
 
 # Read when jax makes its devices, so they have to be there before any test imports jax; an
 # xdist worker reads this file too.
@@ -8,10 +15,15 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     )
-# Most of a test's time is compiling, and LLVM's passes are a good part of that. A level that
-# is already set stays: with 3, programs are those that users have.
+# Most of a test's time is compiling: LLVM's passes are a good part of that, and jaxlib 0.10's
+# emitters of fused loops, which are compiled through MLIR, most of the rest. A level that is
+# already set stays, and with it the emitters: with 3, programs are those that users have.
 if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] += (
+        " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    )
+    if metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -19,3 +31,65 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("checks", "commands", "trees")
+
+_WORKER_BYTES = 1.5e9  # at its peak
+# What was compiled is dropped between two tests once a process holds this, and this much more
+# than the last time left.
+_CLEARED_BYTES, _GROWTH_BYTES = 1.0e9, 0.3e9
+_LEFT = {"bytes": 0.0}
+_PEAKS: dict[str, float] = {}
+
+
+def _memory(path: str, pattern: str) -> float | None:
+    """The kB that a file of Linux's /proc states, in bytes; None on other systems."""
+    try:
+        found = re.search(pattern + r":\s+(\d+) kB", pathlib.Path(path).read_text())
+    except OSError:
+        return None
+    return None if found is None else 1024.0 * int(found[1])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many as there are cores, and as the memory that is free has room for."""
+    free = _memory("/proc/meminfo", "MemAvailable")
+    fitting = math.inf if free is None else free // _WORKER_BYTES
+    return int(max(1, min(os.cpu_count() or 1, fitting)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """One worker runs all of a file, or all rows of a check: they share what is compiled."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            check = getattr(item, "callspec", None) and item.callspec.params.get("name")
+            scope = check if item.path.name == "test_contract.py" else item.path.name
+            item.add_marker(pytest.mark.xdist_group(scope or item.path.name))
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    held = _memory("/proc/self/status", "VmRSS")
+    if held is not None and held > max(_CLEARED_BYTES, _LEFT["bytes"] + _GROWTH_BYTES):
+        jax.clear_caches()
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # glibc keeps what is freed
+            trim(0)
+        _LEFT["bytes"] = _memory("/proc/self/status", "VmRSS") or 0.0
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    peak = _memory("/proc/self/status", "VmHWM")
+    if peak is not None:
+        _PEAKS["main"] = getattr(session.config, "workeroutput", {})["peak"] = peak
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if "peak" in getattr(node, "workeroutput", {}):
+        _PEAKS[node.gateway.id] = node.workeroutput["peak"]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    peaks = [f"{name} {peak / 1e9:.2f} GB" for name, peak in sorted(_PEAKS.items())]
+    terminalreporter.write_line(f"peak memory: {', '.join(peaks)}")

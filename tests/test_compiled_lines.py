@@ -26,6 +26,9 @@ FORMS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
+QUICK = {"narrow_state", "dao_e"}
+
+
 def program(optimizer: optax.GradientTransformation, params: Any) -> str:
     """The optimized text of a step."""
 
@@ -51,10 +54,7 @@ def growth(optimizer: optax.GradientTransformation) -> float:
 
 @pytest.mark.parametrize(
     "form",
-    [
-        pytest.param(form, marks=[pytest.mark.slow] if form == "features" else [])
-        for form in FORMS
-    ],
+    [pytest.param(form, marks=() if form in QUICK else pytest.mark.slow) for form in FORMS],
 )
 def test_a_leaf_adds_as_much_among_many_as_among_few(form: str) -> None:
     assert growth(FORMS[form]()) <= STEADY

@@ -10,23 +10,31 @@ from trees import coarsely
 
 import optabs
 
-LONG = {"dao_e_paper", "narrow_bfloat16"}  # the code of another row, under other settings
-# Checks that take 5 to 20 seconds of the largest programs; their own tests see the same.
-LARGE = {"dao_e", "narrow_8"}
-LONG_OF_LARGE = {
+# Rows of the largest programs whose code is that of another row, under other settings: the
+# checks that take longest of them are slow ones there.
+RESET = {"dao_e_paper", "narrow_bfloat16"}
+LONG = {
+    "check_checkpoint_continues_bit_for_bit",
+    "check_debug_flags_stay_silent",
+    "check_empty_arrays_change_nothing",
+    "check_forward_mode_equals_reverse",
+    "check_gradient_at_rest",
+    "check_gradient_through_updates",
+    "check_injected_equals_plain",
+    "check_jit_equals_eager",
+    "check_shard_map_of_shards",
+    "check_shard_map_of_whole_params",
     "check_state_follows_auto_mesh",
     "check_state_follows_explicit_mesh",
-    "check_gradient_through_updates",
-    "check_forward_mode_equals_reverse",
-    "check_shard_map_of_whole_params",
     "check_vmap_over_params_equals_loop",
-    "check_checkpoint_continues_bit_for_bit",
+    "check_vmap_over_rates_equals_loop",
 }
 
 
-def _marks(name: str, case: Case) -> list[pytest.MarkDecorator]:
+def _marks(name: str, case: Case, variant: str | None) -> list[pytest.MarkDecorator]:
     marks = []
-    if case.name in LONG or (case.name in LARGE and name in LONG_OF_LARGE):
+    other = variant is not None and variant != CHECKS[name].quick_variant(case)
+    if other or (case.name in RESET and name in LONG):
         marks.append(pytest.mark.slow)
     if case.error:
         # It leaves complex and float64 moments alone, and says so.
@@ -34,23 +42,25 @@ def _marks(name: str, case: Case) -> list[pytest.MarkDecorator]:
     return marks
 
 
-PAIRS = [
+RUNS = [
     pytest.param(
         name,
         case,
-        id=f"{name.removeprefix('check_')}-{case}",
-        marks=_marks(name, case),
+        variant,
+        id="-".join(filter(None, (name.removeprefix("check_"), case.name, variant))),
+        marks=_marks(name, case, variant),
     )
     for name, each in CHECKS.items()
     for case in CASES
     if each.applies(case)
+    for variant in each.variants or (None,)
 ]
 
 
-@pytest.mark.parametrize(("name", "case"), PAIRS)
-def test_contract(name: str, case: Case) -> None:
+@pytest.mark.parametrize(("name", "case", "variant"), RUNS)
+def test_contract(name: str, case: Case, variant: str | None) -> None:
     with coarsely(case.error):
-        CHECKS[name].run(case)
+        CHECKS[name].run(case, variant)
 
 
 STACKED = {"vmapped"}  # of parameters with one more axis: test_vmapped.py

@@ -9,6 +9,9 @@ import checks.registry
 import pytest
 from checks import CHECKS
 
+from benchmarks.lab.records import Records
+from benchmarks.lab.study import run_units
+
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 
@@ -48,8 +51,17 @@ def test_the_new_check_accepts_the_row_and_rejects_its_control(shown: dict[str, 
         new.run(control.case)
 
 
+def test_the_new_study_runs(shown: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    study, records = shown["STUDY"], Records(tmp_path)
+    run_units(study.units(["digits"], ["adam", "abs_0.99"], seeds=2, steps=20), records)
+    study.report(records)
+    assert len(records) == 2 * (1 + 2)
+    assert "| AdamABS, b2 0.99 | at most +1 |" in (tmp_path / "README.md").read_text()
+
+
 def test_its_files_are_there() -> None:
     paths = set(re.findall(r"`((?:optabs|tests|benchmarks|docs)(?:/[\w.]+)+)`", TEXT))
+    paths -= {"benchmarks/decays.py"}  # the new study
     assert {path for path in paths if not (ROOT / path).exists()} == set()
     assert {"optabs/_numerics.py", "tests/checks/interface.py"} <= paths
 

@@ -89,16 +89,20 @@ def test_slopes_of_training_are_the_same_forwards_and_backwards(chosen: Any) -> 
     np.testing.assert_allclose(backwards, forwards, rtol=1e-3)
 
 
-@pytest.fixture(params=["jax_debug_nans", "jax_debug_infs"])
-def _strict(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture
+def _strict() -> Iterator[None]:
     """JAX raises where a NaN, or an infinity, is made."""
-    jax.config.update(request.param, True)
-    yield
-    jax.config.update(request.param, False)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        yield
+
+
+COMPILED = pytest.mark.parametrize(
+    "compiled", [pytest.param(False, marks=pytest.mark.slow), True], ids=["eager", "jit"]
+)
 
 
 @pytest.mark.usefixtures("_strict")
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+@COMPILED
 @pytest.mark.parametrize(
     "controller", [optabs.Controller(gated=True), optabs.Controller.paper()]
 )
@@ -119,7 +123,7 @@ def test_healthy_training_makes_no_number_that_is_not_finite(
 class TestPythonScalars:
     """Leaves that are numbers of Python are arrays without axes."""
 
-    @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+    @COMPILED
     def test_as_parameters_and_as_gradients(self, compiled: bool) -> None:
         optimizer = optabs.dao_e(0.01)
         update = jax.jit(optimizer.update) if compiled else optimizer.update

@@ -20,16 +20,13 @@ from benchmarks.lab import landscapes
 from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.landscapes import COLORS, LANDSCAPES, Landscape, emitted, path
 from benchmarks.survey import explore as exploring
-from benchmarks.survey.explore import explore
+from benchmarks.survey.explore import Explorer
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+EVERY = pytest.mark.parametrize("landscape", LANDSCAPES.values(), ids=LANDSCAPES)
 
 
-@pytest.fixture(params=LANDSCAPES.values(), ids=LANDSCAPES)
-def landscape(request: pytest.FixtureRequest) -> Landscape:
-    return request.param
-
-
+@EVERY
 def test_a_landscape_is_0_at_its_minima_and_curves_both_ways_at_its_saddles(
     landscape: Landscape,
 ) -> None:
@@ -62,14 +59,13 @@ def test_the_rotated_ravine_is_the_ravine() -> None:
 
 
 @pytest.mark.parametrize("name", ["nag", "adamw_abs"])
-def test_a_path_is_what_a_hand_written_loop_visits(name: str) -> None:
-    place, noise, key = LANDSCAPES["beale"], 0.3, jax.random.key(5)
-    optimizer = getattr(optabs, name)(0.01)
-    points = path(place, optimizer, 7, start=(0.5, -0.5), noise=noise, key=key)
-    params = jnp.array([0.5, -0.5])
+def test_a_path_is_what_a_hand_written_loop_visits_explored_or_not(name: str) -> None:
+    place, optimizer = LANDSCAPES["beale"], getattr(optabs, name)(0.01)
+    points = path(place, optimizer, 7)
+    params = jnp.array(place.start)
     state, expected, gradients = optimizer.init(params), [params], []
-    for step_key in jax.random.split(key, 7):
-        grads = jax.grad(place.function)(params) + noise * jax.random.normal(step_key, (2,))
+    for _ in range(7):
+        grads = jax.grad(place.function)(params)
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         gradients.append(grads)
@@ -79,21 +75,21 @@ def test_a_path_is_what_a_hand_written_loop_visits(name: str) -> None:
     if name == "nag":
         moved = emitted(optimizer, jnp.stack(gradients)).sum(0)
         np.testing.assert_allclose(moved, params - expected[0], rtol=1e-4)
-    for arguments, sentence in (
-        ({"steps": 0}, "steps is 0; pass a whole number above 0."),
-        (
-            {"steps": 1, "noise": np.nan},
-            "noise is nan; pass a finite number that is 0 or more",
-        ),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            path(place, optimizer, **arguments)
+    arguments = {"learning_rate": 0.01} | exploring.decays_of(name)
+    explored, losses = exploring.program("beale", name, 7)(arguments)
+    np.testing.assert_allclose(explored, points, rtol=1e-5)
+    assert losses[-1] == pytest.approx(float(place.function(points[-1])))
+    diverging = exploring.explored_figure(
+        "ravine", name, arguments | {"learning_rate": 1e30}, 9
+    )
+    assert diverging.axes[1].get_title() == "diverged"
 
 
 def test_the_examples_run() -> None:
     assert doctest.testmod(landscapes) == (0, 2)
 
 
+@EVERY
 def test_a_figure_of_paths_is_light_and_leaves_matplotlib_as_it_was(
     landscape: Landscape,
 ) -> None:
@@ -119,15 +115,6 @@ def test_a_figure_of_paths_is_light_and_leaves_matplotlib_as_it_was(
     assert state() == before
 
 
-@pytest.mark.parametrize("name", ["nag", "adam_abs_steady"])
-def test_an_explored_path_is_the_path(name: str) -> None:
-    decays = exploring.decays_of(name)
-    points, losses = exploring.program("beale", name, 20)({"learning_rate": 0.01} | decays)
-    expected = path(LANDSCAPES["beale"], exploring.OPTIMIZERS[name](0.01), 20)
-    np.testing.assert_allclose(points, expected, rtol=1e-5)
-    assert losses[-1] == pytest.approx(float(LANDSCAPES["beale"].function(points[-1])))
-
-
 def test_every_control_redraws_and_compiles_no_more_than_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,13 +127,15 @@ def test_every_control_redraws_and_compiles_no_more_than_once(
 
     monkeypatch.setitem(exploring.OPTIMIZERS, "adam", counting)
     exploring.program.cache_clear()
-    shown = explore(["ravine", "beale"], ["adam", "momentum"], learning_rate=0.1, steps=10)
+    shown = Explorer(["ravine", "beale"], ["adam", "momentum"], learning_rate=0.1, steps=10)
     bundle = shown._repr_mimebundle_(include=None, exclude=None)
     assert set(bundle) == {"text/plain", "image/png", WIDGET}
     assert base64.b64decode(bundle["image/png"]) == shown.first == shown.image.value
-    assert bundle[WIDGET]["model_id"] == shown.widget.model_id
+    assert shown.first.startswith(b"\x89PNG")
+    assert bundle[WIDGET]["model_id"] == shown.model_id
     controls = shown.controls
     assert list(controls) == ["landscape", "optimizer", "rate", "b1", "b2", "decay"]
+    assert shown.children == (*controls.values(), shown.image)
     for used, changes in (
         ({"b1", "b2"}, {"rate": 0.01, "b1": 0.5, "b2": 0.9}),
         ({"decay"}, {"optimizer": "momentum", "decay": 0.5, "landscape": "beale"}),
@@ -160,23 +149,11 @@ def test_every_control_redraws_and_compiles_no_more_than_once(
     exploring.program.cache_clear()
 
 
-def test_without_ipywidgets_there_is_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    bundle = explore(["ravine"], ["sgd"], learning_rate=1.0, steps=50)._repr_mimebundle_()
-    assert set(bundle) == {"text/plain", "image/png"}
-    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
-    figure = exploring.explored_figure("ravine", "sgd", learning_rate=1.0, decays={}, steps=50)
-    assert figure.axes[1].get_title() == "diverged"
-
-
 def test_what_cannot_be_explored_is_refused() -> None:
     for options, sentence in (
         ({"landscapes": ["hill"]}, "landscapes is 'hill'; choose from rosenbrock, beale"),
-        ({"landscapes": "saddle"}, "landscapes is 'saddle'; pass a list of one or more names"),
         ({"optimizers": ["lion"]}, "optimizers is 'lion'; choose from sgd"),
-        ({"optimizers": []}, r"optimizers is \[\]; pass a list of one or more names"),
-        ({"learning_rate": 20}, "learning_rate is 20; pass a number from 1e-06 to 10"),
         ({"steps": 0}, "steps is 0; pass a whole number above 0"),
     ):
         with pytest.raises(ArgumentError, match=f"^{sentence}"):
-            explore(**options)
+            Explorer(**options)

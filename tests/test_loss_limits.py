@@ -93,6 +93,10 @@ def by_linearize(
     return slopes
 
 
+def eager(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
 def axes(x: jax.Array) -> jax.Array:
     return jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
 
@@ -111,33 +115,43 @@ def test_every_loss_has_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
+    "compiled", [jax.jit, pytest.param(eager, marks=pytest.mark.slow)], ids=["jit", "eager"]
+)
+@pytest.mark.parametrize(
     ("name", "first", "second", "value", "slope"), LIMITS, ids=lambda v: str(v)[:24]
 )
 class TestLimits:
-    def test_value(self, name: str, first: Any, second: Any, value: float, slope: Any) -> None:
-        x, y = jnp.asarray(first), jnp.asarray(second)
-        np.testing.assert_allclose(getattr(losses, name)(x, y), value, rtol=1e-5, atol=1e-6)
-
-    def test_slopes(
-        self, name: str, first: Any, second: Any, value: float, slope: Any
+    def test_value(
+        self, name: str, first: Any, second: Any, value: float, slope: Any, compiled: Any
     ) -> None:
         x, y = jnp.asarray(first), jnp.asarray(second)
-        for mode in MODES.values():
-            found = mode(lambda x: getattr(losses, name)(x, y))(x)
+        found = compiled(getattr(losses, name))(x, y)
+        np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
+
+    def test_slopes(
+        self, name: str, first: Any, second: Any, value: float, slope: Any, compiled: Any
+    ) -> None:
+        x, y = jnp.asarray(first), jnp.asarray(second)
+
+        def all_modes(x: jax.Array) -> list[jax.Array]:
+            return [mode(lambda x: getattr(losses, name)(x, y))(x) for mode in MODES.values()]
+
+        for found in compiled(all_modes)(x):
             np.testing.assert_allclose(found, slope, rtol=1e-5, atol=1e-6)
 
     def test_curvature(
-        self, name: str, first: Any, second: Any, value: float, slope: Any
+        self, name: str, first: Any, second: Any, value: float, slope: Any, compiled: Any
     ) -> None:
         x, y = jnp.asarray(first), jnp.asarray(second)
 
         def loss(x: jax.Array) -> jax.Array:
             return getattr(losses, name)(x, y)
 
-        forward = jax.hessian(loss)(x)
+        modes = (jax.hessian(loss), jax.jacrev(jax.grad(loss)), jax.jacfwd(jax.jacfwd(loss)))
+        forward, *others = compiled(lambda x: [mode(x) for mode in modes])(x)
         np.testing.assert_array_equal(np.isfinite(forward), True)
-        for other in (jax.jacrev(jax.grad(loss)), jax.jacfwd(jax.jacfwd(loss))):
-            np.testing.assert_allclose(other(x), forward, rtol=1e-4, atol=1e-6)
+        for other in others:
+            np.testing.assert_allclose(other, forward, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

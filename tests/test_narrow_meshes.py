@@ -1,5 +1,6 @@
 """Narrow states on meshes: what they hold is that of one device, and no block is cut."""
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -40,6 +41,13 @@ def two_steps(optimizer: Any, put: Any) -> tuple[Any, Any]:
     return jax.device_get((updates, state))
 
 
+QUICK = {
+    (AxisType.Explicit, "8 bits", P()),
+    (AxisType.Auto, "8 bits", P("data")),
+    (AxisType.Auto, "8 bits", P(None, "data")),
+}
+
+
 @pytest.fixture(scope="module")
 def on_one_device() -> dict[str, Any]:
     return {
@@ -56,17 +64,17 @@ def on_one_device() -> dict[str, Any]:
     ],
 )
 @pytest.mark.parametrize(
-    ("bits", "spec"),
+    ("kind", "bits", "spec"),
     [
-        ("8 bits", P()),
-        ("8 bits", P("data")),
-        ("8 bits", P(None, "data")),
-        pytest.param("16 bits", P(), marks=pytest.mark.slow),
-        pytest.param("16 bits", P(None, "data"), marks=pytest.mark.slow),
+        pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow)
+        for each in itertools.product(
+            (AxisType.Auto, AxisType.Explicit),
+            ("8 bits", "16 bits"),
+            (P(), P("data"), P(None, "data")),
+        )
     ],
     ids=str,
 )
-@KINDS
 def test_replicated_and_sharded_as_on_one_device(
     kind: AxisType, bits: str, spec: P, context: bool, on_one_device: Any
 ) -> None:

@@ -1,7 +1,8 @@
 """Small parameters and gradients, and what the checks do with them."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from cases import Case
 
 import optabs
 
-NARROW = (jnp.float16, jnp.bfloat16)
+NARROW = ("float16", "bfloat16")
 SHAPES = {"layer": {"w": (3, 2), "b": (2,)}, "scale": ()}
 
 
@@ -59,6 +60,36 @@ def run(
         position = optax.apply_updates(position, updates)
         emitted.append(updates)
     return emitted, state
+
+
+@functools.cache
+def plain(case: Case) -> tuple[list[Any], Any]:
+    """What the row does by itself, op by op: run(case, case.make())."""
+    return run(case, case.make())
+
+
+def compiled(optimizer: Any) -> optax.GradientTransformationExtraArgs:
+    return optax.GradientTransformationExtraArgs(
+        jax.jit(optimizer.init), jax.jit(optimizer.update)
+    )
+
+
+def with_traced(
+    case: Case, transform: Callable[[Any], Any] = lambda function: function
+) -> Callable[..., optax.GradientTransformationExtraArgs]:
+    """The row's factory, its numbers arguments of functions that are compiled once."""
+
+    def start(numbers: Any, params: Any) -> Any:
+        return case.make(**numbers).init(params)
+
+    def advance(numbers: Any, grads: Any, state: Any, params: Any) -> Any:
+        return step(case, case.make(**numbers), grads, state, params)
+
+    init, update = jax.jit(transform(start)), jax.jit(transform(advance))
+    return lambda **numbers: optax.GradientTransformationExtraArgs(
+        functools.partial(init, numbers),
+        lambda grads, state, params, **extra: update(numbers, grads, state, params),
+    )
 
 
 _error = 0.0  # of what a row's state may lose between two steps

@@ -6,13 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.lab import originals, tfds_source
-from benchmarks.lab.originals import Arrays, DataError, get_spec, read_npz, require
+from benchmarks.lab.originals import SPECS, Arrays, DataError, require
 
 
 class Dataset(NamedTuple):
     """A data set ready for training."""
 
-    name: str
     train_images: np.ndarray  # float32 [n, height, width, channels], in [0, 1]
     train_labels: np.ndarray  # int32 [n]
     validation_images: np.ndarray
@@ -30,24 +29,36 @@ def load(
     Args:
       name: "digits", "mnist", "fashion_mnist" or "cifar10".
       source: a folder of the original files, for CIFAR-10 also of WebP sheets, or its
-        archive; an .npz written by `save_arrays`; or a folder that holds one of these under
-        the name of the data set. None reads "digits" from scikit-learn and the others
-        through tensorflow-datasets, which downloads what it has not prepared yet.
+        archive; an .npz of `train_images`, `train_labels`, `test_images` and `test_labels`;
+        or a folder that holds one of these under the name of the data set. None reads
+        "digits" from scikit-learn and the others through tensorflow-datasets, which
+        downloads what it has not prepared yet.
       validation: how many of the last training images to hold out; None means 200 for
         "digits" and 5,000 for the others.
-
-    Returns:
-      Images float32 [n, height, width, channels] in [0, 1] and labels int32 [n].
 
     Raises:
       DataError: an argument, file or package is not as it must be.
     """
-    spec = get_spec(name)
-    held_out = spec.validation if validation is None else validation
-    if isinstance(held_out, bool) or not isinstance(held_out, int) or held_out < 1:
-        raise DataError(f"validation {validation!r} is not a positive whole number of images.")
-    arrays = _read(name, None if source is None else pathlib.Path(source))
-    return _split(name, arrays, held_out)
+    if name not in SPECS:
+        raise DataError(f"data set {name!r} is not known; name one of {', '.join(SPECS)}.")
+    arrays = _read(name, source)
+    count = len(arrays.train_labels)
+    held_out = SPECS[name].validation if validation is None else validation
+    if not 0 < held_out < count:
+        raise DataError(
+            f"validation is {held_out}; pass a number above 0 and below {count}, the training "
+            f"images of {name!r}."
+        )
+    scale = np.float32(SPECS[name].top_level)
+    train, test = arrays.train_images / scale, arrays.test_images / scale
+    labels, test_labels = (
+        each.astype(np.int32) for each in (arrays.train_labels, arrays.test_labels)
+    )
+    cut = count - held_out
+    return Dataset(
+        train[:cut], labels[:cut], train[cut:], labels[cut:], test, test_labels,
+        originals.CLASSES,
+    )  # fmt: skip
 
 
 def _read(name: str, source: pathlib.Path | None) -> Arrays:
@@ -57,38 +68,14 @@ def _read(name: str, source: pathlib.Path | None) -> Arrays:
     source = next((path for path in inner if path.exists()), source)
     origin = f"source {str(source)!r}"
     if not source.exists():
-        raise DataError(f"{origin} does not exist; pass {get_spec(name).expects}.")
+        raise DataError(f"{origin} does not exist; pass {SPECS[name].expects}.")
     if source.suffix == ".npz":
-        return originals.check_arrays(name, Arrays(*read_npz(source, Arrays._fields)), origin)
+        arrays = Arrays(*originals.read_npz(source))
+        return originals.check(name, arrays, origin, published=False)
     if name == "digits":
         raise DataError(f"{origin} is of no use for 'digits'; pass no source or an .npz.")
-    if name == "cifar10":
-        arrays = originals.read_cifar10(source)
-    else:
-        arrays = originals.read_idx_files(name, source)
-    return originals.check_published(name, arrays, origin)
-
-
-def _split(name: str, arrays: Arrays, held_out: int) -> Dataset:
-    count = len(arrays.train_labels)
-    if held_out >= count:
-        raise DataError(
-            f"validation {held_out} leaves none of the {count} training images of {name!r}; "
-            "pass a smaller number."
-        )
-    kept = count - held_out
-    scale = np.float32(get_spec(name).top_level)
-    images, labels = arrays.train_images / scale, arrays.train_labels.astype(np.int32)
-    return Dataset(
-        name=name,
-        train_images=images[:kept],
-        train_labels=labels[:kept],
-        validation_images=images[kept:],
-        validation_labels=labels[kept:],
-        test_images=arrays.test_images / scale,
-        test_labels=arrays.test_labels.astype(np.int32),
-        classes=originals.CLASSES,
-    )
+    read = originals.read_cifar10 if name == "cifar10" else originals.read_idx_files
+    return originals.check(name, read(source), origin)
 
 
 def _read_digits() -> Arrays:

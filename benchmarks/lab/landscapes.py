@@ -4,7 +4,6 @@ Valleys, a saddle and ravines: each is a sum of squares, so its lowest value is 
 exact in float32.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,49 +39,49 @@ class Landscape(NamedTuple):
     function: Callable[[jax.Array], jax.Array]  # float32 [2] -> float32 []
     start: Point
     spread: Point  # standard deviation of the starts that a seed draws around `start`
-    minima: tuple[Point, ...]  # the loss is 0 there
-    saddles: tuple[Point, ...]
     box: tuple[float, float, float, float]  # x from, x to, y from, y to
-    source: str
+    minima: tuple[Point, ...] = (_RAVINE_MINIMUM,)  # the loss is 0 there
+    saddles: tuple[Point, ...] = ()
 
     def grid(self, points: int = 201) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The loss over the box.
-
-        Returns:
-          x float32 [points], y float32 [points] and the loss float32 [points (y), points (x)].
-        """
+        """x and y, float32 [points], and the loss there, float32 [points (y), points (x)]."""
         left, right, low, high = self.box
         x = np.linspace(left, right, points, dtype=np.float32)
         y = np.linspace(low, high, points, dtype=np.float32)
         places = jnp.stack(jnp.meshgrid(x, y), axis=-1)
         return x, y, np.asarray(jax.vmap(jax.vmap(self.function))(places))
 
-    def levels(self, count: int = 14) -> np.ndarray:
-        """Levels for contours, spaced evenly in the logarithm of the loss: float [count]."""
+    def levels(self) -> np.ndarray:
+        """Levels for contours, spaced evenly in the logarithm of the loss: float [14]."""
         values = self.grid()[2]
         lowest = np.quantile(values[values > 0], 0.002)
-        return np.geomspace(lowest, values.max(), count)
+        return np.geomspace(lowest, values.max(), 14)
 
 
 def _rosenbrock(p: jax.Array) -> jax.Array:
+    """Rosenbrock (1960)."""
     return (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2
 
 
 def _beale(p: jax.Array) -> jax.Array:
+    """Beale (1958)."""
     x, y = p
     terms = (1.5 - x + x * y, 2.25 - x + x * y**2, 2.625 - x + x * y**3)
     return terms[0] ** 2 + terms[1] ** 2 + terms[2] ** 2
 
 
 def _saddle(p: jax.Array) -> jax.Array:
+    """x^4/4 - x^2/2 + y^2/2 + 1/4."""
     return (p[0] ** 2 - 1) ** 2 / 4 + p[1] ** 2 / 2
 
 
 def _ravine(p: jax.Array) -> jax.Array:
+    """The axes are those of the curvature."""
     return _valley(p[0] - _RAVINE_MINIMUM[0], p[1] - _RAVINE_MINIMUM[1])
 
 
 def _rotated_ravine(p: jax.Array) -> jax.Array:
+    """The ravine, turned by 45 degrees: each variable is steep and flat."""
     x, y = p[0] - _RAVINE_MINIMUM[0], p[1] - _RAVINE_MINIMUM[1]
     return _valley((x + y) / 2**0.5, (y - x) / 2**0.5)
 
@@ -91,152 +90,68 @@ def _valley(along: jax.Array, across: jax.Array) -> jax.Array:
     return (along**2 + CONDITION * across**2) / 2
 
 
-LANDSCAPES: dict[str, Landscape] = {
-    landscape.name: landscape
-    for landscape in (
-        Landscape(
-            "rosenbrock",
-            _rosenbrock,
-            start=(-1.2, 1.0),
-            spread=(0.1, 0.1),
-            minima=((1.0, 1.0),),
-            saddles=(),
-            box=(-1.8, 1.8, -1.0, 2.6),
-            source="(1 - x)^2 + 100 (y - x^2)^2; Rosenbrock (1960)",
-        ),
-        Landscape(
-            "beale",
-            _beale,
-            start=(1.0, 1.0),
-            spread=(0.1, 0.1),
-            minima=((3.0, 0.5),),
-            saddles=((0.0, 1.0),),
-            box=(-0.5, 4.2, -1.2, 1.6),
-            source="(1.5 - x + xy)^2 + (2.25 - x + xy^2)^2 + (2.625 - x + xy^3)^2; "
-            "Beale (1958)",
-        ),
-        # The start is 1e-4 beside the line that gradient descent follows into the saddle.
-        Landscape(
-            "saddle",
-            _saddle,
-            start=(1e-4, 0.1),
-            spread=(1e-4, 0.01),
-            minima=((-1.0, 0.0), (1.0, 0.0)),
-            saddles=((0.0, 0.0),),
-            box=(-0.4, 1.5, -0.4, 0.4),
-            source="x^4/4 - x^2/2 + y^2/2 + 1/4, written (x^2 - 1)^2/4 + y^2/2",
-        ),
-        # Both start 1 along the valley and 0.3 across it from the minimum.
-        Landscape(
-            "ravine",
-            _ravine,
-            start=(0.0, 0.2),
-            spread=(0.03, 0.03),
-            minima=(_RAVINE_MINIMUM,),
-            saddles=(),
-            box=(-0.4, 1.5, 0.0, 1.0),
-            source="((x - 1)^2 + 10^4 (y - 0.5)^2)/2: the axes are those of the curvature",
-        ),
-        Landscape(
-            "rotated_ravine",
-            _rotated_ravine,
-            start=(1 - 0.7 / 2**0.5, 0.5 - 1.3 / 2**0.5),
-            spread=(0.03, 0.03),
-            minima=(_RAVINE_MINIMUM,),
-            saddles=(),
-            box=(-0.1, 1.6, -0.8, 0.9),
-            source="the ravine, turned by 45 degrees: each variable is steep and flat",
-        ),
-    )
-}
+# The saddle's start is 1e-4 beside the line that gradient descent follows into it, those of
+# the ravines are 1 along the valley and 0.3 across it from the minimum.
+_TURNED_START = (1 - 0.7 / 2**0.5, 0.5 - 1.3 / 2**0.5)
+_PLACES = (
+    Landscape("rosenbrock", _rosenbrock, (-1.2, 1.0), (0.1, 0.1), (-1.8, 1.8, -1.0, 2.6),
+              minima=((1.0, 1.0),)),
+    Landscape("beale", _beale, (1.0, 1.0), (0.1, 0.1), (-0.5, 4.2, -1.2, 1.6),
+              minima=((3.0, 0.5),), saddles=((0.0, 1.0),)),
+    Landscape("saddle", _saddle, (1e-4, 0.1), (1e-4, 0.01), (-0.4, 1.5, -0.4, 0.4),
+              minima=((-1.0, 0.0), (1.0, 0.0)), saddles=((0.0, 0.0),)),
+    Landscape("ravine", _ravine, (0.0, 0.2), (0.03, 0.03), (-0.4, 1.5, 0.0, 1.0)),
+    Landscape("rotated_ravine", _rotated_ravine, _TURNED_START, (0.03, 0.03),
+              (-0.1, 1.6, -0.8, 0.9)),
+)  # fmt: skip
+LANDSCAPES = {place.name: place for place in _PLACES}
 
 
 def evaluated(state: optax.OptState, params: Any) -> Any:
     """The parameters at which the loss counts: NAG's are not those that it trains."""
-
-    def is_nag(part: Any) -> bool:
-        return isinstance(part, NagState)
-
-    if any(is_nag(part) for part in jax.tree.leaves(state, is_leaf=is_nag)):
+    leaves = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, NagState))
+    if any(isinstance(leaf, NagState) for leaf in leaves):
         return optabs.nag_eval_params(state, params)
     return params
 
 
 def path(
-    landscape: Landscape,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    *,
-    start: Point | None = None,
-    noise: float = 0.0,
-    key: jax.Array | None = None,
+    landscape: Landscape, optimizer: optax.GradientTransformation, steps: int
 ) -> np.ndarray:
-    """Every point that an optimizer visits, from one compiled loop.
+    """The points that an optimizer visits, the start first: float32 [steps + 1, 2].
 
-    Args:
-      landscape: the loss.
-      optimizer: any optax optimizer; of NAG, the points at which its loss is taken.
-      steps: how many, at least 1.
-      start: the first point; None for the landscape's own.
-      noise: standard deviation of the Gaussian noise that is added to each gradient.
-      key: of the noise; None for `jax.random.key(0)`.
-
-    Returns:
-      float32 [steps + 1, 2], the start first; not finite once the path has diverged.
-
-    Raises:
-      ValueError: for steps below 1 or a noise that is negative or not finite.
+    They are not finite once the path has diverged; of NAG, they are those at which its loss
+    is taken.
 
     Examples:
-      >>> path(LANDSCAPES["ravine"], optabs.sgd(5e-5), 2, start=(1.0, 0.9)).round(2)
-      array([[1. , 0.9],
-             [1. , 0.7],
-             [1. , 0.6]], dtype=float32)
+      >>> path(LANDSCAPES["ravine"], optabs.sgd(5e-5), 2).round(2)
+      array([[0.  , 0.2 ],
+             [0.  , 0.35],
+             [0.  , 0.42]], dtype=float32)
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; pass a whole number above 0.")
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise is {noise}; pass a finite number that is 0 or more.")
-    first = jnp.asarray(landscape.start if start is None else start, jnp.float32)
-    key = jax.random.key(0) if key is None else key
-    run = jax.jit(lambda first, key: walk(landscape, optimizer, first, steps, noise, key))
-    return np.asarray(run(first, key))
+    return np.asarray(jax.jit(lambda: walk(landscape, optimizer, steps))())
 
 
 def walk(
-    landscape: Landscape,
-    optimizer: optax.GradientTransformation,
-    first: jax.Array,
-    steps: int,
-    noise: float = 0.0,
-    key: jax.Array | None = None,
+    landscape: Landscape, optimizer: optax.GradientTransformation, steps: int
 ) -> jax.Array:
     """`path` to be compiled by the caller, whose optimizer may be made of traced numbers."""
     rule = optax.with_extra_args_support(optimizer)
-    slope = jax.value_and_grad(landscape.function)
-    keys = jax.random.split(jax.random.key(0) if key is None else key, steps)
+    first = jnp.array(landscape.start, jnp.float32)
 
-    def step(carry: Any, step_key: jax.Array) -> Any:
+    def step(carry: Any, _: None) -> Any:
         params, state = carry
-        value, grads = slope(params)
-        grads += noise * jax.random.normal(step_key, grads.shape)
+        value, grads = jax.value_and_grad(landscape.function)(params)
         updates, state = rule.update(grads, state, params, value=value)
         params = optax.apply_updates(params, updates)
         return (params, state), evaluated(state, params)
 
-    _, rest = jax.lax.scan(step, (first, rule.init(first)), keys)
+    _, rest = jax.lax.scan(step, (first, rule.init(first)), length=steps)
     return jnp.concatenate([first[None], rest])
 
 
 def emitted(transformation: optax.GradientTransformation, gradients: jax.Array) -> np.ndarray:
-    """What a transformation emits for a sequence of gradients, the parameters held at 0.
-
-    Args:
-      transformation: any optax transformation.
-      gradients: float [steps, ...].
-
-    Returns:
-      Its updates [steps, ...].
+    """What any transformation emits for gradients [steps, ...], the parameters held at 0.
 
     Examples:
       >>> emitted(optabs.ema(0.5), jnp.array([1.0, 0.0, 0.0])).tolist()
@@ -258,25 +173,12 @@ def paths_figure(
     *,
     axis: "Axes | None" = None,
     title: str | None = None,
-    colors: Mapping[str, str] | None = None,
     legend: bool = True,
 ) -> "Figure":
-    """Draws paths over the contours of a landscape.
+    """Draws paths, by label, over the contours of a landscape, on an axis or a new figure.
 
-    The start is a circle, a minimum a star, a saddle a cross and the end of a path a dot. A
-    path is drawn with a white edge, up to the first point that is not finite or is a hundred
-    boxes away.
-
-    Args:
-      landscape: the loss; its contours are spaced evenly in the logarithm.
-      paths: label -> float [points, 2].
-      axis: where to draw; None for a new figure, which no matplotlib session keeps.
-      title: above the axis; None for the landscape's name.
-      colors: label -> colour; None for six in turns.
-      legend: whether to name the paths, below the axis.
-
-    Returns:
-      The figure drawn on.
+    The start is a circle, a minimum a star, a saddle a cross and the end of a path a dot. The
+    contours are spaced evenly in the logarithm.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
@@ -292,14 +194,13 @@ def paths_figure(
     axis.contour(x, y, values, levels=levels, colors="0.5", linewidths=0.4)
     for index, (label, points) in enumerate(paths.items()):
         drawn = drawable(landscape, points).T
-        color = colors[label] if colors else COLORS[index % len(COLORS)]
+        color = COLORS[index % len(COLORS)]
         dashes = _DASHES[index % len(_DASHES)]
         axis.plot(*drawn, color="white", lw=3.2, zorder=2)
         axis.plot(*drawn, color=color, lw=1.9, ls=dashes, label=label, zorder=3)
         axis.plot(*drawn[:, -1], "o", color=color, mec="white", ms=6, zorder=5)
-    starts = dict.fromkeys(tuple(points[0].tolist()) for points in paths.values())
     for places, marker, size in (
-        (tuple(starts), "o", 7),
+        ((landscape.start,), "o", 7),
         (landscape.saddles, "X", 8),
         (landscape.minima, "*", 17),
     ):
@@ -310,13 +211,7 @@ def paths_figure(
     axis.set_title(landscape.name.replace("_", " ") if title is None else title)
     if legend and paths:
         # Below the axis, where it hides no path.
-        axis.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.14),
-            ncols=2,
-            fontsize="small",
-            frameon=False,
-        )
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     figure = axis.get_figure(root=True)
     assert figure is not None
     return figure

@@ -7,7 +7,6 @@ builders prepare, under the same names and in the same order.
 
 import contextlib
 import hashlib
-import http.client
 import io
 import pathlib
 import sys
@@ -19,20 +18,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lab import originals
-from benchmarks.lab.originals import Arrays, DataError, get_spec, require
+from benchmarks.lab.originals import SPECS, Arrays, DataError, refusing, require
+from benchmarks.lab.records import write_bytes
 
 PROBE_SECONDS = 5.0
-READ_AT_ONCE = 5000
 
 Files = dict[str, pathlib.Path]
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
 
 def read(
-    name: str,
-    *,
-    data_dir: pathlib.Path | None = None,
-    manual_dir: pathlib.Path | None = None,
+    name: str, *, data_dir: pathlib.Path | None = None, manual_dir: pathlib.Path | None = None
 ) -> Arrays:
     """The published arrays in their original order, prepared by tfds the first time.
 
@@ -47,31 +43,22 @@ def read(
     Raises:
       DataError: a package is missing, or the data set can be neither read nor prepared.
     """
-    try:
+    remedy = f"pass --data with {SPECS[name].expects}"
+    problem = f"data set {name!r} cannot be had through tfds"
+    with refusing(problem, f"set TFDS_DATA_DIR to another folder or {remedy}"):
         builder = _make_builder(name, data_dir)
         folder = pathlib.Path(builder.data_dir)
-        cache = folder / "arrays.npz"
-        origin = f"tfds folder {str(folder)!r}"
-        if cache.is_file():
-            with contextlib.suppress(DataError):  # what is wrong is mended below
-                arrays = Arrays(*originals.read_npz(cache, Arrays._fields))
-                return originals.check_published(name, arrays, origin)
+        cache, origin = folder / "arrays.npz", f"tfds folder {str(folder)!r}"
+        with contextlib.suppress(DataError):  # what is wrong or missing is mended below
+            return originals.check(name, Arrays(*originals.read_npz(cache)), origin)
         if not folder.is_dir():
-            _prepare(name, builder, manual_dir)
+            _prepare(name, builder, manual_dir, remedy)
         arrays = Arrays(*_decode(builder, "train"), *_decode(builder, "test"))
-    except DataError:
-        raise
-    except Exception as error:  # tfds raises kinds of many packages
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(
-            f"data set {name!r} cannot be had through tfds ({type(error).__name__}: "
-            f"{reason}); set TFDS_DATA_DIR to another folder or pass --data with "
-            f"{get_spec(name).expects}."
-        ) from error
-    originals.check_published(name, arrays, origin)
-    # A folder that cannot be written stays slow but useful.
-    with contextlib.suppress(DataError):
-        originals.save_arrays(arrays, cache)
+    originals.check(name, arrays, origin)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays._asdict())
+    with contextlib.suppress(OSError):  # a folder that cannot be written is slow but useful
+        write_bytes(cache, content.getvalue())
     return arrays
 
 
@@ -80,11 +67,7 @@ def _make_builder(name: str, data_dir: pathlib.Path | None) -> Any:
     for package in ("importlib_resources", "array_record", "PIL.Image"):
         require(package)  # tfds would miss them only after the download
     tfds = require("tensorflow_datasets")
-    stock = {
-        "mnist": tfds.image_classification.MNIST,
-        "fashion_mnist": tfds.image_classification.FashionMNIST,
-        "cifar10": tfds.image_classification.Cifar10,
-    }[name]
+    stock = tfds.builder_cls(name)
     generate = _cifar10_examples if name == "cifar10" else _idx_examples
 
     def split_generators(self: Any, dl_manager: Any) -> dict[str, Iterator[Any]]:
@@ -106,12 +89,10 @@ def _make_builder(name: str, data_dir: pathlib.Path | None) -> Any:
 
 
 def _idx_examples(builder: Any, files: Files, split: str) -> Examples:
-    names = originals.IDX_FILES[:2] if split == "train" else originals.IDX_FILES[2:]
-    images, labels = (
-        originals.read_idx(files[name], dimensions)
-        for name, dimensions in zip(names, (3, 1), strict=True)
+    images, labels = originals.IDX_FILES[:2] if split == "train" else originals.IDX_FILES[2:]
+    return _examples(
+        originals.read_idx(files[images], 3), originals.read_idx(files[labels], 1)
     )
-    return _examples(images, labels)
 
 
 def _cifar10_examples(builder: Any, files: Files, split: str) -> Examples:
@@ -133,30 +114,21 @@ def _examples(images: np.ndarray, labels: np.ndarray) -> Examples:
         yield index, {"image": encode(np.ascontiguousarray(image)), "label": int(label)}
 
 
-def _prepare(name: str, builder: Any, manual_dir: pathlib.Path | None) -> None:
+def _prepare(name: str, builder: Any, manual_dir: pathlib.Path | None, remedy: str) -> None:
     tfds = require("tensorflow_datasets")
     for url, info in builder.url_infos.items():
         if manual_dir is None or not (manual_dir / info.filename).is_file():
-            _probe(name, url)
+            # Soon: tfds would try for minutes to reach a host.
+            request = urllib.request.Request(url, method="HEAD")
+            problem = f"data set {name!r} is not prepared yet and {request.host}"
+            # A host that answers with an error is there: let tfds say what is wrong.
+            answered = contextlib.suppress(urllib.error.HTTPError)
+            with refusing(f"{problem} cannot be reached", remedy), answered:
+                urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
     builder.download_and_prepare(download_config=config)
-
-
-def _probe(name: str, url: str) -> None:
-    """Raises DataError soon where tfds would try for minutes to reach a host."""
-    request = urllib.request.Request(url, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        return  # the host answers: let tfds say what is wrong
-    except (OSError, http.client.HTTPException) as error:
-        raise DataError(
-            f"data set {name!r} is not prepared yet and {request.host} "
-            f"cannot be reached ({getattr(error, 'reason', error)}); pass --data with "
-            f"{get_spec(name).expects}."
-        ) from error
 
 
 def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -171,11 +143,8 @@ def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     )
     images = np.empty((count, *builder.info.features["image"].shape), np.uint8)
     labels = np.empty(count, np.uint8)
-    for start in range(0, count, READ_AT_ONCE):
-        rows = order[start : start + READ_AT_ONCE]
-        examples = source.__getitems__(list(range(start, start + len(rows))))
-        for row, example in zip(rows, examples, strict=True):
-            with open_image(io.BytesIO(example["image"])) as image:
-                images[row] = np.asarray(image).reshape(images.shape[1:])
-            labels[row] = example["label"]
+    for row, example in zip(order, source.__getitems__(list(range(count))), strict=True):
+        with open_image(io.BytesIO(example["image"])) as image:
+            images[row] = np.asarray(image).reshape(images.shape[1:])
+        labels[row] = example["label"]
     return images, labels

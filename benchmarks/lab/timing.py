@@ -5,8 +5,8 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import optax
@@ -23,20 +23,10 @@ STATES: Mapping[str, Mapping[str, str]] = {  # how `narrow_state` keeps both mom
     "float16": {"mu": "float16", "nu": "float16"},
 }
 
-_INSTRUCTION = re.compile(r"= (?P<shape>\([^)]*\)|\S+) (?P<opcode>[a-z][\w-]*)\(")
+_INSTRUCTION = re.compile(r"= (\([^)]*\)|\S+) ([a-z][\w-]*)\(")  # shape and opcode
 _KERNELS = ("fusion", "copy", "call", "custom-call")
 
-
-class Cost(NamedTuple):
-    """What one compiled step costs, per parameter."""
-
-    flops: float
-    transcendentals: float  # as XLA counts them; on a CPU roots, too
-    roots: float  # sqrt and rsqrt in the optimized program
-    bytes_accessed: float  # all passes over memory, temporary arrays included
-    temporary_bytes: float  # arrays that live during the step only
-    kernels: int  # passes over an array, copies included
-    copies: int  # those of them that only copy
+median = statistics.median
 
 
 def in_turns(
@@ -75,39 +65,32 @@ def timed(
 
 
 class Runner:
-    """A step compiled twice: to be called from Python, and inside a compiled loop."""
+    """A step that is called from Python, or inside a compiled loop; the carry is donated."""
 
     def __init__(self, step: Callable[..., Any], carry: Any, grads: Any) -> None:
-        self.carry, self.grads = carry, grads
-        self.step = jax.jit(step, donate_argnums=0).lower(carry, grads).compile()
-        self._step = step
-
-    @functools.cached_property
-    def loop(self) -> jax.stages.Compiled:
-        """So many steps in one program, compiled when it is first wanted."""
-
         def loop(carry: Any, grads: Any, count: int) -> Any:
             def body(_: Any, carry: Any) -> Any:
                 # Without it, what depends on the gradient alone would leave the loop.
-                carry, fresh = jax.lax.optimization_barrier((carry, grads))
-                return self._step(carry, fresh)
+                return step(*jax.lax.optimization_barrier((carry, grads)))
 
             return jax.lax.fori_loop(0, count, body, carry)
 
-        return jax.jit(loop, donate_argnums=0).lower(self.carry, self.grads, 1).compile()
+        self.carry, self.grads = carry, grads
+        self.compiled = jax.jit(step, donate_argnums=0).lower(carry, grads).compile()
+        self._loop = jax.jit(loop, donate_argnums=0)
 
     def call(self, repeats: int) -> float:
         """Seconds per step, called from Python one after the other."""
         started = time.perf_counter()
         for _ in range(repeats):
-            self.carry = self.step(self.carry, self.grads)
+            self.carry = self.compiled(self.carry, self.grads)
         jax.block_until_ready(self.carry)
         return (time.perf_counter() - started) / repeats
 
-    def inside(self, repeats: int) -> float:
-        """Seconds per step inside one compiled loop."""
-        loop, started = self.loop, time.perf_counter()
-        self.carry = jax.block_until_ready(loop(self.carry, self.grads, repeats))
+    def loop(self, repeats: int) -> float:
+        """Seconds per step inside one compiled loop, which the first call compiles."""
+        started = time.perf_counter()
+        self.carry = jax.block_until_ready(self._loop(self.carry, self.grads, repeats))
         return (time.perf_counter() - started) / repeats
 
 
@@ -132,15 +115,6 @@ def runner_of(
     return Runner(lambda carry, fed: step(carry, fed[0], **fed[1]), carry, (grads, told))
 
 
-def repeats_of(measure: Callable[[int], float]) -> int:
-    """How often to repeat a measurement for it to last; warms it up, too."""
-    measure(1)
-    repeats = 1
-    while (estimate := measure(repeats)) * repeats < SHORTEST / 4 and repeats < 4096:
-        repeats *= 4
-    return max(1, math.ceil(SHORTEST / estimate))
-
-
 def repeated(
     timers: Mapping[str, Callable[[int], float]], rounds: int, seconds: float, alike: bool
 ) -> dict[str, Any]:
@@ -149,51 +123,55 @@ def repeated(
     With `alike` all repeat equally often; where some are many times slower than others, each
     often enough takes less time.
     """
-    repeats = {side: repeats_of(timer) for side, timer in timers.items()}
+    repeats = {side: _repeats(timer) for side, timer in timers.items()}
     if alike:
         repeats = dict.fromkeys(repeats, max(repeats.values()))
     runs = {side: functools.partial(timer, repeats[side]) for side, timer in timers.items()}
     return {"repeats": repeats, "seconds": in_turns(runs, rounds, seconds)}
 
 
-def cost_of(compiled: jax.stages.Compiled, parameters: int) -> Cost:
-    """The cost of a compiled step per parameter."""
-    # A count of zero is left out; without any analysis nothing is known.
-    analysis = compiled.cost_analysis() or {}
-    missing = 0.0 if analysis else math.nan
-    memory = compiled.memory_analysis()
-    program = compiled.as_text() or ""
-    whole = list(_INSTRUCTION.finditer(program))
-    entry = _INSTRUCTION.finditer(program[program.index("ENTRY") :])
-    passes = [
-        found["opcode"]
-        for found in entry
-        if found["opcode"] in _KERNELS and _elements(found["shape"])
-    ]
-    roots = sum(_elements(x["shape"]) for x in whole if x["opcode"] in ("sqrt", "rsqrt"))
-    return Cost(
-        flops=analysis.get("flops", missing) / parameters,
-        transcendentals=analysis.get("transcendentals", missing) / parameters,
-        roots=roots / parameters,
-        bytes_accessed=analysis.get("bytes accessed", missing) / parameters,
-        temporary_bytes=(memory.temp_size_in_bytes if memory else math.nan) / parameters,
-        kernels=len(passes),
-        copies=passes.count("copy"),
+def _repeats(timer: Callable[[int], float]) -> int:
+    """How often to repeat a measurement for it to last; warms it up, too."""
+    timer(1)
+    repeats = 1
+    while (estimate := timer(repeats)) * repeats < SHORTEST / 4 and repeats < 4096:
+        repeats *= 4
+    return max(1, math.ceil(SHORTEST / estimate))
+
+
+def cost_of(compiled: jax.stages.Compiled, parameters: int) -> dict[str, float]:
+    """What a compiled step costs.
+
+    Returns:
+      Per parameter, what XLA counts: flops, transcendentals (on a CPU roots, too),
+      bytes_accessed by all passes over memory and temporary_bytes, which live during the step
+      only; and roots, each sqrt and rsqrt of the optimized program. Of the whole step:
+      kernels, the passes over an array, and copies, those of them that only copy.
+    """
+    counts, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    assert counts is not None
+    assert memory is not None
+    text = compiled.as_text() or ""
+    whole, entry = (_INSTRUCTION.findall(each) for each in (text, text[text.index("ENTRY") :]))
+    passes = [code for shape, code in entry if code in _KERNELS and _entries(shape)]
+    return {
+        "flops": counts.get("flops", 0) / parameters,  # a count of zero is left out
+        "transcendentals": counts.get("transcendentals", 0) / parameters,
+        "roots": sum(_entries(shape) for shape, code in whole if "sqrt" in code) / parameters,
+        "bytes_accessed": counts.get("bytes accessed", 0) / parameters,
+        "temporary_bytes": memory.temp_size_in_bytes / parameters,
+        "kernels": len(passes),
+        "copies": passes.count("copy"),
+    }
+
+
+def _entries(shape: str) -> int:
+    """Of all arrays of a shape of the HLO text; scalars do not count."""
+    return sum(
+        math.prod(map(int, sizes.split(","))) for sizes in re.findall(r"\[([\d,]+)\]", shape)
     )
 
 
 def tree_bytes(tree: Any) -> int:
     """The bytes of all arrays of a tree, real or abstract."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def median(values: Sequence[float]) -> float:
-    """Of the rounds of one contender."""
-    return statistics.median(values)
-
-
-def _elements(shape: str) -> int:
-    """Entries of all arrays of a shape of the HLO text; scalars do not count."""
-    return sum(
-        math.prod(map(int, sizes.split(","))) for sizes in re.findall(r"\[([\d,]+)\]", shape)
-    )

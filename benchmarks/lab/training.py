@@ -129,6 +129,23 @@ def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
     return program
 
 
+def training_step(
+    loss_fn: Callable[..., Any], optimizer: Optimizer
+) -> Callable[[Any, Any], tuple[Any, jax.Array]]:
+    """A step: (parameters, statistics, optimizer's state) and a batch -> the same, loss."""
+    update = optax.with_extra_args_support(optimizer).update
+
+    def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+        params, statistics, state = carry
+        (loss, statistics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, statistics, batch
+        )
+        updates, state = update(grads, state, params, value=loss, batch=batch)
+        return (optax.apply_updates(params, updates), statistics, state), loss
+
+    return step
+
+
 def _run_of(
     task: Task,
     arm: Arm,
@@ -149,15 +166,8 @@ def _run_of(
         return (params, statistics, task.optimizer(arm, rate).init(params)), items
 
     def step(rate: Rate, train: Any, carry: Any, item: Any) -> Any:
-        params, statistics, state = carry
-        batch = task.batch(train, item)
-        (loss, statistics), grads = jax.value_and_grad(task.loss_fn, has_aux=True)(
-            params, statistics, batch
-        )
-        updates, state = task.optimizer(arm, rate).update(
-            grads, state, params, value=loss, batch=batch
-        )
-        return (optax.apply_updates(params, updates), statistics, state), loss
+        own = training_step(task.loss_fn, task.optimizer(arm, rate))
+        return own(carry, task.batch(train, item))
 
     starts, steps = jit(start), jit(step, donate_argnums=2)
 

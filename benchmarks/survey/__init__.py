@@ -25,19 +25,18 @@ class _Survey(Study):
     ) -> list[Unit]:
         found = []
         for unit in super().units(tasks, arms, seeds=seeds, steps=steps, source=source):
-            name, arm = unit.keys[0].task, unit.keys[0].arm
-            if arm in DECAYING and name != "noisy":
-                continue
-            kinds = ("curve", "path") if name in LANDSCAPES else ("curve",)
-            problem = PROBLEMS[name]
-            asked = {"share": problem.share, "judged_by": problem.judged_by, "seeds": seeds}
-            found.append(
-                Unit(
-                    (*unit.keys, *(Key(name, arm, kind=kind) for kind in kinds)),
-                    {**unit.config, **asked},
-                    functools.partial(results_of, name, steps, seeds),
-                )
-            )
+            name, arm, *_ = unit.keys[0]
+            if name == "noisy" or arm not in DECAYING:
+                kinds = ("curve", "path") if name in LANDSCAPES else ("curve",)
+                keys = (*unit.keys, *(Key(name, arm, kind=kind) for kind in kinds))
+                problem = PROBLEMS[name]
+                asked = {
+                    "share": problem.share,
+                    "judged_by": problem.judged_by,
+                    "seeds": seeds,
+                }
+                make = functools.partial(results_of, name, steps, seeds)
+                found.append(Unit(keys, {**unit.config, **asked}, make))
         return found
 
     def report(self, records: Records) -> None:

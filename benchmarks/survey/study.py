@@ -3,7 +3,7 @@
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import optabs
 from benchmarks.lab import tasks
 from benchmarks.lab.landscapes import LANDSCAPES, drawable, evaluated, path
 from benchmarks.lab.records import Key, rounded
-from benchmarks.lab.study import TUNING_SEEDS, Grid, Tuning, tune
+from benchmarks.lab.study import TUNING_SEEDS, Grid, tune
 from benchmarks.lab.training import LAST, Arm, Outcome, Task, cosine, program_of
 
 GRID = Grid(-12, 8)  # 1e-6 to 1e4, wide enough for the widest
@@ -77,7 +77,6 @@ def _landscape(name: str, title: str, steps: int, share: float = 1e-6) -> Proble
 
 
 def _sparse(source: pathlib.Path | None) -> Task:
-    del source
     whole = tasks.quadratic()
 
     def loss_fn(params: Any, statistics: Any, seen: jax.Array) -> tuple[jax.Array, Any]:
@@ -113,19 +112,12 @@ PROBLEMS = {
 }
 
 
-class Scores(NamedTuple):
-    """What counts of some runs."""
+def scores_of(losses: np.ndarray, share: float, steps: int) -> dict[str, np.ndarray]:
+    """What counts of curves [..., looks + 1], the start's loss first: float [...].
 
-    steps: np.ndarray  # float [...]: to the target, infinite if not reached
-    final: np.ndarray  # float [...]: mean of the last losses, infinite if diverged
-
-
-def scores_of(losses: np.ndarray, share: float, steps: int) -> Scores:
-    """Steps to the target and final losses of curves [..., looks + 1], the start's loss first.
-
-    The target is reached where the loss falls below it and stays there for the rest of the
-    run, which is at least its last twentieth: a path that jumps over a minimum, again and
-    again, has not arrived.
+    "final", a mean of the last losses, is infinite where the run diverged; "steps", where the
+    target is not reached. It is where the loss falls below it and stays there for the rest of
+    the run, at least its last twentieth: a path that jumps over a minimum has not arrived.
     """
     looks = losses.shape[-1] - 1
     last = max(1, round(LAST * looks))
@@ -136,7 +128,7 @@ def scores_of(losses: np.ndarray, share: float, steps: int) -> Scores:
     arrived = (arrival <= looks + 1 - last) & ~diverged
     first = np.where(arrived, arrival * (steps // looks), np.inf)
     tail = losses[..., -last:].astype(np.float64)
-    return Scores(first, np.where(diverged, np.inf, tail.mean(axis=-1)))
+    return {"steps": first, "final": np.where(diverged, np.inf, tail.mean(axis=-1))}
 
 
 def judged(losses: np.ndarray, problem: Problem, steps: int) -> np.ndarray:
@@ -147,9 +139,9 @@ def judged(losses: np.ndarray, problem: Problem, steps: int) -> np.ndarray:
     """
     scores = scores_of(losses, problem.share, steps)
     if problem.judged_by == "final":
-        return scores.final
-    missed = steps * (1 + scores.final / losses[..., 0])
-    return np.where(np.isfinite(scores.steps), scores.steps, missed)
+        return scores["final"]
+    missed = steps * (1 + scores["final"] / losses[..., 0])
+    return np.where(np.isfinite(scores["steps"]), scores["steps"], missed)
 
 
 Run = Callable[[float, int], tuple[Outcome, np.ndarray]]
@@ -179,93 +171,63 @@ def run_of(task: Task, arm: str) -> Run:
     return run
 
 
-def curves_of(run: Run, rates: Sequence[float], seeds: Iterable[int]) -> np.ndarray:
+def curves_of(run: Run, rates: Sequence[float], seeds: Sequence[int]) -> np.ndarray:
     """The curves of all rates and seeds: float32 [rates, seeds, looks + 1]."""
-    seeds = list(seeds)
     return np.stack([[run(rate, seed)[1] for seed in seeds] for rate in rates])
 
 
 def results_of(
-    name: str,
-    steps: int | None,
-    seeds: int,
-    missing: Sequence[Key],
-    done: Mapping[Key, Any],
+    name: str, steps: int | None, seeds: int, missing: Sequence[Key], done: Mapping[Key, Any]
 ) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Chooses the rate on the tuning seeds, then runs the reported ones.
+    """Chooses the rate on the tuning seeds, then makes what is missing of one arm's keys.
 
-    Args:
-      name: of a problem.
-      steps: in place of its own number.
-      seeds: how many are reported.
-      missing: keys of one arm on the task: "tuning"; "run" of each seed; "curve", the median
-        over them; and on a landscape "path", from its own start.
-      done: the results of the others.
-
-    Yields:
-      Each missing key with its result.
+    They are "tuning"; "run" of each seed; "curve", the median over them; and on a landscape
+    "path", from its own start.
     """
     problem, arm = PROBLEMS[name], missing[0].arm
     task = problem.make(None)
     task = task._replace(steps=steps or task.steps)
-    run = run_of(task, arm)
+    run = functools.cache(run_of(task, arm))
+
+    def losses_of(rates: Sequence[float]) -> np.ndarray:
+        return judged(curves_of(run, rates, TUNING_SEEDS), problem, task.steps)
+
     tuning_key = Key(name, arm, kind="tuning")
     if tuning_key in done:
         best = done[tuning_key]["best"]
     else:
-        tuning, scores = tuned(run, problem, task.steps)
-        best = tuning.best
-        found = {measure: rounded(each) for measure, each in scores._asdict().items()}
-        yield tuning_key, {"best": best, "rates": tuning.rates, **found}
-    run = functools.cache(run)
+        tuning = tune(losses_of, GRID)
+        best, rates = tuning.best, tuning.rates
+        scores = scores_of(curves_of(run, rates, TUNING_SEEDS), problem.share, task.steps)
+        found = {measure: rounded(each) for measure, each in scores.items()}
+        yield tuning_key, {"best": best, "rates": rates, **found}
     for key in missing:
         if key.kind == "run":
             assert key.seed is not None
             outcome, curve = run(best, key.seed)
             scores = scores_of(curve, problem.share, task.steps)
-            result = {"rate": best, **{n: rounded(s) for n, s in scores._asdict().items()}}
+            result = {"rate": best, **{name: rounded(each) for name, each in scores.items()}}
             if outcome.test is not None and task.classifies:
                 result["test_accuracy"] = rounded(outcome.test[1])
             yield key, result
         elif key.kind == "curve":
-            yield (
-                key,
-                _curve(np.median(curves_of(run, [best], range(seeds))[0], 0), task.steps),
-            )
+            losses = np.median(curves_of(run, [best], range(seeds)), (0, 1))
+            last = len(losses) - 1
+            spaced = [np.linspace(0, last, CURVE), np.geomspace(1, last, CURVE)]
+            looks = np.unique(np.concatenate(spaced).round().astype(int))
+            every = task.steps // last
+            yield key, {"steps": (looks * every).tolist(), "loss": rounded(losses[looks])}
         elif key.kind == "path":
             points = path(LANDSCAPES[name], ARMS[arm].make(best), task.steps)
             yield key, {"points": outlined(name, points)}
 
 
-def tuned(run: Run, problem: Problem, steps: int) -> tuple[Tuning, Scores]:
-    """The rates tried on TUNING_SEEDS, and their scores [rates, seeds]."""
-    curves: dict[float, np.ndarray] = {}
-
-    def losses_of(rates: Sequence[float]) -> np.ndarray:
-        found = curves_of(run, rates, TUNING_SEEDS)
-        curves.update(zip(rates, found, strict=True))
-        return judged(found, problem, steps)
-
-    tuning = tune(losses_of, GRID)
-    whole = np.stack([curves[rate] for rate in tuning.rates])
-    return tuning, scores_of(whole, problem.share, steps)
-
-
-def _curve(losses: np.ndarray, steps: int) -> dict[str, Any]:
-    last = len(losses) - 1
-    spaced = [np.linspace(0, last, CURVE), np.geomspace(1, last, CURVE)]
-    looks = np.unique(np.concatenate(spaced).round().astype(int))
-    return {"steps": (looks * (steps // last)).tolist(), "loss": rounded(losses[looks])}
-
-
 def outlined(landscape: str, points: np.ndarray) -> list[list[float]]:
-    """A path to be drawn: without the points that lie where the last kept one does."""
+    """A path to be drawn: without the points that lie where the one before them does."""
     place = LANDSCAPES[landscape]
     left, right, low, high = place.box
-    finest = FINEST * np.array([right - left, high - low])
     drawn = drawable(place, points)
-    kept = [drawn[0]]
-    for point in drawn[1:-1]:
-        if (np.abs(point - kept[-1]) > finest).any() and len(kept) < LONGEST:
-            kept.append(point)
-    return np.round([*kept, drawn[-1]], 4).tolist()
+    cells = np.floor(drawn / (FINEST * np.array([right - left, high - low])))
+    moved = np.flatnonzero((cells[1:] != cells[:-1]).any(axis=1)) + 1
+    kept = np.unique([0, *moved[: LONGEST - 1], len(drawn) - 1])
+    return np.round(drawn[kept], 4).tolist()

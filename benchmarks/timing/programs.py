@@ -1,6 +1,7 @@
-"""Whole programs: compilations, epochs beside PyTorch's and a scan's, and populations."""
+"""Whole programs: epochs beside PyTorch's and a scan's, and populations."""
 
 import functools
+import importlib
 import itertools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -9,33 +10,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import optabs
-from benchmarks.lab import tasks, timing, torch_peer
-from benchmarks.lab.records import Key
-from benchmarks.lab.study import Unit, unit_of
+from benchmarks.lab import tasks, timing
+from benchmarks.lab.arguments import ArgumentError
+from benchmarks.lab.records import Key, environment
+from benchmarks.lab.study import Unit
 from benchmarks.lab.tasks import Split, Splits
-from benchmarks.lab.training import Optimizer
+from benchmarks.lab.training import Optimizer, Task, training_step
+from benchmarks.timing.steps import RATE, unit_of
 from optabs.training.batches import take
 
 Function = Callable[..., Any]
 
-RATE = 1e-3
 ADAM = optabs.adam(RATE)
 # A unit of Adam's state that learns nothing: what is left of `evolve` is evolution.
 RESTING = Optimizer(ADAM.init, lambda grads, state, params=None: (grads, state))
-RIVAL, JAX, FIT, HAND = "optax.adam", "jax, optabs.adam", "optabs.fit", "by hand"
-COMPILED: Mapping[str, Callable[[], Optimizer]] = {
-    RIVAL: lambda: optax.adam(RATE),
-    "adam_abs": lambda: optabs.adam_abs(RATE),
-    "narrow_state": lambda: optabs.narrow_state(optax.adam(RATE), min_size=16),
-    "dao_e": lambda: optabs.dao_e(RATE),
-    "dao_e_uniform": lambda: optabs.dao_e(RATE, controller=optabs.Controller.uniform()),
-    "dao_e_one_expert": lambda: optabs.dao_e(experts={"adam": optabs.adam(RATE)}),
-}
-LEAVES = (8, 16, 40, 62, 150)
+JAX, FIT, HAND = "jax, optabs.adam", "optabs.fit", "by hand"
 HIDDEN = {"logistic": (), "mlp-256-128": (256, 128)}
+TORCH: Mapping[str, Mapping[str, bool]] = {  # the forms of its Adam
+    "plain": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True},
+}  # fmt: skip
 VMAP, CHUNKS = "under vmap", "in chunks"
 SINGLY, FITS = "one by one", "optabs.fit one by one"
 LEARNING = (VMAP, CHUNKS, SINGLY, FITS)
@@ -44,66 +39,23 @@ EVOLVE, ITSELF = "evolve", "evolve without training"
 SHARE = 0.05  # of a generation, that an evolution without its training should take at most
 
 
-def compile_units(rounds: int, quick: bool) -> list[Unit]:
-    """A step of some optimizers on so many small arrays."""
-    names = list(COMPILED)[: 2 if quick else None]
-    return [
-        unit_of(
-            Key(f"{leaves} arrays", "all", kind="compile"),
-            {"leaves": leaves, "optimizers": names, "rounds": rounds},
-            measure_compilation,
-        )
-        for leaves in ([2] if quick else LEAVES)
-    ]
-
-
-def measure_compilation(leaves: int, optimizers: list[str], rounds: int) -> dict[str, Any]:
-    """Seconds of fresh compilations in turns, in one process, and lines of the programs."""
-    lines: dict[str, int] = {}
-
-    def compiled(name: str) -> float:
-        jax.clear_caches()
-        lowered = lowered_step(COMPILED[name](), leaves)
-        programs: list[jax.stages.Compiled] = []
-        seconds = timing.seconds_of(lambda: programs.append(lowered.compile()))
-        lines[name] = (programs[0].as_text() or "").count("\n")
-        return seconds
-
-    clocks = {name: functools.partial(compiled, name) for name in optimizers}
-    return {"seconds": timing.in_turns(clocks, rounds), "lines": lines}
-
-
-def lowered_step(optimizer: Optimizer, leaves: int) -> jax.stages.Lowered:
-    """A step on vectors of 16 and matrices of 16 x 16 numbers in turns, to be compiled."""
-    params = {
-        f"w{index}": jax.ShapeDtypeStruct((16, 16) if index % 2 else (16,), jnp.float32)
-        for index in range(leaves)
-    }
-    state = jax.eval_shape(optimizer.init, params)
-    return jax.jit(timing.step_of(optimizer)).lower((params, state), params)
-
-
-def learned(splits: Splits, *hidden: int) -> tuple[Function, Function, Function]:
-    """Of a perceptron: key -> parameters, they and a batch -> loss, or accuracy."""
+def learned(splits: Splits, *hidden: int) -> tuple[Task, Function, Function]:
+    """A perceptron on images; key -> its parameters; they and a batch -> loss."""
     net = tasks.mlp(splits[0].inputs[0].size, *hidden, 10)
     task = tasks.classification("", net, splits, steps=1, batch_size=1)
     return (
+        task,
         lambda key: task.init(key)[0],
         lambda params, batch: task.loss_fn(params, {}, batch)[0],
-        lambda params, split: task.evaluate(params, {}, split)[1],
     )
 
 
-def epoch_of(loss_fn: Function, size: int | None, *, last: bool) -> Function:
-    """Adam by hand: (params, state), an epoch's number, training set -> the same, mean loss.
+def epoch_of(task: Task, size: int | None, *, last: bool) -> Function:
+    """Adam by hand: carry, an epoch's number, training set -> carry, mean loss.
 
     Without a size all are one batch; `last` trains on what fills no batch, too.
     """
-    descend = timing.step_of(ADAM)
-
-    def step(carry: Any, batch: Split) -> tuple[Any, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(carry[0], batch)
-        return descend(carry, grads), loss
+    step = training_step(task.loss_fn, ADAM)
 
     def epoch(carry: Any, number: Any, train: Split) -> tuple[Any, jax.Array]:
         if size is None:
@@ -123,57 +75,102 @@ def epoch_of(loss_fn: Function, size: int | None, *, last: bool) -> Function:
     return epoch
 
 
+def carry_of(params: Any) -> Any:
+    """Where an epoch begins; copies, since a program may take them for its results."""
+    params = jax.tree.map(jnp.copy, params)
+    return params, {}, ADAM.init(params)
+
+
+def load_torch() -> tuple[Any, str]:
+    """PyTorch, with all cores, and its name of the kind of device that JAX uses."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise ArgumentError(
+            f"PyTorch cannot be imported ({error}); call `make peers`."
+        ) from error
+    torch.set_num_threads(environment()["cores"] or 1)
+    backend = jax.default_backend()
+    if backend == "cpu" or (backend == "gpu" and torch.cuda.is_available()):
+        return torch, "cpu" if backend == "cpu" else "cuda"
+    raise ArgumentError(
+        f"JAX runs on {backend!r} where this PyTorch cannot follow; set JAX_PLATFORMS=cpu or "
+        "install a PyTorch for that device."
+    )
+
+
+def torch_epoch(
+    params: Any, splits: Splits, batch_size: int, variant: str
+) -> Callable[[], tuple[float, float]]:
+    """An epoch of PyTorch's Adam from such weights: () -> mean loss, validation accuracy.
+
+    The device is idle when it returns.
+    """
+    torch, device = load_torch()
+    modules: list[Any] = []
+    for _, layer in sorted(params["layers"].items()):
+        linear = torch.nn.Linear(*layer["kernel"].shape)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(np.array(layer["kernel"].T)))
+            linear.bias.copy_(torch.from_numpy(np.array(layer["bias"])))
+        modules += [linear, torch.nn.ReLU()]
+    model = torch.nn.Sequential(*modules[:-1]).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, **TORCH[variant])
+    images, labels, held_out, held_out_labels = (
+        torch.from_numpy(np.array(leaf)).to(device) for split in splits[:2] for leaf in split
+    )
+    images, labels, held_out = images.flatten(1), labels.long(), held_out.flatten(1)
+
+    def epoch() -> tuple[float, float]:
+        order = torch.randperm(len(labels), device=device)
+        batches = len(labels) // batch_size
+        total = torch.zeros((), device=device)
+        for rows in order[: batches * batch_size].view(batches, batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()  # .item() would wait for the device at every step
+        with torch.no_grad():
+            right = (model(held_out).argmax(-1) == held_out_labels).float().mean()
+        return float(total) / batches, float(right)
+
+    return epoch
+
+
 def epoch_units(data: pathlib.Path | None, rounds: int) -> list[Unit]:
     """Batches of three sizes; a missing PyTorch is said before the data are read."""
-    device = torch_peer.device()
-    splits = tasks.image_splits("mnist", data)
-    config = {"dataset": "mnist", "model": "mlp-256-128", "learning_rate": RATE}
-    config |= {"variants": list(torch_peer.VARIANTS), "rounds": rounds, "device": device}
+    _, device = load_torch()
+    measure = functools.partial(measure_epochs, tasks.image_splits("mnist", data))
+    asked: dict[str, Any] = {"dataset": "mnist", "model": "mlp-256-128", "rounds": rounds}
+    asked |= {"learning_rate": RATE, "variants": list(TORCH), "device": device}
     return [
         unit_of(
-            Key("mnist", "adam", f"batch {size}", kind="epoch"),
-            config | {"batch_size": size},
-            functools.partial(measure_epochs, splits),
+            Key("mnist", "adam", f"batch {size}", "epoch"), measure, batch_size=size, **asked
         )
         for size in (64, 128, 256)
     ]
 
 
 def measure_epochs(
-    splits: Splits, batch_size: int, variants: list[str], rounds: int, device: str, **_: Any
+    splits: Splits, batch_size: int, model: str, variants: list[str], rounds: int, **_: Any
 ) -> dict[str, Any]:
     """All start from the same weights, shuffle anew and score the validation set."""
     train, validation, _test = splits
-    init_fn, loss_fn, accuracy = learned(splits, *HIDDEN["mlp-256-128"])
-    epoch = epoch_of(loss_fn, batch_size, last=False)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def scored(carry: Any, number: Any, train: Split, validation: Split) -> Any:
-        carry, loss = epoch(carry, number, train)
-        return carry, number + 1, loss, accuracy(carry[0], validation)
-
+    task, init_fn = learned(splits, *HIDDEN[model])[:2]
+    epoch = jax.jit(epoch_of(task, batch_size, last=False), donate_argnums=0)
+    evaluate, numbers = jax.jit(task.evaluate), itertools.count()
     params = init_fn(jax.random.key(0))
-    layers = [
-        (np.asarray(layer["kernel"]), np.asarray(layer["bias"]))
-        for _, layer in sorted(params["layers"].items())
-    ]
-    carry, number = (params, ADAM.init(params)), jnp.int32(0)
+    carry = carry_of(params)
 
     def ours() -> tuple[float, float]:
-        nonlocal carry, number
-        carry, number, *shown = scored(carry, number, train, validation)
-        loss, accuracy = jax.block_until_ready((carry, shown))[1]
-        return float(loss), float(accuracy)
+        nonlocal carry
+        carry, loss = epoch(carry, next(numbers), train)
+        params, statistics, _ = carry
+        return float(loss), float(evaluate(params, statistics, validation)[1])
 
-    flat = [
-        (np.asarray(split.inputs).reshape(len(split.labels), -1), np.asarray(split.labels))
-        for split in (train, validation)
-    ]
-    settings: dict[str, Any] = {"batch_size": batch_size, "learning_rate": RATE}
     theirs = {
-        f"torch, {variant}": torch_peer.make_epoch(
-            layers, *flat, variant=variant, device=device, **settings
-        )
+        f"torch, {variant}": torch_epoch(params, splits, batch_size, variant)
         for variant in variants
     }
     first, seconds = timing.timed({JAX: ours, **theirs}, rounds)
@@ -185,17 +182,14 @@ def measure_epochs(
 
 def fit_units(rounds: int, quick: bool) -> list[Unit]:
     """Two models, batches of three sizes and all as one."""
-    return [
-        unit_of(
-            Key(model, "adam", f"batch {size or 'all'}", kind="fit"),
-            {"model": model, "batch_size": size, "epochs": epochs, "rounds": rounds},
-            measure_fit,
-        )
-        for model in list(HIDDEN)[: 1 if quick else None]
-        for size, epochs in (
-            {400: 1} if quick else {16: 100, 64: 100, 256: 100, None: 1000}
-        ).items()
-    ]
+    models = list(HIDDEN)[: 1 if quick else None]
+    epochs = {400: 1} if quick else {16: 100, 64: 100, 256: 100, None: 1000}
+    units = []
+    for model, (size, count) in itertools.product(models, epochs.items()):
+        asked = {"model": model, "batch_size": size, "epochs": count, "rounds": rounds}
+        key = Key(model, "adam", f"batch {size or 'all'}", "fit")
+        units.append(unit_of(key, measure_fit, **asked))
+    return units
 
 
 def measure_fit(
@@ -203,18 +197,17 @@ def measure_fit(
 ) -> dict[str, Any]:
     """Seconds of training on digits through both, and how far their parameters are apart."""
     splits = tasks.image_splits("digits")
-    init_fn, loss_fn, _ = learned(splits, *HIDDEN[model])
-    epoch = jax.jit(epoch_of(loss_fn, batch_size, last=True), donate_argnums=0)
+    task, init_fn, loss_fn = learned(splits, *HIDDEN[model])
+    epoch = jax.jit(epoch_of(task, batch_size, last=True), donate_argnums=0)
     params = init_fn(jax.random.key(0))
-    settings: dict[str, Any] = {"batch_size": batch_size, "epochs": epochs, "progress": False}
+    settings: Any = {"batch_size": batch_size, "epochs": epochs, "progress": False}
 
-    def through_fit() -> Any:
+    def through_fit() -> tuple[Any, float]:
         result = optabs.fit(loss_fn, params, ADAM, splits[0], **settings)
         return result.params, float(result.history["loss"][-1])
 
-    def by_hand() -> Any:
-        start = jax.tree.map(jnp.copy, params)
-        carry, loss = (start, ADAM.init(start)), jnp.nan
+    def by_hand() -> tuple[Any, float]:
+        carry, loss = carry_of(params), jnp.nan
         for number in range(epochs):
             carry, loss = epoch(carry, number, splits[0])
         return carry[0], float(loss)
@@ -226,18 +219,16 @@ def measure_fit(
 
 def population_units(rounds: int, quick: bool) -> list[Unit]:
     """MLPs with one hidden layer on digits, whose images are stretched to a side."""
-    cells = itertools.product((8, 28), (16, 64, 256), (8, 32))
+    cells = [(8, 4, 2)] if quick else itertools.product((8, 28), (16, 64, 256), (8, 32))
     batch, chunk = (650, 1) if quick else (64, 4)
-    shared = {"epochs": 2, "rounds": rounds, "learning_rate": RATE}
-    shared |= {"batch_size": batch, "chunk_size": chunk}
-    return [
-        unit_of(
-            Key(f"mlp {side**2}-{hidden}-10", "adam", f"{size} units", kind="population"),
-            {"side": side, "hidden": hidden, "population": size, **shared},
-            measure_population,
-        )
-        for side, hidden, size in ([(8, 4, 2)] if quick else cells)
-    ]
+    asked: dict[str, Any] = {"epochs": 2, "rounds": rounds, "learning_rate": RATE}
+    asked |= {"batch_size": batch, "chunk_size": chunk}
+    units = []
+    for side, hidden, size in cells:
+        asked |= {"side": side, "hidden": hidden, "population": size}
+        key = Key(f"mlp {side**2}-{hidden}-10", "adam", f"{size} units", "population")
+        units.append(unit_of(key, measure_population, **asked))
+    return units
 
 
 def stretched(side: int) -> Splits:
@@ -250,13 +241,12 @@ def stretched(side: int) -> Splits:
 
 
 def measure_population(
-    side: int, hidden: int, population: int, batch_size: int, epochs: int, chunk_size: int,
-    rounds: int, **_: Any,
-) -> dict[str, Any]:  # fmt: skip
+    side: int, hidden: int, population: int, chunk_size: int, rounds: int, **options: Any
+) -> dict[str, Any]:
     """Seconds in which units learn together, one by one and through fit, and of evolving."""
     train, validation, _test = splits = stretched(side)
-    init_fn, loss_fn = learned(splits, hidden)[:2]
-    settings: Any = {"epochs": epochs, "batch_size": batch_size}
+    _, init_fn, loss_fn = learned(splits, hidden)
+    settings = {name: options[name] for name in ("epochs", "batch_size")}
     together, alone = (optabs.gadam(ADAM, units, **settings) for units in (population, 1))
     chunks = optabs.gadam(ADAM, population, chunk_size=chunk_size, **settings)
     resting = optabs.gadam(RESTING, population)
@@ -286,7 +276,7 @@ def measure_population(
     }
     first, seconds = timing.timed(contenders, rounds)
     losses = {name: float(jnp.mean(first[name])) for name in LEARNING}
-    steps = epochs * -(-len(train.labels) // batch_size)
+    steps = settings["epochs"] * -(-len(train.labels) // settings["batch_size"])
     return {"steps": steps, "seconds": seconds, "loss": losses}
 
 

@@ -14,11 +14,14 @@ from checks.registry import check
 def _after_updates(case: Case, start, rate, centre, steps=3, **numbers):
     """A sum of the parameters after steps of descent from start toward centre."""
     optimizer = case.make(rate, **numbers)
-    position, state = start, optimizer.init(start)
-    for _ in range(steps):
+
+    def advance(carry, _):
+        position, state = carry
         grads = jax.tree.map(lambda p, c: p - c, position, centre)
         updates, state = optimizer.update(grads, state, position, **case.extra)
-        position = optax.apply_updates(position, updates)
+        return (optax.apply_updates(position, updates), state), None
+
+    position, _ = jax.lax.scan(advance, (start, optimizer.init(start)), length=steps)[0]
     return sum(jnp.sum(jnp.square(leaf + 1)) for leaf in jax.tree.leaves(position))
 
 
@@ -30,10 +33,12 @@ def check_gradient_through_updates(case: Case) -> None:
     def loss(start, rate):
         return _after_updates(case, start, rate, centre)
 
-    by_start, by_rate = jax.grad(loss, (0, 1))(start, rate)
+    with_slopes = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    _, (by_start, by_rate) = with_slopes(start, rate)
     chex.assert_tree_all_finite((by_start, by_rate))
     step = 0.03 * rate
-    quotient = (loss(start, rate + step) - loss(start, rate - step)) / (2 * step)
+    above, below = (with_slopes(start, rate + move)[0] for move in (step, -step))
+    quotient = (above - below) / (2 * step)
     # A float32 difference of nearby losses has about this many digits; a row that keeps
     # rounded numbers steps from one to the next, which no slope shows.
     rtol = 5e-2 if case.full_width else 2e-1
@@ -51,7 +56,7 @@ def check_gradient_at_rest(case: Case) -> None:
         centre = jax.lax.stop_gradient(start)
         return _after_updates(case, start, rate, centre, **numbers)
 
-    chex.assert_tree_all_finite(jax.grad(loss, (0, 1))(start, case.rate))
+    chex.assert_tree_all_finite(jax.jit(jax.grad(loss, (0, 1)))(start, case.rate))
 
 
 @check()

@@ -3,17 +3,26 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from cases import Case
-from trees import assert_close, assert_equal, gradients, params, run, tree
+from trees import (
+    assert_close,
+    assert_equal,
+    compiled,
+    gradients,
+    params,
+    plain,
+    run,
+    tree,
+    with_traced,
+)
 
 from checks.registry import check
 
 
 @check()
 def check_jit_equals_eager(case: Case) -> None:
-    optimizer = case.make()
-    compiled = jax.jit(lambda grads: run(case, optimizer, params(), grads))(gradients())
-    assert_close(compiled, run(case, optimizer), rtol=1e-5)
+    assert_close(run(case, compiled(case.make())), plain(case), rtol=1e-5)
 
 
 def _stacked(trees):
@@ -25,18 +34,23 @@ def check_vmap_over_params_equals_loop(case: Case) -> None:
     optimizer = case.make()
     starts = [tree(20 + i) for i in range(3)]
     grads = [[tree(30 + 3 * i + t) for t in range(3)] for i in range(3)]
-    together = jax.vmap(lambda start, grads: run(case, optimizer, start, grads))(
-        _stacked(starts), _stacked(grads)
+    mapped = optax.GradientTransformationExtraArgs(
+        jax.jit(jax.vmap(optimizer.init)), jax.jit(jax.vmap(optimizer.update))
     )
-    apart = [run(case, optimizer, *each) for each in zip(starts, grads, strict=True)]
+    stacked = [_stacked(each) for each in zip(*grads, strict=True)]
+    together = run(case, mapped, _stacked(starts), stacked)
+    alone = compiled(optimizer)
+    apart = [run(case, alone, *each) for each in zip(starts, grads, strict=True)]
     assert_close(together, _stacked(apart), rtol=1e-5)
 
 
 @check()
 def check_vmap_over_rates_equals_loop(case: Case) -> None:
     rates = case.rate * jnp.array([0.5, 1.0, 2.0])
-    together = jax.vmap(lambda rate: run(case, case.make(rate)))(rates)
-    apart = [run(case, case.make(rate)) for rate in rates]
+    start, *grads = (_stacked(3 * [tree]) for tree in (params(), *gradients()))
+    together = run(case, with_traced(case, jax.vmap)(learning_rate=rates), start, grads)
+    alone = with_traced(case)
+    apart = [run(case, alone(learning_rate=rate)) for rate in rates]
     assert_close(together, _stacked(apart), rtol=1e-5)
 
 
@@ -80,7 +94,7 @@ def check_split_leaf_changes_nothing(case: Case) -> None:
 @check(instead_of=check_order_of_leaves_is_free)
 def check_leaves_are_coupled(case: Case) -> None:
     """A row that declares coupling: a leaf steps otherwise among others than alone."""
-    optimizer = case.make()
+    optimizer = compiled(case.make())
     position, other, gradient = _arrays(3)
     pair, _ = run(case, optimizer, [position, other], 3 * [[gradient, 9 * other]])
     alone, _ = run(case, optimizer, [position], 3 * [[gradient]])
@@ -90,7 +104,7 @@ def check_leaves_are_coupled(case: Case) -> None:
 @check(instead_of=check_split_leaf_changes_nothing)
 def check_entries_are_coupled(case: Case) -> None:
     """A row that is not element-wise: half a leaf steps otherwise than within the whole."""
-    optimizer = case.make()
+    optimizer = compiled(case.make())
     position, *grads = _arrays(4)
     whole, _ = run(case, optimizer, position, grads)
     half, _ = run(case, optimizer, position[:2], [gradient[:2] for gradient in grads])

@@ -15,13 +15,14 @@ from trees import (
     filled,
     gradients,
     params,
+    plain,
     run,
     step,
 )
 
 from checks.registry import check
 
-REAL = (*NARROW, jnp.float32)
+REAL = (*NARROW, "float32")
 
 
 def _mixed(tree: Any, wide: Any) -> Any:
@@ -53,19 +54,15 @@ def _keeps_avals(case: Case, position: Any) -> None:
     assert avals(jax.eval_shape(optimizer.init, position)) == avals(state)
 
 
-@check()
-def check_dtypes_are_stable(case: Case) -> None:
-    for dtype in REAL:
-        _keeps_avals(case, params(dtype))
-    _keeps_avals(case, _mixed(params(), jnp.float16))
+@check(variants=(*REAL, "mixed"))
+def check_dtypes_are_stable(case: Case, dtype: str) -> None:
+    _keeps_avals(case, _mixed(params(), "float16") if dtype == "mixed" else params(dtype))
 
 
-@check()
-def check_dtypes_are_stable_under_x64(case: Case) -> None:
+@check(variants=(*REAL, "float64", "mixed"))
+def check_dtypes_are_stable_under_x64(case: Case, dtype: str) -> None:
     with jax.enable_x64(True):
-        for dtype in (*REAL, jnp.float64):
-            _keeps_avals(case, params(dtype))
-        _keeps_avals(case, _mixed(params(), jnp.float64))
+        _keeps_avals(case, _mixed(params(), "float64") if dtype == "mixed" else params(dtype))
 
 
 @check()
@@ -130,7 +127,7 @@ def check_complex(case: Case) -> None:
     dressed = jax.tree.map(lambda leaf: leaf.astype(jnp.complex64), [position, *grads])
     _keeps_avals(case, dressed[0])
     updates, _ = run(case, case.make(), dressed[0], dressed[1:])
-    wanted, _ = run(case, case.make(), position, grads)
+    wanted, _ = plain(case)
     real, imaginary = (jax.tree.map(part, updates) for part in (jnp.real, jnp.imag))
     assert_close(real, wanted, rtol=1e-5)
     assert_close(imaginary, filled(wanted, 0.0))
@@ -148,30 +145,27 @@ def check_complex_is_refused(case: Case) -> None:
         step(case, optimizer, position, optimizer.init(position), position)
 
 
-@check()
-def check_zero_gradients_stay_finite(case: Case) -> None:
-    for dtype in REAL:
-        position, ones = params(dtype), gradients(1, dtype)[0]
-        zero = filled(position, 0.0)
-        for grads in ([zero, zero], [zero, ones, zero]):
-            chex.assert_tree_all_finite(run(case, case.make(), position, grads))
+@check(variants=REAL)
+def check_zero_gradients_stay_finite(case: Case, dtype: str) -> None:
+    position, ones = params(dtype), gradients(1, dtype)[0]
+    zero = filled(position, 0.0)
+    for grads in ([zero, zero], [zero, ones, zero]):
+        chex.assert_tree_all_finite(run(case, case.make(), position, grads))
 
 
-@check()
-def check_huge_gradients_leave_state_finite(case: Case) -> None:
-    for dtype, sizes in (
-        (jnp.float32, (1e30, 3e38)),
-        (jnp.bfloat16, (1e38,)),
-        (jnp.float16, (6e4,)),
-    ):
-        position = params(dtype)
-        optimizer = case.make()
-        for size in sizes:
-            state = optimizer.init(position)
-            huge = filled(position, size)
-            for _ in range(3):
-                _, state = step(case, optimizer, huge, state, position)
-                chex.assert_tree_all_finite(state)
+_HUGE = {"float32": (1e30, 3e38), "bfloat16": (1e38,), "float16": (6e4,)}
+
+
+@check(variants=tuple(_HUGE))
+def check_huge_gradients_leave_state_finite(case: Case, dtype: str) -> None:
+    position = params(dtype)
+    optimizer = case.make()
+    for size in _HUGE[dtype]:
+        state = optimizer.init(position)
+        huge = filled(position, size)
+        for _ in range(3):
+            _, state = step(case, optimizer, huge, state, position)
+            chex.assert_tree_all_finite(state)
 
 
 @check(where="passes_nan")

@@ -1,5 +1,6 @@
-"""Which checks there are, and which rows each is for."""
+"""Which checks there are, which rows each is for, and in which variants it runs."""
 
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,9 +8,22 @@ from cases import Case
 
 
 class Check(NamedTuple):
-    run: Callable[[Case], None]
+    function: Callable[..., None]  # (case), or (case, variant)
     where: str | None  # the trait that a row needs
     replaces: str | None  # the check whose counterpart this is
+    variants: tuple[str, ...]
+
+    def run(self, case: Case, variant: str | None = None) -> None:
+        """In one variant, or in all that the check has."""
+        if not self.variants:
+            self.function(case)
+        for each in self.variants if variant is None else [variant]:
+            self.function(case, each)
+
+    def quick_variant(self, case: Case) -> str:
+        """The one that a quick run has of this row: each variant has some rows."""
+        pair = f"{self.function.__name__}-{case}".encode()
+        return self.variants[zlib.crc32(pair) % len(self.variants)]
 
     def applies(self, case: Case) -> bool:
         if self.replaces is not None:
@@ -21,13 +35,19 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(
-    *, where: str | None = None, instead_of: Callable[[Case], None] | None = None
-) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    """Registers a function; `instead_of` takes the rows that the other one leaves out."""
+    *,
+    where: str | None = None,
+    instead_of: Callable[..., None] | None = None,
+    variants: tuple[str, ...] = (),
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a function; `instead_of` takes the rows that the other one leaves out.
 
-    def register(run: Callable[[Case], None]) -> Callable[[Case], None]:
+    With `variants`, as of a dtype, the function takes one of them as its second argument.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
         replaces = None if instead_of is None else instead_of.__name__
-        CHECKS[run.__name__] = Check(run, where, replaces)
-        return run
+        CHECKS[function.__name__] = Check(function, where, replaces, variants)
+        return function
 
     return register
