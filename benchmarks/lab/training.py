@@ -33,12 +33,6 @@ def cosine(rate: Any, steps: int) -> optax.ScalarOrSchedule:
     return optax.cosine_decay_schedule(rate, steps)
 
 
-SCHEDULES: dict[str, Callable[[Any, int], optax.ScalarOrSchedule]] = {
-    "constant": constant,
-    "cosine": cosine,
-}
-
-
 class Task(NamedTuple):
     """What is learned: data, model, loss and score, as pure functions of keys and arrays.
 
