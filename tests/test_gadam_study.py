@@ -1,5 +1,6 @@
 """The study of Gadam: what arms spend, its programs, its bars, and its command."""
 
+import collections
 import functools
 import pathlib
 import shutil
@@ -31,25 +32,6 @@ def _ranks_of_evosax_are_promoted() -> Iterator[None]:
         yield
 
 
-def counted() -> tuple[Task, dict[str, int]]:
-    """A parabola that counts its evaluations, and what it has counted."""
-    counts = {"gradients": 0, "judged": 0}
-
-    def counting(name: str) -> Any:
-        def count(x: jax.Array) -> None:
-            counts[name] += 1
-
-        def loss_fn(x: jax.Array, _: Any) -> jax.Array:
-            jax.debug.callback(count, x)
-            return jnp.sum(x**2)
-
-        return loss_fn
-
-    losses, draws = map(counting, counts), {"unit": genetics.uniform_like}
-    problem = Problem(lambda key: jax.random.normal(key, (2,)), *losses, draws)
-    return Task(3, 8, 1, 1.0, lambda key: problem), counts
-
-
 @pytest.mark.parametrize(
     ("arm", "spent"),
     [
@@ -64,13 +46,24 @@ def counted() -> tuple[Task, dict[str, int]]:
 def test_an_arm_spends_what_is_counted(
     monkeypatch: pytest.MonkeyPatch, arm: Arm, spent: tuple[int, int, int]
 ) -> None:
+    counts: collections.Counter[str] = collections.Counter()
+
+    def counting(name: str) -> Any:
+        def loss_fn(x: jax.Array, _: Any) -> jax.Array:
+            jax.debug.callback(lambda x: counts.update([name]), x)
+            return jnp.sum(x**2)
+
+        return loss_fn
+
+    losses, draws = map(counting, ("learned", "judged")), {"unit": genetics.uniform_like}
+    problem = Problem(lambda key: jax.random.normal(key, (2,)), *losses, draws)
+    task = Task(3, 8, 1, 1.0, lambda key: problem)
     monkeypatch.setattr(program, "TOGETHER", 1)
-    task, counts = counted()
     outcome, looks = program_of(task, arm)([1e-2], [0]), spent_of(arm, task)
     jax.effects_barrier()
     assert outcome.curve.shape == (1, len(looks))
     assert (looks[0], looks[-1], counts["judged"]) == spent
-    assert counts["gradients"] == looks[-1] <= task.units * task.epochs
+    assert counts["learned"] == looks[-1] <= task.units * task.epochs
 
 
 @pytest.mark.parametrize("name", ["ackley-2-shifted", "breast_cancer"])
