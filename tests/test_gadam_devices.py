@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import received
 from gadam_problem import SIZE, data, init_fn, loss_fn
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import optabs
-from benchmarks.lab.processes import received
 from benchmarks.lab.timing import tree_bytes
 from optabs.evolution.generation import breed, programs, select_survivors
 from optabs.evolution.state import Losses, Unit

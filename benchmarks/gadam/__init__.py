@@ -2,6 +2,8 @@
 
 import fnmatch
 import functools
+import itertools
+import os
 import pathlib
 import sys
 import time
@@ -12,62 +14,31 @@ import jax
 import numpy as np
 import typer
 
+import optabs
 from benchmarks.gadam import program, report
-from benchmarks.gadam.tasks import (
-    ARMS,
-    MAIN,
-    NEED_IMAGES,
-    NOISY,
-    TASKS,
-    TUNED,
-    Arm,
-    Task,
-    arms_of,
-    count_of,
-    fewest_epochs,
-    spent_at,
-    task_of,
-)  # fmt: skip
+from benchmarks.gadam import tasks as known
+from benchmarks.gadam.tasks import TUNED, Arm, Task
 from benchmarks.lab import arguments as given
-from benchmarks.lab import processes as several
 from benchmarks.lab import timing
+from benchmarks.lab.originals import require
+from benchmarks.lab.processes import launch
 from benchmarks.lab.records import Key, Records, prepare_folder, record_of, rounded
 from benchmarks.lab.study import TUNING_SEEDS, Grid, Unit, run_units, tune
+from optabs.evolution.devices import NUMBER, connect
 
 GRID = Grid(-7, -2)  # times the task's scale
-LOOKS = 40  # points kept of a curve, after equal shares of the budget
-KEPT_GENERATIONS = 30  # of the first seed's lineage
-QUARTILES = (25, 50, 75)
-QUICK_SEEDS = 2
-TIMED = 3  # calls of a peer, of which the median counts
-FEWEST = 4  # generations of a peer
-
-Made = Iterator[tuple[Key, dict[str, Any]]]
+POINTS = 40  # kept of a curve, after equal shares of the budget
+TIMED = 3  # runs of the tuned rule, of which the median is what a peer is allowed
 
 
 def command(
     tasks: Annotated[
         str, typer.Option(help="names, or patterns such as digits,*-30-shifted; default: all")
     ] = "",
-    arms: Annotated[
-        str, typer.Option(help="all, with those that were tried, too; or some")
-    ] = ",".join(MAIN),
+    arms: Annotated[str, typer.Option(help="all, or some")] = ",".join(known.MAIN),
     seeds: Annotated[int, typer.Option(help="reported runs of each arm")] = 10,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="of each unit; default: 2000 on functions, as steps, 40 on networks"
-        ),
-    ] = None,
-    peers: Annotated[
-        bool, typer.Option("--peers", help="evosax's methods at equal time, after the arms")
-    ] = False,
-    processes: Annotated[
-        int, typer.Option(help="no study: one run on so many processes; 0: the study")
-    ] = 0,
-    join: Annotated[
-        bool, typer.Option("--join", help="no study: such a run, called on each host")
-    ] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="evosax, too, at equal time")] = False,
+    processes: Annotated[int, typer.Option(help="no study, one run over so many")] = 0,
     data: given.DataOption = None,
     quick: given.QuickOption = False,
     only_report: given.ReportOption = False,
@@ -79,30 +50,20 @@ def command(
     reported. Finished records are kept; the same call goes on where it was interrupted.
     """
     folder = out or pathlib.Path("runs") / "gadam"
-    if join:
-        _join(folder)
-        return
     if processes:
-        line = [sys.executable, "-m", "benchmarks", "gadam", "--join", "--out", str(folder)]
-        several.launch(line, processes=given.positive(processes, "processes"))
+        _run_together(folder, given.positive(processes, "processes"))
         return
     names = _names(tasks, data)
-    wanted = given.some_of(arms, "arms", ARMS)
-    if quick:
-        names, seeds = names[:1], min(seeds, QUICK_SEEDS)
-        epochs = fewest_epochs(names[0]) if epochs is None else epochs
-    for name in names:
-        if epochs is not None and epochs < fewest_epochs(name):
-            raise given.ArgumentError(
-                f"epochs is {epochs}, too few for a generation of every arm on {name}; pass "
-                f"{fewest_epochs(name)} or more."
-            )
+    wanted = given.some_of(arms, "arms", known.ARMS)
     given.positive(seeds, "seeds")
-    if peers:
-        program.load_evosax()
+    if quick:
+        names, seeds = names[:1], min(seeds, 2)
+    if peers:  # which run for as long as the tuned rule
+        require(program.EVOSAX, "peers")
+        wanted = list(dict.fromkeys([*wanted, TUNED]))
     records = Records(prepare_folder(folder))
     if not only_report:
-        made = {name: task_of(name, data, epochs) for name in names}
+        made = {name: known.task_of(name, data, 4 if quick else 1) for name in names}
         run_units(units_of(made, wanted, seeds), records)
         if peers:
             run_units(peer_units_of(made, seeds, records), records)
@@ -113,187 +74,149 @@ def _names(text: str, data: pathlib.Path | None) -> list[str]:
     """The tasks of a list of names and patterns; of all, those for which there are data."""
     names = []
     for part in text.split(",") if text else []:
-        found = fnmatch.filter(TASKS, part.strip())
+        found = fnmatch.filter(known.TASKS, part.strip())
         if not found:
             raise given.ArgumentError(
                 f"tasks has {part!r}, which fits none; pass names or patterns such as "
                 "digits,*-30-shifted,rastrigin-*."
             )
         names += found
-    return given.tasks_of(",".join(names), TASKS, NEED_IMAGES, data)
+    return given.tasks_of(",".join(names), known.TASKS, ("mnist",), data)
 
 
 def units_of(tasks: Mapping[str, Task], arms: Sequence[str], seeds: int) -> list[Unit]:
     """One for each arm on each task: its tuning, its runs, and the curves over all of them."""
     units = []
-    for name, task in tasks.items():
-        for arm in arms_of(name):
-            if arm in arms:
-                keys = [Key(name, arm, seed=seed) for seed in range(seeds)]
-                first, last = (Key(name, arm, kind=kind) for kind in ("tuning", "curves"))
-                make = functools.partial(_made, task, arms_of(name)[arm], seeds)
-                config = _config(task, arms_of(name)[arm], seeds) | {"grid": GRID.rates}
-                units.append(Unit((first, *keys, last), config, make))
+    for (name, task), arm in itertools.product(tasks.items(), arms):
+        if rule := known.arms_of(name).get(arm):
+            tuning, curves = (Key(name, arm, kind=kind) for kind in ("tuning", "curves"))
+            runs = [Key(name, arm, seed=seed) for seed in range(seeds)]
+            make = functools.partial(_trained, task, rule, seeds)
+            units.append(Unit((tuning, *runs, curves), _config(task, rule, seeds), make))
     return units
 
 
 def _config(task: Task, arm: Arm, seeds: int) -> dict[str, Any]:
-    own = {
-        name: getattr(task, name) for name in ("title", "units", "epochs", "steps", "scale")
-    }
-    return own | {
-        "arm": arm._asdict(),
-        "tuning_seeds": TUNING_SEEDS,
-        "chosen_by": "mean",  # over the tuning seeds, as `tune` does
-        "seeds": seeds,
-    }
+    own = dict(zip(Task._fields[:4], task[:4], strict=True))
+    chosen = {"grid": GRID.rates, "tuning_seeds": TUNING_SEEDS}
+    return {**own, "arm": arm._asdict(), **chosen, "seeds": seeds}
 
 
-def _made(
+def _trained(
     task: Task, arm: Arm, seeds: int, missing: Sequence[Key], done: Mapping[Key, Any]
-) -> Made:
+) -> Iterator[tuple[Key, dict[str, Any]]]:
     """Chooses the rate, then runs all seeds in one program."""
     run = program.program_of(task, arm)
+
+    def finals(rates: Sequence[float]) -> np.ndarray:
+        pairs = np.repeat(rates, len(TUNING_SEEDS)), np.tile(TUNING_SEEDS, len(rates))
+        return run(*pairs).curve[:, -1].reshape(len(rates), -1)
+
     first = missing[0]._replace(kind="tuning", seed=None)
-    if first in done:
-        best = done[first]["best"]
-    else:
-        tuning = tune(functools.partial(_finals, run), GRID)
-        best = tuning.best
-        yield first, tuning.result()
-    started = time.perf_counter()
-    outcome = run([best] * seeds, range(seeds))
-    seconds = time.perf_counter() - started
-    results: list[dict[str, Any]] = [
-        {"rate": best, "loss": rounded(loss)} for loss in outcome.curve[:, -1]
-    ]
+    tuning = done.get(first) or tune(finals, GRID).result()
+    if first not in done:
+        yield first, tuning
+    outcome = run([tuning["best"]] * seeds, range(seeds))
+    measures = {"loss": outcome.curve[:, -1]}
     if task.test is not None:
         tested = jax.jit(jax.vmap(task.test))(outcome.params)
-        for result, loss, accuracy in zip(results, *map(rounded, tested), strict=True):
-            result |= {"test_loss": loss, "test_accuracy": accuracy}
-    looks = np.linspace(1, outcome.curve.shape[1], LOOKS).round().astype(int)
-    looks = np.unique(looks) - 1
-    curves = {
-        **count_of(arm, task)._asdict(),
-        "looks": spent_at(arm, task, outcome.curve.shape[1])[looks],
-        "quartiles": rounded(np.percentile(outcome.curve[:, looks], QUARTILES, axis=0)),
-        "seconds": round(seconds, 2),
-    }
+        measures |= zip(("test_loss", "test_accuracy"), tested, strict=True)
+    results: list[dict[str, Any]] = [
+        {"rate": tuning["best"]}
+        | {name: rounded(values[seed]) for name, values in measures.items()}
+        for seed in range(seeds)
+    ]
+    spent = known.spent_of(arm, task)
+    kept = np.unique(np.linspace(0, len(spent) - 1, POINTS).round().astype(int))
+    quartiles = np.percentile(outcome.curve[:, kept], (25, 50, 75), axis=0)
+    curves = {"looks": spent[kept], "quartiles": rounded(quartiles)}
     if outcome.lineage is not None:
         parents, survivors, diversity = outcome.lineage
-        curves["diversity"] = rounded(np.median(diversity, axis=0)[looks])
-        results[0] |= {
-            "parents": parents[0, :KEPT_GENERATIONS],
-            "survivors": survivors[0, :KEPT_GENERATIONS],
-        }
+        curves["diversity"] = rounded(np.median(diversity, axis=0)[kept])
+        few = slice(report.GENERATIONS)
+        results[0] |= {"parents": parents[0, few], "survivors": survivors[0, few]}
     for key in missing:
         if key.kind != "tuning":
             yield key, curves if key.seed is None else results[key.seed]
 
 
-def _finals(run: program.Program, rates: Sequence[float]) -> np.ndarray:
-    """The final losses: float [rates, tuning seeds]."""
-    seeds = np.tile(TUNING_SEEDS, len(rates))
-    curves = run(list(np.repeat(rates, len(TUNING_SEEDS))), list(seeds)).curve
-    return curves[:, -1].reshape(len(rates), -1)
-
-
 def peer_units_of(tasks: Mapping[str, Task], seeds: int, records: Records) -> list[Unit]:
     """One for every method on each task without noise, which is in gradients alone."""
     units = []
-    for name, task in tasks.items():
-        if name.endswith(f"-{NOISY}"):
+    for (name, task), (arm, peer) in itertools.product(tasks.items(), program.PEERS.items()):
+        if name.endswith(known.NOISY) or (name in known.NETWORKS and arm == program.SMALL):
             continue
-        (rule,) = units_of({name: task}, [TUNED], seeds)
-        if not records.finished(rule.keys[0], rule.config):
-            raise given.ArgumentError(
-                f"peers run for as long as the tuned rule, of which {str(records.folder)!r} "
-                f"has no such record on {name}; have {TUNED} among arms."
-            )
-        rate = rule.done(records)[rule.keys[0]]["best"]
-        budget = functools.cache(functools.partial(_budget, task, arms_of(name)[TUNED], rate))
-        size = program.parameters_of(task)
-        for arm, peer in program.PEERS.items():
-            if size <= peer.largest:
-                keys = [Key(name, arm, kind="peer", seed=seed) for seed in range(seeds)]
-                own = {
-                    "label": peer.label,
-                    "algorithm": peer.algorithm,
-                    "settings": peer.settings,
-                }
-                config = _config(task, arms_of(name)[TUNED], seeds) | {"peer": own}
-                make = functools.partial(_searched, task, peer, seeds, budget)
-                units.append(Unit((Key(name, arm, kind="peer"), *keys), config, make))
+        rule = known.arms_of(name)[TUNED]
+        (tuning,) = records.select(task=name, arm=TUNED, kind="tuning")
+        keys = [Key(name, arm, kind="peer", seed=seed) for seed in (*range(seeds), None)]
+        config = _config(task, rule, seeds) | {"peer": peer._asdict()}
+        allowed = functools.partial(_allowed_seconds, task, rule, tuning.result["best"])
+        make = functools.partial(_searched, task, peer, allowed, seeds)
+        units.append(Unit(tuple(keys), config, make))
     return units
 
 
 def _searched(
-    task: Task,
-    peer: program.Peer,
-    seeds: int,
-    budget: Callable[[], float],
-    missing: Sequence[Key],
-    done: Mapping[Key, Any],
-) -> Made:
+    task: Task, peer: program.Peer, allowed: Callable[[], float], seeds: int,
+    missing: Sequence[Key], done: Mapping[Key, Any],
+) -> Iterator[tuple[Key, dict[str, Any]]]:  # fmt: skip
     """Chooses the setting, then runs the seeds, each for the seconds that the rule takes."""
-    searches = [program.search_of(task, peer, setting) for setting in peer.settings]
-    counts = [_generations(search, budget()) for search in searches]
-    tuning = [
-        [float(search(seed, count).loss) for seed in TUNING_SEEDS]
-        for search, count in zip(searches, counts, strict=True)
-    ]
-    best = int(np.argmin(np.mean(tuning, axis=1)))
-    seconds, losses = [], []
-    for seed in range(seeds):
-        started = time.perf_counter()
-        losses.append(float(searches[best](seed, counts[best]).loss))
-        seconds.append(time.perf_counter() - started)
-    setting = peer.settings[best]
+
+    def searched(setting: tuple[int, float], seeds: Sequence[int]) -> Any:
+        search = jax.jit(functools.partial(program.search, task, peer, setting))
+        count, started = _generations(search, allowed()), time.perf_counter()
+        losses = [float(search(seed, count).loss) for seed in seeds]
+        return losses, (time.perf_counter() - started) / len(seeds), count * setting[0]
+
+    tuning = [searched(setting, TUNING_SEEDS)[0] for setting in peer.settings]
+    best = peer.settings[int(np.argmin(np.mean(tuning, axis=1)))]
+    losses, seconds, judged = searched(best, range(seeds))
     whole = {
-        "setting": setting._asdict(),
-        "generations": counts[best],
-        "judged": counts[best] * setting.population,
+        "setting": dict(zip(("population", "strength"), best, strict=True)),
         "losses": rounded(tuning),
-        "allowed_seconds": round(budget(), 4),
-        "seconds": round(timing.median(seconds), 4),
+        "judged": judged,
+        "seconds": round(seconds, 4),
+        "allowed_seconds": round(allowed(), 4),
     }
     for key in missing:
         yield key, whole if key.seed is None else {"loss": rounded(losses[key.seed])}
 
 
-def _budget(task: Task, arm: Arm, rate: float) -> float:
-    """The seconds of one seed's run of a rule at its chosen rate, compiled."""
-    run = jax.jit(program.pair_of(task, arm))
-    return _seconds(lambda: run(np.float32(rate), 0).curve)
+@functools.cache
+def _allowed_seconds(task: Task, rule: Arm, rate: float) -> float:
+    """What one seed's run of a rule takes, compiled."""
+    run = jax.jit(functools.partial(program.run, task, rule, rate))
+    _, seconds = timing.timed({"rule": lambda: run(0).curve}, TIMED)
+    return timing.median(seconds["rule"])
 
 
-def _generations(search: program.Search, budget: float) -> int:
-    """How many generations fit into so many seconds."""
-    count = FEWEST
-    while True:
-        seconds = _seconds(lambda: search(0, count).loss)  # noqa: B023
-        if seconds >= budget / 4:
-            return max(FEWEST, int(count * budget / seconds))
-        count *= 4
+def _generations(search: Callable[[int, int], program.Best], allowed: float) -> int:
+    """How many fit into so many seconds."""
+
+    def each(count: int) -> float:
+        return timing.seconds_of(lambda: search(0, count).loss) / count
+
+    return max(1, int(allowed / each(timing.repeats_of(each))))
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    """The median of a few calls after a warm-up."""
-    jax.block_until_ready(run())
-    return timing.median([timing.seconds_of(run) for _ in range(TIMED)])
-
-
-def _join(folder: pathlib.Path) -> None:
-    """Joins the other processes, runs Gadam with them, and keeps what happened."""
-    found = program.on_all_devices()
+def _run_together(folder: pathlib.Path, processes: int) -> None:
+    """Runs Gadam on digits over all devices of several processes, and keeps its losses."""
+    if NUMBER not in os.environ:
+        launch([sys.executable, "-m", "benchmarks", *sys.argv[1:]], processes=processes)
+        return
+    connect()
+    devices, problem = jax.device_count(), known.task_of("digits").pose(jax.random.key(0))
+    learner = optabs.gadam(
+        optabs.adam(1e-2), 2 * devices, epochs=2, batch_size=problem.batch_size,
+        mesh=jax.make_mesh((devices,), ("population",)),
+    )  # fmt: skip
+    result = learner.run(
+        jax.random.key(0), problem.init_fn, problem.loss_fn, problem.data, problem.validation,
+        generations=5, progress=False,
+    )  # fmt: skip
     if jax.process_index() == 0:
-        for number, loss in enumerate(found["best"], start=1):
-            typer.echo(f"generation {number}: best validation loss {loss:.4f}")
-        typer.echo(
-            f"{found['units']} units on {found['devices']} devices of {found['processes']} "
-            f"processes; learning sends {found['learning_receives']} bytes, and after an "
-            f"evolution each device has received {found['evolution_receives']:,} bytes, "
-            f"{found['share']:.2f} times the population with its optimizers' states"
-        )
-        key = Key("digits", TUNED, f"{found['processes']} processes", "spread")
+        best = rounded(result.history["trial_losses"].min(axis=1))
+        typer.echo(f"{devices} devices, best validation loss of each generation: {best}")
+        found = {"processes": jax.process_count(), "devices": devices, "best": best}
+        key = Key("digits", TUNED, f"{processes} processes", "spread")
         Records(prepare_folder(folder)).add(record_of(key, {}, found))

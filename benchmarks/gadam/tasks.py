@@ -1,6 +1,5 @@
 """What the study compares, and on what: rules of a population, functions and networks."""
 
-import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,28 +8,25 @@ import jax
 import numpy as np
 import optax
 
-import optabs
+from benchmarks.lab import tasks as lab
 from benchmarks.lab.functions import FUNCTIONS, noisy
-from benchmarks.lab.tasks import (
-    Split,
-    Splits,
-    breast_cancer_splits,
-    digits_splits,
-    image_splits,
-    mlp,
-    needed,
-)
 from optabs import genetics
 from optabs.evolution.state import Inheritance
 
 UNITS, STEPS = 16, 2000  # of a population on a function, and of each unit
-NETWORK_UNITS, EPOCHS, BATCH = 8, 40, 50
+NETWORK_UNITS, EPOCHS, BATCH, HIDDEN = 8, 40, 50, 16
 NEAR = 0.1  # of a mutation near the entry, in half-widths of the box
-HIDDEN = 16
-SUBSET, SUBSET_VALIDATION = 2000, 1000  # images of MNIST
+SUBSET = (2000, 1000, None)  # images of MNIST to learn from, for validation and for the test
 SAMPLED = 256  # points of the box whose gradients set the size of the noise
 
-Draw = Callable[[jax.Array, Any], Any]  # (key, parameters) -> a tree like them
+DIMENSIONS = (2, 10, 30, 100)
+NOISY = "noisy"
+CONDITIONS = ("shifted", "rotated", NOISY)  # a random place; turned axes, too; or noise, too
+NETWORKS = ("digits", "breast_cancer", "mnist")
+TASKS = (
+    *(f"{name}-{d}-{how}" for how in CONDITIONS for d in DIMENSIONS for name in FUNCTIONS),
+    *NETWORKS,
+)  # fmt: skip
 
 
 class Problem(NamedTuple):
@@ -38,17 +34,16 @@ class Problem(NamedTuple):
 
     init_fn: Callable[[jax.Array], Any]
     loss_fn: Callable[[Any, Any], jax.Array]
-    data: Any
-    batch_size: int | None
     judge: Callable[[Any, Any], jax.Array]  # as loss_fn: without noise, on validation data
-    validation: Any
-    draws: Mapping[str, Draw]
+    draws: Mapping[str, Callable[[jax.Array, Any], Any]]  # (key, parameters) -> like them
+    data: Any = None
+    validation: Any = None
+    batch_size: int | None = None
 
 
 class Task(NamedTuple):
     """What is compared on; a seed's problem is the same for every arm and rate."""
 
-    title: str
     units: int
     epochs: int  # of each unit; on a function, an epoch is one step
     steps: int  # of an epoch
@@ -57,37 +52,20 @@ class Task(NamedTuple):
     test: Callable[[Any], tuple[jax.Array, jax.Array]] | None = None  # -> loss, accuracy
 
 
-DIMENSIONS = (2, 10, 30, 100)
-NOISY = "noisy"
-CONDITIONS = {
-    "shifted": "the minimum at a random place",
-    "rotated": "and the axes turned at random",
-    NOISY: "at a random place, with noise in every gradient",
-}
-NETWORKS = ("digits", "breast_cancer", "mnist")
-NEED_IMAGES = ("mnist",)
-TASKS = (
-    *(f"{name}-{d}-{how}" for how in CONDITIONS for d in DIMENSIONS for name in FUNCTIONS),
-    *NETWORKS,
-)  # fmt: skip
-
-
-@functools.cache
-def task_of(name: str, source: pathlib.Path | None = None, epochs: int | None = None) -> Task:
-    """A task by its name, where `epochs` is given with so many for each unit."""
+def task_of(name: str, source: pathlib.Path | None = None, share: int = 1) -> Task:
+    """A task by its name, where `share` is above 1 with a share of its epochs."""
     if name in NETWORKS:
-        task = network_task(name, source)
+        task = _network(name, source)
     else:
         function, dimensions, condition = name.split("-")
-        task = function_task(function, int(dimensions), condition)
-    return task if epochs is None else task._replace(epochs=epochs)
+        task = _function(function, int(dimensions), condition)
+    return task._replace(epochs=task.epochs // share)
 
 
-def function_task(name: str, dimensions: int, condition: str) -> Task:
-    """A function in so many dimensions; an epoch is one step."""
+def _function(name: str, dimensions: int, condition: str) -> Task:
     function = FUNCTIONS[name]
 
-    def start(key: jax.Array) -> jax.Array:
+    def start(key: jax.Array, _: Any = None) -> jax.Array:
         return function.start(key, dimensions)
 
     def pose(key: jax.Array) -> Problem:
@@ -98,49 +76,40 @@ def function_task(name: str, dimensions: int, condition: str) -> Task:
             points = jax.vmap(start)(jax.random.split(points_key, SAMPLED))
             loss = noisy(value, noise_key, points)
         near = genetics.normal_around(NEAR * function.half_width)
-        anywhere = _as_start(start)
-        draws = {
-            "unit": genetics.uniform_like,
-            "start": anywhere,
-            "near": near,
-            "mixed": genetics.either(anywhere, near),
-        }
         return Problem(
-            start, lambda x, _: loss(x), None, None, lambda x, _: value(x), None, draws
-        )
+            start, lambda x, _: loss(x), lambda x, _: value(x),
+            {"unit": genetics.uniform_like, "start": start, "near": near,
+             "mixed": genetics.either(start, near)},
+        )  # fmt: skip
 
-    title = f"{function.title}, {dimensions} dimensions, {CONDITIONS[condition]}"
-    return Task(title, UNITS, STEPS, 1, function.half_width, pose)
+    return Task(UNITS, STEPS, 1, function.half_width, pose)
 
 
-def network_task(name: str, source: pathlib.Path | None = None) -> Task:
+def _network(name: str, source: pathlib.Path | None) -> Task:
     """A perceptron with one hidden layer on a data set."""
-    train, validation, test = _splits(name, source)
+    if name == "mnist":
+        images = lab.image_splits(name, lab.needed(name, source), half=True)
+        train, validation, test = (
+            lab.Split(split.inputs[:size], split.labels[:size])
+            for split, size in zip(images, SUBSET, strict=True)
+        )
+    else:
+        load = lab.digits_splits if name == "digits" else lab.breast_cancer_splits
+        train, validation, test = load()
     widths = (train.inputs[0].size, HIDDEN, 10 if name != "breast_cancer" else 2)
-    made = mlp(*widths)
+    splits, steps = (train, validation, test), -(-len(train.labels) // BATCH)
+    net = lab.classification(name, lab.mlp(*widths), splits, steps=steps, batch_size=BATCH)
 
-    def start(key: jax.Array) -> Any:
-        return made.init(key)[0]
+    def loss_fn(params: Any, data: lab.Split) -> jax.Array:
+        return net.evaluate(params, {}, data)[0]
 
-    def logits(params: Any, inputs: jax.Array) -> jax.Array:
-        return made.apply(params, {}, inputs, True)[0]
-
-    def loss_fn(params: Any, batch: Split) -> jax.Array:
-        scores = logits(params, batch.inputs)
-        return optabs.losses.softmax_cross_entropy(scores, batch.labels).mean()
-
-    def tested(params: Any) -> tuple[jax.Array, jax.Array]:
-        right = logits(params, test.inputs).argmax(-1) == test.labels
-        return loss_fn(params, test), right.mean()
-
-    draws = {"unit": genetics.uniform_like, "start": _as_start(start), "spread": spread_like}
-    problem = Problem(start, loss_fn, train, BATCH, loss_fn, validation, draws)
-    shape = "-".join(map(str, widths))
-    counts = f"{len(train.labels)} to learn from, {len(validation.labels)} to judge by"
+    draws = {"unit": genetics.uniform_like, "spread": spread_like}
+    problem = Problem(
+        lambda key: net.init(key)[0], loss_fn, loss_fn, draws, train, validation, BATCH
+    )
     return Task(
-        f"MLP {shape}, {name.replace('_', ' ')} ({counts})",
-        NETWORK_UNITS, EPOCHS, -(-len(train.labels) // BATCH), 1.0,
-        lambda key: problem, tested,
+        NETWORK_UNITS, EPOCHS, steps, 1.0,
+        lambda key: problem, lambda params: net.evaluate(params, {}, test),
     )  # fmt: skip
 
 
@@ -153,68 +122,45 @@ def spread_like(key: jax.Array, params: Any) -> Any:
     return jax.tree.map(drawn, optax.tree.split_key_like(key, params), params)
 
 
-def _as_start(start: Callable[[jax.Array], Any]) -> Draw:
-    return lambda key, params: start(key)
-
-
-def _splits(name: str, source: pathlib.Path | None) -> Splits:
-    if name == "breast_cancer":
-        return breast_cancer_splits()
-    if name == "digits":
-        return digits_splits()
-    train, validation, test = image_splits(name, needed(name, source), half=True)
-
-    def first(split: Split, count: int) -> Split:
-        return Split(split.inputs[:count], split.labels[:count])
-
-    return first(train, SUBSET), first(validation, SUBSET_VALIDATION), test
-
-
-class Alone(NamedTuple):
-    """Independent runs of Adam, the best of which counts."""
+class Arm(NamedTuple):
+    """Gadam under one choice of its settings, or independent runs of Adam."""
 
     label: str
-    restarts: int = 1  # of each unit, which share its steps
-
-
-class Rule(NamedTuple):
-    """Gadam under one choice of its settings."""
-
-    label: str
-    epochs: int  # of each learning
+    epochs: int = 1  # of each learning
     mutation_rate: float = 0.01
     draw: str = "unit"  # what mutation draws from, by its name in Problem.draws
     pressure: float = 1.0
     inheritance: Inheritance = "crossover"
     relearn: bool = True
+    restarts: int = 0  # of each unit, which share its steps; above 0 nothing evolves
 
-    def generations(self, epochs: int) -> int:
-        """How many fit into the epochs of one unit."""
-        if self.relearn:
-            return epochs // (2 * self.epochs)
-        return epochs // self.epochs - 1
+    def points(self, epochs: int) -> int:
+        """How often the units of a start are judged, in so many epochs of each."""
+        if self.restarts:
+            return epochs // self.restarts
+        return epochs // (2 * self.epochs) if self.relearn else epochs // self.epochs - 1
 
 
-Arm = Alone | Rule
-BASELINE, RESTARTS, LITERAL, TUNED = "best_of_g", "restarts", "literal", "tuned"
-MAIN = (BASELINE, RESTARTS, LITERAL, TUNED)  # the others change a setting of the last two
+BASELINE, LITERAL, TUNED = "best_of_g", "literal", "tuned"
+MAIN = (BASELINE, "restarts", LITERAL, TUNED)  # the others change a setting of the last two
 
 # On functions, where an epoch is a step.
-_LITERAL = Rule("Gadam, literal", 50)
-_TUNED = Rule("Gadam, tuned", 2, 0.03, "mixed", inheritance="fresh")
+_LITERAL = Arm("Gadam, literal", 50)
+_TUNED = Arm("Gadam, tuned", 2, 0.03, "mixed", inheritance="fresh")
+_CROSS = _TUNED._replace(label="optimizer states crossed", inheritance="crossover")
 FUNCTION_ARMS: dict[str, Arm] = {
-    BASELINE: Alone("best of g Adam"),
-    RESTARTS: Alone("Adam, 40 restarts", 40),
+    BASELINE: Arm("best of g Adam", restarts=1),
+    "restarts": Arm("Adam, 40 restarts", restarts=40),
     LITERAL: _LITERAL,
     TUNED: _TUNED,
     "epochs_1": _TUNED._replace(label="1 step a learning", epochs=1),
     "epochs_5": _TUNED._replace(label="5 steps", epochs=5),
     "epochs_10": _TUNED._replace(label="10 steps", epochs=10),
     "epochs_50": _TUNED._replace(label="50 steps", epochs=50),
-    "crossover": _TUNED._replace(label="optimizer states crossed", inheritance="crossover"),
+    "crossover": _CROSS,
     "once": _TUNED._replace(label="parents learn once", relearn=False),
-    "crossover_once": _TUNED._replace(
-        label="states crossed, parents learn once", relearn=False, inheritance="crossover"
+    "crossover_once": _CROSS._replace(
+        label="states crossed, parents learn once", relearn=False
     ),
     "mutation_0.01": _TUNED._replace(label="mutation 0.01", mutation_rate=0.01),
     "mutation_0.1": _TUNED._replace(label="mutation 0.1", mutation_rate=0.1),
@@ -230,27 +176,21 @@ FUNCTION_ARMS: dict[str, Arm] = {
     "literal_10": _LITERAL._replace(label="literal, 10 steps", epochs=10),
     "literal_2": _LITERAL._replace(label="literal, 2 steps", epochs=2),
 }
-_NETWORK = Rule("Gadam, tuned", 2, 0.01, "spread", relearn=False)
+_NETWORK = Arm("Gadam, tuned", 2, 0.01, "spread", relearn=False)
+_AGAIN = _NETWORK._replace(label="parents relearn", relearn=True)
 NETWORK_ARMS: dict[str, Arm] = {
-    BASELINE: Alone("best of g Adam"),
-    RESTARTS: Alone("Adam, 4 restarts", 4),
-    LITERAL: Rule("Gadam, literal", 2),
+    BASELINE: Arm("best of g Adam", restarts=1),
+    "restarts": Arm("Adam, 4 restarts", restarts=4),
+    LITERAL: Arm("Gadam, literal", 2),
     TUNED: _NETWORK,
     "epochs_1": _NETWORK._replace(label="1 epoch a learning", epochs=1),
     "epochs_5": _NETWORK._replace(label="5 epochs", epochs=5),
     "fresh": _NETWORK._replace(label="fresh optimizer states", inheritance="fresh"),
-    "relearn": _NETWORK._replace(label="parents relearn", relearn=True),
-    "relearn_fresh": _NETWORK._replace(
-        label="parents relearn, fresh states", relearn=True, inheritance="fresh"
+    "relearn": _AGAIN,
+    "relearn_fresh": _AGAIN._replace(
+        label="parents relearn, fresh states", inheritance="fresh"
     ),
-    "mutation_0": _NETWORK._replace(label="no mutation", mutation_rate=0.0),
-    "mutation_0.1": _NETWORK._replace(label="mutation 0.1", mutation_rate=0.1),
-    "draw_unit": _NETWORK._replace(label="drawn from U(0, 1)", draw="unit"),
-    "draw_start": _NETWORK._replace(label="drawn as the start", draw="start"),
-    "pressure_4": _NETWORK._replace(label="pressure 4", pressure=4.0),
 }
-
-
 ARMS = FUNCTION_ARMS | NETWORK_ARMS
 
 
@@ -259,33 +199,8 @@ def arms_of(task: str) -> dict[str, Arm]:
     return NETWORK_ARMS if task in NETWORKS else FUNCTION_ARMS
 
 
-def fewest_epochs(task: str) -> int:
-    """In which every arm has a generation, and every restart an epoch."""
-    arms = arms_of(task).values()
-    return max(arm.restarts if isinstance(arm, Alone) else 2 * arm.epochs for arm in arms)
-
-
-class Count(NamedTuple):
-    """What an arm spends, for one seed at one rate."""
-
-    gradients: int
-    judged: int  # losses evaluated to judge
-
-
-def count_of(arm: Arm, task: Task) -> Count:
-    """What an arm spends on a task."""
-    units, epochs, steps = task.units, task.epochs, task.steps
-    if isinstance(arm, Alone):
-        learned = epochs // arm.restarts * arm.restarts
-        return Count(units * learned * steps, units * learned)
-    generations = arm.generations(epochs)
-    learnings = 2 * generations if arm.relearn else 1 + generations
-    return Count(units * learnings * arm.epochs * steps, 3 * units * generations)
-
-
-def spent_at(arm: Arm, task: Task, length: int) -> np.ndarray:
-    """The gradient evaluations before each point of a curve: int [length]."""
-    total, first = count_of(arm, task).gradients, 0
-    if isinstance(arm, Rule) and not arm.relearn:
-        first = task.units * arm.epochs * task.steps  # before the first generation
-    return first + (total - first) // length * np.arange(1, length + 1)
+def spent_of(arm: Arm, task: Task) -> np.ndarray:
+    """Gradient evaluations for one seed before each point of its curve: int [points]."""
+    points = np.arange(arm.points(task.epochs) * max(arm.restarts, 1))
+    first, each = (1, 1) if arm.restarts else (2, 2 if arm.relearn else 1)
+    return task.units * task.steps * arm.epochs * (first + each * points)

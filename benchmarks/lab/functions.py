@@ -16,15 +16,12 @@ Loss = Callable[[jax.Array], jax.Array]  # float32 [d] -> float32 []
 class Function(NamedTuple):
     """A function of any number of variables, as it is defined in the literature."""
 
-    title: str
     value: Loss
     half_width: float  # of the box around 0 that is searched
     minimum: float  # each coordinate of the point where the function is 0
     shift: float  # the largest, in half-widths, by which the minimum moves; it stays inside
 
-    def placed(
-        self, key: jax.Array, dimensions: int, *, rotated: bool
-    ) -> tuple[Loss, jax.Array]:
+    def placed(self, key: jax.Array, size: int, *, rotated: bool) -> tuple[Loss, jax.Array]:
         r"""The function with its minimum at a random place, and that place.
 
         .. math:: x \mapsto f(o + R(x - o - s)), \qquad s_m \sim U(-h, h)
@@ -34,9 +31,9 @@ class Function(NamedTuple):
         """
         shift_key, turn_key = jax.random.split(key)
         largest = self.shift * self.half_width
-        shift = jax.random.uniform(shift_key, (dimensions,), minval=-largest, maxval=largest)
+        shift = jax.random.uniform(shift_key, (size,), minval=-largest, maxval=largest)
         place = self.minimum + shift
-        turn = jax.random.orthogonal(turn_key, dimensions) if rotated else None
+        turn = jax.random.orthogonal(turn_key, size) if rotated else None
 
         def value(x: jax.Array) -> jax.Array:
             away = x - place
@@ -44,10 +41,10 @@ class Function(NamedTuple):
 
         return value, place
 
-    def start(self, key: jax.Array, dimensions: int) -> jax.Array:
+    def start(self, key: jax.Array, size: int) -> jax.Array:
         """A point of the box, all being equally likely."""
         reach = self.half_width
-        return jax.random.uniform(key, (dimensions,), minval=-reach, maxval=reach)
+        return jax.random.uniform(key, (size,), minval=-reach, maxval=reach)
 
 
 def noisy(value: Loss, key: jax.Array, points: jax.Array) -> Loss:
@@ -55,8 +52,8 @@ def noisy(value: Loss, key: jax.Array, points: jax.Array) -> Loss:
 
     .. math:: x \mapsto f(x) + \langle n_x, x - \mathrm{const}(x) \rangle
 
-    so that values are without noise. The noise :math:`n_x` is normal, independent from point
-    to point, and as large as NOISE times the gradients at `points`, root mean square.
+    so that values are without it. It is normal, independent from point to point, and as large
+    as NOISE times the gradients at `points`, root mean square.
     """
     noise_key, bits_key = jax.random.split(key)
     size = NOISE * jnp.sqrt(jnp.mean(jnp.square(jax.vmap(jax.grad(value))(points))))
@@ -99,9 +96,9 @@ def _styblinski_tang(x: jax.Array) -> jax.Array:
 
 
 FUNCTIONS: dict[str, Function] = {
-    "rastrigin": Function("Rastrigin", _rastrigin, 5.12, 0.0, 0.4),
-    "ackley": Function("Ackley", _ackley, 32.768, 0.0, 0.4),
-    "griewank": Function("Griewank", _griewank, 600.0, 0.0, 0.4),
-    "schwefel": Function("Schwefel", _schwefel, 500.0, 420.968746, 0.1),
-    "styblinski_tang": Function("Styblinski-Tang", _styblinski_tang, 5.0, -2.903534, 0.12),
+    "rastrigin": Function(_rastrigin, 5.12, 0.0, 0.4),
+    "ackley": Function(_ackley, 32.768, 0.0, 0.4),
+    "griewank": Function(_griewank, 600.0, 0.0, 0.4),
+    "schwefel": Function(_schwefel, 500.0, 420.968746, 0.1),
+    "styblinski_tang": Function(_styblinski_tang, 5.0, -2.903534, 0.12),
 }
