@@ -188,8 +188,8 @@ def test_bars_are_taken_where_they_were_set(tmp_path):
 def test_sums_of_experts_and_shares_of_evolutions():
     times = {DAO_E: [4.0, 9.0], ADAM: [1.0, 3.0], "sgd alone": [0.5, 1.0]}
     times["adam alone"] = [1.5, 2.0]
-    assert tables.over_experts(times) == {DAO_E: spreads.ratio([4.0, 9.0], [2.0, 3.0])}
-    assert tables.over_adam(times) == {DAO_E: spreads.ratio([4.0, 9.0], [1.0, 3.0])}
+    assert tables._over_experts(times) == {DAO_E: spreads.ratio([4.0, 9.0], [2.0, 3.0])}
+    assert tables._over_adam(times) == {DAO_E: spreads.ratio([4.0, 9.0], [1.0, 3.0])}
     share, enough = tables.evolution_of({VMAP: [2.0, 4.0], ITSELF: [1.0, 2.0]}, 2)
     assert share.median == 0.2  # 1 of 1 + 2 + 2
     # 2 steps take 2 seconds: 19 steps take 19 times the evolution's second.

@@ -16,19 +16,8 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
+from benchmarks.lab import arguments as given
 from benchmarks.lab import report
-from benchmarks.lab.arguments import (
-    ArgumentError,
-    DataOption,
-    OutOption,
-    QuickOption,
-    ReportOption,
-    StepsOption,
-    WorkersOption,
-    positive,
-    some_of,
-    tasks_of,
-)
 from benchmarks.lab.records import Key, Records, prepare_folder, record_of, rounded
 from benchmarks.lab.training import (
     Arm,
@@ -82,11 +71,6 @@ class Tuning(NamedTuple):
         """The rate of the lowest mean; of equal ones, the smallest."""
         return self.rates[int(np.argmin(self.losses.mean(1)))]
 
-    @property
-    def at_edge(self) -> bool:
-        """Whether no rate beyond the best one was tried on one side."""
-        return self.best in (self.rates[0], self.rates[-1])
-
     def result(self) -> dict[str, Any]:
         """For a record."""
         losses = rounded(self.losses)
@@ -100,35 +84,34 @@ def tune(losses_of: Callable[[Sequence[float]], np.ndarray], grid: Grid) -> Tuni
       losses_of: from rates to losses, float [rates, seeds], infinite where a run diverged.
       grid: of half decades; up to FURTHEST beyond either end are tried.
     """
-    places = list(range(grid.first, grid.last + 1))
-    tried = dict(zip(places, np.asarray(losses_of(grid.rates), float), strict=True))
+    tried: dict[int, np.ndarray] = {}
+    wanted = range(grid.first, grid.last + 1)
     while True:
+        losses = np.asarray(losses_of([half_decade(place) for place in wanted]), float)
+        tried |= zip(wanted, losses, strict=True)
         places = sorted(tried)
-        found = Tuning([half_decade(place) for place in places],
-                       np.stack([tried[place] for place in places]))  # fmt: skip
-        best = places[int(np.argmin(found.losses.mean(1)))]
+        rates = [half_decade(place) for place in places]
+        found = Tuning(rates, np.stack([tried[place] for place in places]))
+        best = places[rates.index(found.best)]
         if best == places[0] and best > grid.first - FURTHEST:
-            further = best - 1
+            wanted = range(best - 1, best)
         elif best == places[-1] and best < grid.last + FURTHEST:
-            further = best + 1
+            wanted = range(best + 1, best + 2)
         else:
             return found
-        tried[further] = np.asarray(losses_of([half_decade(further)]), float)[0]
 
 
-def tuned(program: Program, grid: Grid, measure: str = "validation_loss") -> Tuning:
-    """The best rate of a program by a measure on TUNING_SEEDS, infinite if it diverged."""
+def tuned(program: Program, grid: Grid) -> Tuning:
+    """The best rate of a program by the validation loss, infinite where it diverged."""
 
     def loss_of(rate: float, seed: int) -> float:
         measures = measures_of(program(rate, seed))
-        return math.inf if measures["diverged"] else measures[measure]
+        return math.inf if measures["diverged"] else measures["validation_loss"]
 
-    return tune(
-        lambda rates: np.array(
-            [[loss_of(rate, seed) for seed in TUNING_SEEDS] for rate in rates]
-        ),
-        grid,
-    )
+    def losses_of(rates: Sequence[float]) -> np.ndarray:
+        return np.array([[loss_of(rate, seed) for seed in TUNING_SEEDS] for rate in rates])
+
+    return tune(losses_of, grid)
 
 
 class Unit(NamedTuple):
@@ -146,41 +129,21 @@ class Unit(NamedTuple):
 
     def done(self, records: Records) -> dict[Key, Any]:
         """The results of the keys that have one."""
-        found = {key: records.get(key) for key in self.keys}
-        return {
-            key: record.result
-            for key, record in found.items()
-            if record is not None and records.finished(key, self.config)
-        }
-
-
-def unit_of(
-    key: Key, config: Mapping[str, Any], make: Callable[..., Mapping[str, Any]]
-) -> Unit:
-    """One record, which one call makes; what is asked for are its keyword arguments."""
-    return Unit((key,), config, lambda missing, done: [(key, make(**config))])
+        finished = [key for key in self.keys if records.finished(key, self.config)]
+        found = [record for key in finished if (record := records.get(key))]
+        return {record.key: record.result for record in found}
 
 
 def run_units(units: Sequence[Unit], records: Records, *, workers: int = 1) -> None:
     """Makes the records that are missing, each kept as soon as it is there.
 
-    A bar shows how many are left and an estimate of the time.
-
-    Args:
-      units: what is wanted.
-      records: where to.
-      workers: processes, each on a core of its own; 1 for this one.
-
-    Raises:
-      Interrupted: on Ctrl-C; finished records are kept.
+    A bar shows how many are left and an estimate of the time. Several workers are processes,
+    each on a core of its own. Raises Interrupted on Ctrl-C.
     """
-    todo = [
-        (unit, missing, unit.done(records))
-        for unit in units
-        if (missing := unit.missing(records))
-    ]
+    asked = [(unit, unit.missing(records), unit.done(records)) for unit in units]
+    todo = [each for each in asked if each[1]]
     total = sum(len(missing) for _, missing, _ in todo)
-    bar = tqdm(total=total, unit="run", dynamic_ncols=True, disable=None)
+    bar = tqdm(total=total, unit="run", dynamic_ncols=True, disable=None if todo else True)
 
     def keep(unit: Unit, key: Key, result: Mapping[str, Any]) -> None:
         records.add(record_of(key, unit.config, result))
@@ -205,11 +168,7 @@ def run_units(units: Sequence[Unit], records: Records, *, workers: int = 1) -> N
         records.close()
 
 
-def _in_processes(
-    todo: Sequence[tuple[Unit, list[Key], dict[Key, Any]]],
-    keep: Callable[..., None],
-    workers: int,
-) -> None:
+def _in_processes(todo: Sequence[Any], keep: Callable[..., None], workers: int) -> None:
     context = multiprocessing.get_context("spawn")  # a forked JAX hangs
     number = context.Value("i", 0)
     with concurrent.futures.ProcessPoolExecutor(
@@ -226,9 +185,7 @@ def _in_processes(
             raise
 
 
-def _made(
-    unit: Unit, missing: Sequence[Key], done: Mapping[Key, Any]
-) -> list[tuple[Key, Mapping[str, Any]]]:
+def _made(unit: Unit, missing: Sequence[Key], done: Mapping[Key, Any]) -> list[Any]:
     made = list(unit.make(missing, done))
     jax.clear_caches()
     return made
@@ -253,7 +210,6 @@ class Study(NamedTuple):
     arms: Mapping[str, Arm]
     bars: Callable[[Records], Sequence[report.Bar]] = lambda records: ()
     grid: Grid = Grid()
-    measures: Mapping[str, report.Measure] = report.MEASURES
     need_images: Collection[str] = ()  # tasks that read the folder of images
     module: str = ""  # `__name__` of the file that has it as STUDY, for several workers
     rate: float | None = None  # of every arm, where none is chosen from the grid
@@ -269,7 +225,9 @@ class Study(NamedTuple):
 
     def __reduce__(self) -> Any:
         if not self.module:
-            raise ArgumentError(f"study {self.name!r} has no module; leave workers at 1.")
+            raise given.ArgumentError(
+                f"study {self.name!r} has no module; leave workers at 1."
+            )
         return _study_in, (self.module,)
 
     def task(
@@ -288,15 +246,7 @@ class Study(NamedTuple):
         steps: int | None = None,
         source: pathlib.Path | None = None,
     ) -> list[Unit]:
-        """One for each arm on each task: its tuning, if it has no rate, and its runs.
-
-        Args:
-          tasks: names of tasks, each under every setting.
-          arms: names of arms.
-          seeds: how many are reported.
-          steps: in place of each task's own number.
-          source: the folder of images.
-        """
+        """Of each arm on each task and setting: its tuning, if it has no rate, and runs."""
         chosen: dict[str, Any] = {"rate": self.rate}
         if self.rate is None:
             chosen = {"grid": self.grid.rates, "tuning_seeds": TUNING_SEEDS}
@@ -306,17 +256,17 @@ class Study(NamedTuple):
             for arm in arms:
                 label = self.arms[arm].label
                 config = {"title": task.title, "label": label, "steps": task.steps, **chosen}
-                keys = [Key(name, arm, setting, seed=seed) for seed in range(seeds)]
-                if self.rate is None:
-                    keys.insert(0, Key(name, arm, setting, "tuning"))
-                make = functools.partial(_trained, self, name, setting, arm, source, steps)
+                tuning = Key(name, arm, setting, "tuning")
+                runs = [tuning._replace(kind="run", seed=seed) for seed in range(seeds)]
+                keys = [tuning, *runs] if self.rate is None else runs
+                make = functools.partial(_trained, self, tuning, source, steps)
                 units.append(Unit(tuple(keys), config, make))
         return units
 
     def tables(self, records: Records) -> list[report.Table]:
         """A table a task: its arms with their rates, their bytes of state and measures."""
         return [
-            report.comparison(records, task, list(self.arms), self.measures)
+            report.comparison(records, task, list(self.arms), report.MEASURES)
             for task in self.tasks
             if records.select(task=task)
         ]
@@ -334,29 +284,24 @@ def _study_in(module: str) -> Study:
 
 def _trained(
     study: Study,
-    name: str,
-    setting: str,
-    arm_name: str,
+    tuning: Key,
     source: pathlib.Path | None,
     steps: int | None,
     missing: Sequence[Key],
     done: Mapping[Key, Any],
 ) -> Iterator[tuple[Key, dict[str, Any]]]:
     """Tunes the rate, then trains the missing seeds; the test data are seen then."""
-    task, arm = study.task(name, source, steps, setting), study.arms[arm_name]
+    task, arm = study.task(tuning.task, source, steps, tuning.setting), study.arms[tuning.arm]
     program = program_of(task, arm, test=study.test)
-    tuning_key = Key(name, arm_name, setting, "tuning")
-    if study.rate is not None:
-        best = study.rate
-    elif tuning_key in done:
-        best = done[tuning_key]["best"]
-    else:
-        tuning = tuned(program, study.grid)
-        best = tuning.best
-        yield tuning_key, tuning.result() | {"bytes": state_bytes(task, arm)}
+    best = study.rate
+    if tuning in done:
+        best = done[tuning]["best"]
+    elif best is None:
+        found = tuned(program, study.grid)
+        best = found.best
+        yield tuning, found.result() | {"bytes": state_bytes(task, arm)}
     for key in missing:
-        if key != tuning_key:
-            assert key.seed is not None
+        if key.seed is not None:
             outcome = program(best, key.seed)
             curves = curves_of(outcome, task.points)
             yield key, {"rate": best, **measures_of(outcome), "curves": curves}
@@ -365,40 +310,34 @@ def _trained(
 def command_of(study: Study) -> Callable[..., None]:
     """The command line of a study."""
     separator = ";" if any("," in arm for arm in study.arms) else ","
+    all_tasks, all_arms = ", ".join(study.tasks), f"{separator} ".join(study.arms)
 
     def command(
-        tasks: Annotated[
-            str, typer.Option(help=f"all, or some of {', '.join(study.tasks)}")
-        ] = "",
-        arms: Annotated[
-            str, typer.Option(help=f"all, or some of {f'{separator} '.join(study.arms)}")
-        ] = "all",
+        tasks: Annotated[str, typer.Option(help=f"all, or some of {all_tasks}")] = "",
+        arms: Annotated[str, typer.Option(help=f"all, or some of {all_arms}")] = "all",
         seeds: Annotated[int, typer.Option(help="reported runs of each arm")] = 5,
-        steps: StepsOption = None,
-        data: DataOption = None,
-        workers: WorkersOption = 1,
-        quick: QuickOption = False,
-        only_report: ReportOption = False,
-        out: OutOption = None,
+        steps: given.StepsOption = None,
+        data: given.DataOption = None,
+        workers: given.WorkersOption = 1,
+        quick: given.QuickOption = False,
+        only_report: given.ReportOption = False,
+        out: given.OutOption = None,
     ) -> None:
-        names = some_of(arms, "arms", study.arms, separator=separator)
-        chosen = []
-        if not only_report:
-            needy = () if study.downloads and tasks else study.need_images
-            chosen = tasks_of(tasks, study.tasks, needy, data)
+        names = given.some_of(arms, "arms", study.arms, separator=separator)
+        needy = () if study.downloads and tasks else study.need_images
+        chosen = [] if only_report else given.tasks_of(tasks, study.tasks, needy, data)
         if quick:
             chosen, seeds, steps = chosen[:1], min(seeds, 2), steps or QUICK_STEPS
         if steps is not None:
-            positive(steps, "steps")
-        positive(seeds, "seeds")
-        positive(workers, "workers")
+            given.positive(steps, "steps")
+        given.positive(seeds, "seeds")
+        given.positive(workers, "workers")
         records = Records(prepare_folder(out or pathlib.Path("runs") / study.name))
-        if not only_report:
-            if study.timings is not None:
-                whole = [(name, study.task(name, data, steps)) for name in chosen]
-                run_units(study.timings(whole, names), records)
-            units = study.units(chosen, names, seeds=seeds, steps=steps, source=data)
-            run_units(units, records, workers=workers)
+        if study.timings is not None:
+            whole = [(name, study.task(name, data, steps)) for name in chosen]
+            run_units(study.timings(whole, names), records)
+        units = study.units(chosen, names, seeds=seeds, steps=steps, source=data)
+        run_units(units, records, workers=workers)
         study.report(records)
 
     command.__name__, command.__doc__ = study.name, study.doc

@@ -32,29 +32,25 @@ def results_of(records: Records, kind: str, setting: str) -> Results:
     return sizes
 
 
-def over_rivals(times: Times) -> dict[str, Spread]:
-    """The first side over each other."""
+def _over_rivals(times: Times) -> dict[str, Spread]:
     ours, *rivals = (side for side in times if side != COPY)
     name = ours.removeprefix("optabs.")
     return {f"{name} / {rival}": ratio(times[ours], times[rival]) for rival in rivals}
 
 
-def of_copy(times: Times) -> dict[str, Spread]:
-    """The first side's share of a copy's speed."""
+def _of_copy(times: Times) -> dict[str, Spread]:
     ours = next(iter(times))
     return {ours.removeprefix("optabs."): ratio(times[COPY], times[ours])}
 
 
-def over_adam(times: Times) -> dict[str, Spread]:
-    """Each variant of DAO-E over Adam."""
+def _over_adam(times: Times) -> dict[str, Spread]:
     ours = [side for side in times if side.startswith(DAO_E)]
     return {side: ratio(times[side], times[ADAM]) for side in ours}
 
 
-def over_experts(times: Times) -> dict[str, Spread]:
-    """Each variant of DAO-E over the sum of its experts."""
+def _over_experts(times: Times) -> dict[str, Spread]:
     alone = np.sum([times[side] for side in times if side.endswith(ALONE)], axis=0)
-    return {side: ratio(times[side], alone) for side in over_adam(times)}
+    return {side: ratio(times[side], alone) for side in _over_adam(times)}
 
 
 def _ratios(results: Results, titles: Mapping[str, Ratios]) -> list[Table]:
@@ -117,7 +113,7 @@ def step_sections(records: Records) -> Sections:
         results = results_of(records, "step", setting)
         sections.append(f"### State in {setting}{f': {kept}' if kept else ''}\n")
         sections.append(_costs(*list(results.items())[-1]))
-        sections += _ratios(results, {over: over_rivals, share: of_copy})
+        sections += _ratios(results, {over: _over_rivals, share: _of_copy})
     return sections
 
 
@@ -126,7 +122,7 @@ def mixture_sections(records: Records) -> Sections:
     results = results_of(records, DAO_E, "step")
     adams = "Time of a step over optax.adam's, {}: median and quartiles"
     experts = "Time of a step over the sum of its experts' own, {}: median and quartiles"
-    ratios = _ratios(results, {adams: over_adam, experts: over_experts})
+    ratios = _ratios(results, {adams: _over_adam, experts: _over_experts})
     bars = bars_table(bars_of(records), "What was wanted; medians, called from Python")
     costs = [_costs(*each) for each in results.items()]
     return [*bars, *ratios, _training(records), *costs]
@@ -148,7 +144,7 @@ def bars_of(records: Records) -> list[Bar]:
 
     bars = []
     for size in [size for size in results if size not in NETWORKS][-1:]:
-        for side, over in over_adam(results[size][DAO_E]["call"]["seconds"]).items():
+        for side, over in _over_adam(results[size][DAO_E]["call"]["seconds"]).items():
             if side not in BASELINES:
                 name = f"{side}: one array, time over Adam's"
                 bars.append(bar(name, 2, over.median, "gpu"))
