@@ -123,14 +123,14 @@ def repeated(
     With `alike` all repeat equally often; where some are many times slower than others, each
     often enough takes less time.
     """
-    repeats = {side: _repeats(timer) for side, timer in timers.items()}
+    repeats = {side: repeats_of(timer) for side, timer in timers.items()}
     if alike:
         repeats = dict.fromkeys(repeats, max(repeats.values()))
     runs = {side: functools.partial(timer, repeats[side]) for side, timer in timers.items()}
     return {"repeats": repeats, "seconds": in_turns(runs, rounds, seconds)}
 
 
-def _repeats(timer: Callable[[int], float]) -> int:
+def repeats_of(timer: Callable[[int], float]) -> int:
     """How often to repeat a measurement for it to last; warms it up, too."""
     timer(1)
     repeats = 1
