@@ -62,7 +62,7 @@ docs: pages  ## builds the pages and serves them on localhost:$(DOCS_PORT)
 wheel: $(VENV)/.development
 	$(BIN)/python -m build --wheel --outdir dist .
 
-check: lint types test-all notebooks pages wheel  ## what continuous integration runs
+check: lint types test-all notebooks pages wheel  ## what continuous integration runs, and the slow tests
 
 peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for timing
 	$(INSTALL) "torch==2.13.0"
