@@ -132,9 +132,12 @@ def test_no_step_exceeds_the_stated_bound(
 def test_the_bound_of_abs_is_reached_by_a_gradient_after_zeros(steady: bool) -> None:
     optimizer = optabs.adam_abs(1.0, 0.9, 0.99, eps=0.0, steady=steady)
     with jax.enable_x64(True):
-        state = optimizer.init(jnp.zeros(1))
-        for _ in range(2000):
-            _, state = optimizer.update(jnp.full(1, 1e-200), state)
+        state = jax.lax.fori_loop(
+            0,
+            2000,
+            lambda _, state: optimizer.update(jnp.full(1, 1e-200), state)[1],
+            optimizer.init(jnp.zeros(1)),
+        )
         updates, _ = optimizer.update(jnp.ones(1), state)
     assert float(updates[0]) == pytest.approx(-10.0, rel=1e-6)
 

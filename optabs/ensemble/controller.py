@@ -213,7 +213,7 @@ def _adam_rule(
     first = jnp.where(known, update_moment(first, ascent, B1), first)
     second = jnp.where(known, unit * _safe_sqrt(square), second)
     steps = jnp.maximum(steps, 1)
-    size = second * jnp.sqrt(correct_bias(jnp.ones([]), B2, steps))
+    size = second * jnp.sqrt(correct_bias(jnp.ones([], jnp.float32), B2, steps))
     nonzero = known & (size > _LEAST)
     mean = correct_bias(first, B1, steps)
     step = jnp.where(nonzero, mean / jnp.where(nonzero, size, 1), 0)
