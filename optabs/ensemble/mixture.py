@@ -162,7 +162,7 @@ def dao_e(
         if multiplied or chosen:
             norm, finite = scalars.norm_and_finite(leaves)
         else:
-            norm, finite = jnp.zeros([]), scalars.all_finite(leaves)
+            norm, finite = jnp.zeros([], jnp.float32), scalars.all_finite(leaves)
         learned = state.controller
         if controller.needs_feedback:
             feedback = Feedback(_products(leaves, state), norm, state.count)
