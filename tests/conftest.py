@@ -59,12 +59,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """One worker runs all of a file, or all rows of a check: they share what is compiled."""
+    """One worker runs all of a file, which shares what is compiled."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            check = getattr(item, "callspec", None) and item.callspec.params.get("name")
-            scope = check if item.path.name == "test_contract.py" else item.path.name
-            item.add_marker(pytest.mark.xdist_group(scope or item.path.name))
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

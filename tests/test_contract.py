@@ -1,17 +1,21 @@
 """Every check over every row that it is for."""
 
 import inspect
+import itertools
+from collections.abc import Iterator
 
 import optax
 import pytest
-from cases import CASES, Case
+from cases import CASES, MIXTURES, NARROW, Case
 from checks import CHECKS
+from checks.registry import Check
 from trees import coarsely
 
 import optabs
 
-# Rows of the largest programs whose code is that of another row, under other settings: the
-# checks that take longest of them are slow ones there.
+# Rows of the largest programs. Those of RESET have the code of another, under other settings:
+# the checks that take longest of them are slow ones there.
+LARGE = {case.name for case in (*MIXTURES, *NARROW)}
 RESET = {"dao_e_paper", "narrow_bfloat16"}
 LONG = {
     "check_checkpoint_continues_bit_for_bit",
@@ -32,7 +36,9 @@ LONG = {
 
 
 def _marks(name: str, case: Case, variant: str | None) -> list[pytest.MarkDecorator]:
-    marks = []
+    # What one worker runs in a row shares its compilations: most rows have the operations of
+    # a check in common, and a large row its own ones in all checks.
+    marks = [pytest.mark.xdist_group(case.name if case.name in LARGE else name)]
     other = variant is not None and variant != CHECKS[name].quick_variant(case)
     if other or (case.name in RESET and name in LONG):
         marks.append(pytest.mark.slow)
@@ -40,6 +46,18 @@ def _marks(name: str, case: Case, variant: str | None) -> list[pytest.MarkDecora
         # It leaves complex and float64 moments alone, and says so.
         marks.append(pytest.mark.filterwarnings("ignore:narrow_state leaves"))
     return marks
+
+
+def _pairs() -> Iterator[tuple[str, Case, Check]]:
+    small = [case for case in CASES if case.name not in LARGE]
+    large = [case for case in CASES if case.name in LARGE]
+    pairs = [
+        *itertools.product(CHECKS, small),
+        *((name, case) for case, name in itertools.product(large, CHECKS)),
+    ]
+    for name, case in pairs:
+        if CHECKS[name].applies(case):
+            yield name, case, CHECKS[name]
 
 
 RUNS = [
@@ -50,9 +68,7 @@ RUNS = [
         id="-".join(filter(None, (name.removeprefix("check_"), case.name, variant))),
         marks=_marks(name, case, variant),
     )
-    for name, each in CHECKS.items()
-    for case in CASES
-    if each.applies(case)
+    for name, case, each in _pairs()
     for variant in each.variants or (None,)
 ]
 
