@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadscope
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The newest jax and numpy need Python 3.12: an older interpreter gets older packages.
 CONSTRAINTS = constraints$(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) \

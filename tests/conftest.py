@@ -57,13 +57,32 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return int(max(1, min(os.cpu_count() or 1, fitting)))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """One worker runs all of a file, which shares what is compiled."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(pytest.mark.xdist_group(item.path.name))
+def scope_of(nodeid: str) -> str:
+    """What one worker runs in a row, because it shares what is compiled.
+
+    A file; of the contract, the rows of a check, which have its operations in common, or the
+    checks of a large row, which has most operations for itself.
+    """
+    path, _, test = nodeid.partition("::")
+    found = re.fullmatch(r"test_contract\[(\w+)-(\w+).*\]", test)
+    if found is None:
+        return path
+    check, row = found.groups()
+    return row if row.startswith(("dao_e", "narrow_")) else check
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    # xdist's own groups, of `loadgroup`, are not seen since pytest 9.2: each test is one.
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByScope(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope_of(nodeid)
+
+    return ByScope(config, log)
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

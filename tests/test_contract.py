@@ -9,6 +9,7 @@ import pytest
 from cases import CASES, MIXTURES, NARROW, Case
 from checks import CHECKS
 from checks.registry import Check
+from conftest import scope_of
 from trees import coarsely
 
 import optabs
@@ -36,9 +37,7 @@ LONG = {
 
 
 def _marks(name: str, case: Case, variant: str | None) -> list[pytest.MarkDecorator]:
-    # What one worker runs in a row shares its compilations: most rows have the operations of
-    # a check in common, and a large row its own ones in all checks.
-    marks = [pytest.mark.xdist_group(case.name if case.name in LARGE else name)]
+    marks = []
     other = variant is not None and variant != CHECKS[name].quick_variant(case)
     if other or (case.name in RESET and name in LONG):
         marks.append(pytest.mark.slow)
@@ -105,6 +104,13 @@ def test_every_public_transformation_has_a_row() -> None:
     assert uncovered(CASES) == set()
     # The test can fail: without its row, a name is missing.
     assert uncovered([case for case in CASES if "adam_abs" not in case.covers]) == {"adam_abs"}
+
+
+def test_a_large_row_is_one_workers() -> None:
+    for run in RUNS:
+        name, case, _ = run.values
+        scope = scope_of(f"tests/test_contract.py::test_contract[{run.id}]")
+        assert scope == (case.name if case.name in LARGE else name.removeprefix("check_"))
 
 
 def test_names_are_unique() -> None:

@@ -91,7 +91,7 @@ def test_make_takes_the_constraints_of_the_interpreter(
         text=True,
     ).stdout
     assert re.findall(r" -c (constraints\S*)", printed) == [file]
-    assert f"{environment}/bin/python -m pytest -n auto --dist loadgroup some" in printed
+    assert f"{environment}/bin/python -m pytest -n auto --dist loadscope some" in printed
 
 
 def test_inner_names_of_jax_are_used_only_where_programs_are_compared() -> None:
