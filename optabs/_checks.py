@@ -52,7 +52,7 @@ def within(low: float, high: float, wanted: str) -> Rule:
 def precise(rule: Rule) -> Rule:
     """A rule for numbers that are worthless once they were rounded to 16 bits.
 
-    0.999 is 1 in bfloat16, and 1e-8 is 0 in float16; what is lost cannot be told any more.
+    0.999 is 1 in bfloat16, and 1e-8 is 0 in float16; what was lost cannot be recovered.
     """
 
     def checked(value: Any) -> str | None:

@@ -62,7 +62,7 @@ def boxed(array: Any, like: Any) -> Any:
 
 
 def axis_names(box: Any) -> tuple[Any, ...]:
-    """What flax was told of the axes: mesh axes or logical names, None where it was not."""
+    """The names that flax keeps of the axes, of a mesh or logical; None for one without."""
     names = getattr(box, "names", None)  # of linen's Partitioned
     if names is None and hasattr(box, "get_metadata"):  # of a Variable of nnx
         names = box.get_metadata().get("out_sharding")

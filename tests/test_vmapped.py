@@ -111,9 +111,9 @@ def test_an_own_loop_with_an_evolution_between_its_epochs() -> None:
             # Learning takes a key of the state, which a loop of the user's own does not.
             state = state._replace(key=reference.key)
             chex.assert_trees_all_close(state.params, reference.params, rtol=1e-4, atol=1e-5)
-            state, told = learner.evolve(state, loss_fn, data, validation)
+            state, evolution = learner.evolve(state, loss_fn, data, validation)
             reference, _ = learner.evolve(reference, loss_fn, data, validation)
-            best.append(float(told.trial_losses.min()))
+            best.append(float(evolution.trial_losses.min()))
         assert best[1] < best[0]
         model = nnx.merge(GRAPH, learner.best(state))
         inputs, targets = validation

@@ -18,7 +18,7 @@ class Controller(NamedTuple):
     .. math:: \alpha_l = \varphi + (1 - K\varphi)\, \mathrm{softmax}(b_l + W_l f)
 
     for leaf :math:`l` of the parameters, :math:`K` experts and features :math:`f`; uniform
-    at the start. What the last step's shares did to the loss is told by the next gradient,
+    at the start. The next gradient measures what the weights of the last step did to the loss,
     :math:`d_{il} = \langle g_l, U_{il} \rangle`. With the rule `"relative"`,
 
     .. math:: a_{il} = -d_{il} + \sum_j \alpha_{jl} d_{jl}, \qquad
