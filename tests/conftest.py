@@ -60,15 +60,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def scope_of(nodeid: str) -> str:
     """What one worker runs in a row, because it shares what is compiled.
 
-    A file; of the contract, the rows of a check, which have its operations in common, or the
-    checks of a large row, which has most operations for itself.
+    A file; of the contract, the rows of a check, which have its operations in common, or all
+    checks of the large rows, which have most operations for themselves.
     """
     path, _, test = nodeid.partition("::")
-    found = re.fullmatch(r"test_contract\[(\w+)-(\w+).*\]", test)
-    if found is None:
-        return path
-    check, row = found.groups()
-    return row if row.startswith(("dao_e", "narrow_")) else check
+    found = re.fullmatch(r"test_contract\[(\w+)-((dao_e|narrow)?.*)\]", test)
+    return path if found is None else found[3] or found[1]
 
 
 @pytest.hookimpl(optionalhook=True)

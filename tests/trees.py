@@ -64,7 +64,7 @@ def run(
 
 @functools.cache
 def plain(case: Case) -> tuple[list[Any], Any]:
-    """What the row does by itself, op by op: run(case, case.make())."""
+    """What the row does by itself: run(case, case.make())."""
     return run(case, case.make())
 
 

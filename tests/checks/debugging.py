@@ -32,8 +32,8 @@ def check_debug_flags_stay_silent(case: Case) -> None:
     position = _with_empty(params())
     with jax.debug_nans(True), jax.debug_infs(True):
         for grads in _gradients():
-            run(case, case.make(), position, grads)
-        run(case, case.make(**_decays_of_zero(case)), position, grads[:1])
+            run(case, case.make_eager(), position, grads)
+        run(case, case.make_eager(**_decays_of_zero(case)), position, grads[:1])
 
 
 @check()

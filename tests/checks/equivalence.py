@@ -11,7 +11,6 @@ from trees import (
     compiled,
     gradients,
     params,
-    plain,
     run,
     tree,
     with_traced,
@@ -22,7 +21,8 @@ from checks.registry import check
 
 @check()
 def check_jit_equals_eager(case: Case) -> None:
-    assert_close(run(case, compiled(case.make())), plain(case), rtol=1e-5)
+    optimizer = case.make_eager()
+    assert_close(run(case, compiled(optimizer)), run(case, optimizer), rtol=1e-5)
 
 
 def _stacked(trees):

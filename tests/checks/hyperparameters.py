@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import Case
+from cases import Case, with_compiled_update
 from trees import (
     NARROW,
     assert_close,
@@ -92,11 +92,13 @@ def check_rate_is_annotated(case: Case) -> None:
     )
 
 
+@functools.cache
 def _injected(case: Case, dtype: typing.Any = None) -> typing.Any:
     factory = functools.partial(case.factory, **case.options)
     static = [name for name in ("mask", "experts") if name in case.parameters]
     inject = optax.inject_hyperparams(factory, static_args=static, hyperparam_dtype=dtype)
-    return inject(learning_rate=case.rate)
+    optimizer = inject(learning_rate=case.rate)
+    return with_compiled_update(optimizer) if case.large else optimizer
 
 
 @check()

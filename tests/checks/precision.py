@@ -68,7 +68,7 @@ def check_dtypes_are_stable_under_x64(case: Case, dtype: str) -> None:
 @check()
 def check_dtypes_are_stable_in_eager_mode(case: Case) -> None:
     """Constants that are weakly typed only outside of a trace show up here."""
-    optimizer = case.make()
+    optimizer = case.make_eager()
     position, grads = params(jnp.bfloat16), gradients(2, jnp.bfloat16)
     state = optimizer.init(position)
     updates, later = run(case, optimizer, position, grads, state)

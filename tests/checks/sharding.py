@@ -64,7 +64,7 @@ _MODES = ("compiled", "eager")
 
 @check(variants=_MODES)
 def check_state_follows_auto_mesh(case: Case, mode: str) -> None:
-    optimizer = case.make()
+    optimizer = case.make_eager()
     update = _update(case, optimizer)
     mesh = _mesh(AxisType.Auto)
     with jax.set_mesh(mesh):
@@ -84,7 +84,7 @@ def check_state_follows_auto_mesh(case: Case, mode: str) -> None:
 
 @check(variants=_MODES)
 def check_state_follows_explicit_mesh(case: Case, mode: str) -> None:
-    optimizer = case.make()
+    optimizer = case.make_eager()
     update = _update(case, optimizer)
     if mode == "compiled":
         update = jax.jit(update)

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from cases import Case
+from cases import Case, with_compiled_update
 from trees import (
     assert_close,
     assert_equal,
@@ -20,11 +20,6 @@ from trees import (
 from checks.registry import check
 
 
-def _compiled(wrapper):
-    """Outside of jit, optax's conditionals compile at every call."""
-    return optax.GradientTransformationExtraArgs(wrapper.init, jax.jit(wrapper.update))
-
-
 @check()
 def check_multi_steps(case: Case) -> None:
     optimizer = case.make()
@@ -32,7 +27,7 @@ def check_multi_steps(case: Case) -> None:
     accumulating = optax.MultiSteps(optimizer, every).gradient_transformation()
     position = params()
     state = accumulating.init(position)
-    accumulating = _compiled(accumulating)
+    accumulating = with_compiled_update(accumulating)  # else conditionals compile at each call
     wanted, wanted_state = run(case, optimizer, grads=gradients(2))
     for gradient, full in zip(gradients(2), wanted, strict=True):
         for micro in range(every):
@@ -82,7 +77,7 @@ def check_apply_if_finite(case: Case) -> None:
     guarded = optax.apply_if_finite(optimizer, max_consecutive_errors=2)
     good, position = gradients(), params()
     with_bad = [good[0], filled(position, jnp.nan), *good[1:]]
-    updates, state = run(case, _compiled(guarded), position, with_bad)
+    updates, state = run(case, with_compiled_update(guarded), position, with_bad)
     wanted, wanted_state = plain(case)
     assert_equal(updates[1], filled(position, 0.0))
     assert_close([updates[0], *updates[2:]], wanted, rtol=1e-5)
