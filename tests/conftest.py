@@ -1,11 +1,14 @@
 """Eight CPU devices, strict rank promotion, and readable asserts in the shared checks."""
 
+import collections
 import ctypes
+import functools
 import gc
 import math
 import os
 import pathlib
 import re
+import zlib
 from importlib import metadata
 from typing import Any
 
@@ -28,7 +31,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
+# Making an MLIR context is a fifth of compiling an operation, and what was compiled keeps its
+# own, 1.2 MB. Here all programs share one.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("checks", "commands", "trees")
 
@@ -68,6 +75,28 @@ def scope_of(nodeid: str) -> str:
     return path if found is None else found[3] or found[1]
 
 
+_EVERY = 4  # rows of a parametrised test
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A quick run has every row of the contract, and of other tests a part by hash.
+
+    The other rows are slow ones; a test that is asked for by its name has all rows.
+    """
+    if any("::" in given for given in config.args):
+        return
+    rows = collections.defaultdict(list)
+    for item in items:
+        name, bracket, _ = item.nodeid.partition("[")
+        if bracket and not name.endswith("::test_contract"):
+            rows[name].append(item)
+    for each in rows.values():
+        each.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        for item in each[math.ceil(len(each) / _EVERY) :]:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     # xdist's own groups, of `loadgroup`, are not seen since pytest 9.2: each test is one.
@@ -95,8 +124,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     peak = _memory("/proc/self/status", "VmHWM")
-    if peak is not None:
-        _PEAKS["main"] = getattr(session.config, "workeroutput", {})["peak"] = peak
+    if peak is None:
+        return
+    if hasattr(session.config, "workeroutput"):  # of xdist's worker, for the main process
+        session.config.workeroutput["peak"] = peak
+    _PEAKS["main"] = peak
 
 
 @pytest.hookimpl(optionalhook=True)
