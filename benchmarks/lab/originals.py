@@ -4,11 +4,9 @@ import contextlib
 import gzip
 import hashlib
 import importlib
-import io
 import pathlib
-import pickle
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +19,8 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+CIFAR_FILE = "cifar-10-binary.tar.gz"
+BATCHES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 
 
 class DataError(ValueError):
@@ -48,8 +47,7 @@ class Spec(NamedTuple):
 
 IDX_SOURCE = "a folder with the four original idx .gz files or an .npz of arrays"
 CIFAR_SOURCE = (
-    "a folder with the original python batches, cifar-10-python.tar.gz, a folder of WebP "
-    "sheets with labels.npz or an .npz of arrays"
+    f"{CIFAR_FILE} or its folder, a folder of WebP sheets with labels.npz or an .npz of arrays"
 )
 SPECS = {
     "digits": Spec((8, 8, 1), "no source or an .npz of arrays", top_level=16, validation=200),
@@ -130,27 +128,30 @@ def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def read_idx_files(folder: pathlib.Path) -> Arrays:
-    """Reads the four idx files of a data set; images get one channel."""
+def read_idx_files(files: Mapping[str, pathlib.Path]) -> Arrays:
+    """Reads the four idx files of a data set, by their names; images get one channel."""
     images, labels, test_images, test_labels = (
-        read_idx(folder / file, 3 if "images" in file else 1) for file in IDX_FILES
+        read_idx(files[name], 3 if "images" in name else 1) for name in IDX_FILES
     )
     return Arrays(images[..., None], labels, test_images[..., None], test_labels)
 
 
-def read_cifar10(source: pathlib.Path) -> Arrays:
-    """Reads CIFAR-10 from WebP sheets, python batches or their archive, or a DataError."""
-    if (source / "sheets").is_dir():
-        return read_sheets(source)
-    archive = source if source.is_file() else source / "cifar-10-python.tar.gz"
-    if archive.is_file():
-        return read_batches(archive, read_archive(archive, "cifar-10-batches-py/", BATCHES))
-    for folder in (source, source / "cifar-10-batches-py"):
-        if all((folder / name).is_file() for name in BATCHES):
-            return read_batches(folder, [(folder / name).read_bytes() for name in BATCHES])
-    raise DataError(
-        f"source {str(source)!r} holds no CIFAR-10; pass {SPECS['cifar10'].expects}."
-    )
+def read_cifar10(archive: pathlib.Path) -> Arrays:
+    """Reads CIFAR-10 from its archive of binary batches, or raises a DataError."""
+    arrays: list[np.ndarray] = []
+    with refusing(f"file {str(archive)!r} is not the whole {CIFAR_FILE}"):
+        with tarfile.open(archive, "r:gz") as members:
+            contents = {
+                pathlib.PurePath(member.name).name: file.read()
+                for member in members
+                if (file := members.extractfile(member))
+            }
+        for names in (BATCHES, ["test_batch.bin"]):
+            content = b"".join(contents[name] for name in names)
+            records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+            planes = records[:, 1:].reshape(-1, 3, 32, 32)
+            arrays += [planes.transpose(0, 2, 3, 1), records[:, 0]]
+    return Arrays(*arrays)
 
 
 def read_sheets(folder: pathlib.Path) -> Arrays:
@@ -169,36 +170,3 @@ def read_sheets(folder: pathlib.Path) -> Arrays:
             raise DataError(f"folder {str(folder)!r} has no sheets/{split}_*.webp; add it.")
         images.append(np.concatenate(tiles))
     return Arrays(images[0], labels[0], images[1], labels[1])
-
-
-def read_archive(path: pathlib.Path, folder: str, names: Sequence[str]) -> list[bytes]:
-    """Contents of files of a .tar.gz, or a DataError where one of them is not whole."""
-    with refusing(f"file {str(path)!r} is not a whole .tar.gz"):
-        # Unpacked at once: seeking back in the file would unpack it again.
-        unpacked = io.BytesIO(gzip.decompress(path.read_bytes()))
-        with tarfile.open(fileobj=unpacked) as archive:
-            files: list[Any] = [archive.extractfile(folder + name) for name in names]
-            return [file.read() for file in files]
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Rebuilds plain arrays only: any other pickle could run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("numpy") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
-def read_batches(origin: pathlib.Path, contents: Sequence[bytes]) -> Arrays:
-    """Decodes the six pickled python batches, the test batch last."""
-    images, labels = [], []
-    for name, content in zip(BATCHES, contents, strict=True):
-        with refusing(f"file {str(origin / name)!r} is no CIFAR-10 batch"):
-            batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-            planes = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-            images.append(planes.transpose(0, 2, 3, 1))
-            labels.append(np.asarray(batch[b"labels"], np.uint8))
-    return Arrays(np.concatenate(images[:5]), np.concatenate(labels[:5]), images[5], labels[5])
