@@ -74,7 +74,7 @@ def _read(name: str, source: pathlib.Path | None) -> Arrays:
     source = next((path for path in inner if path.exists()), source)
     origin = f"source {str(source)!r}"
     if not source.exists():
-        raise DataError(f"{origin} does not exist; pass {SPECS[name].expects}.")
+        raise DataError(f"{origin} does not exist; pass {originals.EXPECTED}.")
     if source.suffix == ".npz":
         arrays = Arrays(*originals.read_npz(source))
         return originals.check(name, arrays, origin, published=False)
@@ -107,7 +107,7 @@ def _fetched(name: str) -> Arrays:
     """
     require("importlib_resources")  # tfds does not say that it needs it
     tfds = require("tensorflow_datasets")
-    remedy = f"set TFDS_DATA_DIR to another folder or pass --data with {SPECS[name].expects}"
+    remedy = f"set TFDS_DATA_DIR to another folder or pass --data with {originals.EXPECTED}"
     with refusing(f"data set {name!r} cannot be had through tfds", remedy):
         infos = tfds.builder_cls(name).url_infos
         folder = pathlib.Path(tfds.core.constants.DATA_DIR).expanduser() / "downloads"

@@ -40,21 +40,17 @@ class Spec(NamedTuple):
     """What is known of a data set before it is read."""
 
     shape: tuple[int, int, int]
-    expects: str  # what a source may be, for messages
     top_level: int = 255  # the level of a pixel that becomes 1.0
     validation: int = 5000
 
 
-IDX_SOURCE = "a folder with the four original idx .gz files or an .npz of arrays"
-CIFAR_SOURCE = (
-    f"{CIFAR_FILE} or its folder, a folder of WebP sheets with labels.npz or an .npz of arrays"
-)
 SPECS = {
-    "digits": Spec((8, 8, 1), "no source or an .npz of arrays", top_level=16, validation=200),
-    "mnist": Spec((28, 28, 1), IDX_SOURCE),
-    "fashion_mnist": Spec((28, 28, 1), IDX_SOURCE),
-    "cifar10": Spec((32, 32, 3), CIFAR_SOURCE),
+    "digits": Spec((8, 8, 1), top_level=16, validation=200),
+    "mnist": Spec((28, 28, 1)),
+    "fashion_mnist": Spec((28, 28, 1)),
+    "cifar10": Spec((32, 32, 3)),
 }
+EXPECTED = "a folder of the original files or an .npz of arrays"
 # Of the bytes of the four arrays, as they were published.
 SHA256 = {
     "mnist": "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
@@ -99,7 +95,7 @@ def check(name: str, arrays: Arrays, origin: str, *, published: bool = True) -> 
             problem = f"{split} pixels above {spec.top_level}"
         else:
             continue
-        raise DataError(f"{origin} has {problem}; for {name!r} pass {spec.expects}.")
+        raise DataError(f"{origin} has {problem}; for {name!r} pass {EXPECTED}.")
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array, np.uint8).data)

@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 import typer
 
-from benchmarks.lab.records import Records, write_bytes
+from benchmarks.lab.records import Records, as_floats, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,7 +116,7 @@ MEASURES = {
 def measured(records: Records, measure: str, **key: Any) -> np.ndarray:
     """A measure of the runs whose keys have these fields: float [runs], null as NaN."""
     runs = records.select(kind="run", **key)
-    return np.array([run.result[measure] for run in runs], float)
+    return as_floats([run.result[measure] for run in runs])
 
 
 def comparison(
@@ -133,22 +133,17 @@ def comparison(
     rows = []
     for arm, found in runs.items():
         (tuning,) = records.select(kind="tuning", task=task, arm=arm)
-        cells = [
-            mean_and_spread(
-                list(each.factor * measured(records, name, task=task, arm=arm)), each.digits
-            )
-            for name, each in shown.items()
-        ]
-        first = [found[0].config["label"], f"{found[0].result['rate']:g}"]
-        rows.append([*first, f"{tuning.result['bytes']:.2f}", *cells])
-    first_arm = next(iter(runs.values()))
-    config = first_arm[0].config
-    return Table(
-        f"{config['title']}, {config['steps']} steps; {len(first_arm)} seeds, mean ± standard "
-        "deviation",
-        ["arm", "rate", "bytes a parameter", *(each.title for each in shown.values())],
-        rows,
-    )
+        row = [found[0].config["label"], f"{found[0].result['rate']:g}"]
+        row.append(f"{tuning.result['bytes']:.2f}")
+        for name, each in shown.items():
+            values = each.factor * measured(records, name, task=task, arm=arm)
+            row.append(mean_and_spread(list(values), each.digits))
+        rows.append(row)
+    first = next(iter(runs.values()))
+    asked = "{title}, {steps} steps".format_map(first[0].config)
+    title = f"{asked}; {len(first)} seeds, mean ± standard deviation"
+    header = ["arm", "rate", "bytes a parameter", *(each.title for each in shown.values())]
+    return Table(title, header, rows)
 
 
 def write(
