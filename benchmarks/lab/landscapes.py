@@ -118,12 +118,6 @@ def path(
 
     They are not finite once the path has diverged; of NAG, they are those at which its loss
     is taken.
-
-    Examples:
-      >>> path(LANDSCAPES["ravine"], optabs.sgd(5e-5), 2).round(2)
-      array([[0.  , 0.2 ],
-             [0.  , 0.35],
-             [0.  , 0.42]], dtype=float32)
     """
     return np.asarray(jax.jit(lambda: walk(landscape, optimizer, steps))())
 
@@ -147,12 +141,7 @@ def walk(
 
 
 def emitted(transformation: optax.GradientTransformation, gradients: jax.Array) -> np.ndarray:
-    """What any transformation emits for gradients [steps, ...], the parameters held at 0.
-
-    Examples:
-      >>> emitted(optabs.ema(0.5), jnp.array([1.0, 0.0, 0.0])).tolist()
-      [0.5, 0.25, 0.125]
-    """
+    """What any transformation emits for gradients [steps, ...], the parameters held at 0."""
     rule = optax.with_extra_args_support(transformation)
     params = jnp.zeros_like(gradients[0])
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
-import rich.box
 import rich.console
-import rich.table
+import rich.markdown
 import typer
 
 from benchmarks.lab.records import Records, as_floats, write_bytes
@@ -30,17 +29,6 @@ class Table(NamedTuple):
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-    def show(self) -> None:
-        """Prints the table in the terminal."""
-        table = rich.table.Table(box=rich.box.SIMPLE)
-        for index, name in enumerate(self.header):
-            table.add_column(name, justify="left" if index == 0 else "right")
-        for row in self.rows:
-            table.add_row(*row)
-        console = rich.console.Console()
-        console.print(self.title, style="bold", highlight=False)
-        console.print(table)
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown."""
@@ -167,7 +155,7 @@ def write(
     """
     for section in sections:
         if show and isinstance(section, Table):
-            section.show()
+            rich.console.Console().print(rich.markdown.Markdown(section.markdown()))
     texts = [each.markdown() if isinstance(each, Table) else each for each in sections]
     body = "\n".join(text for text in [f"# {title}\n", *texts] if text)
     write_bytes(folder / name, body.encode())
@@ -216,9 +204,7 @@ def curves_figure(
 
     Args:
       panels: captions and curves.
-      ylabel: of the y axis.
-      title: of the figure.
-      xlabel: of the x axis.
+      ylabel, title, xlabel: of the axes and of the figure.
       columns: panels beside each other; None: all.
       log: whether losses are drawn by their logarithms, each panel on a scale of its own.
       middle: of a curve's rows: their mean, or another of NumPy's functions.

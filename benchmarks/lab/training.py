@@ -97,13 +97,7 @@ def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
     but for tasks `by_steps` on CPUs, where XLA's convolutions inside of a loop take 40 times
     as long.
 
-    Args:
-      task: what is learned.
-      arm: by what.
-      test: whether the last parameters are scored on the test data.
-
-    Returns:
-      A function from a rate and a seed to the outcome.
+    With `test`, the last parameters are scored on the test data.
     """
     evaluate = jax.jit(task.evaluate)
     if task.by_steps and jax.default_backend() == "cpu":
