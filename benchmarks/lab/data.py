@@ -34,11 +34,10 @@ def load(
 
     Args:
       name: "digits", "mnist", "fashion_mnist" or "cifar10".
-      source: a folder of the original files, for CIFAR-10 also of WebP sheets, or its
-        archive; an .npz of `train_images`, `train_labels`, `test_images` and `test_labels`;
-        or a folder that holds one of these under the name of the data set. None reads
-        "digits" from scikit-learn and the others from the files that tensorflow-datasets
-        downloads, once.
+      source: a folder of the original files, of CIFAR-10 its binary version; an .npz of
+        `train_images`, `train_labels`, `test_images` and `test_labels`; or a folder that
+        holds one of these under the name of the data set. None reads "digits" from
+        scikit-learn and the others from the files that tensorflow-datasets downloads, once.
       validation: how many of the last training images to hold out; None means 200 for
         "digits" and 5,000 for the others.
 
@@ -76,19 +75,11 @@ def _read(name: str, source: pathlib.Path | None) -> Arrays:
     if not source.exists():
         raise DataError(f"{origin} does not exist; pass {originals.EXPECTED}.")
     if source.suffix == ".npz":
-        arrays = Arrays(*originals.read_npz(source))
-        return originals.check(name, arrays, origin, published=False)
+        return originals.check(name, originals.read_npz(source), origin, published=False)
     if name == "digits":
         raise DataError(f"{origin} is of no use for 'digits'; pass no source or an .npz.")
-    if name != "cifar10":
-        files = {file: source / file for file in originals.IDX_FILES}
-        arrays = originals.read_idx_files(files)
-    elif (source / "sheets").is_dir():
-        arrays = originals.read_sheets(source)
-    else:
-        archive = source / originals.CIFAR_FILE if source.is_dir() else source
-        arrays = originals.read_cifar10(archive)
-    return originals.check(name, arrays, origin)
+    files = {file: source / file for file in (*originals.IDX_FILES, originals.CIFAR_FILE)}
+    return originals.check(name, originals.read(name, files), origin)
 
 
 def _read_digits() -> Arrays:
@@ -120,10 +111,7 @@ def _fetched(name: str) -> Arrays:
         )
         paths = manager.download({info.filename: url for url, info in infos.items()})
         files = {file: pathlib.Path(path) for file, path in paths.items()}
-        if name == "cifar10":
-            arrays = originals.read_cifar10(files[originals.CIFAR_FILE])
-        else:
-            arrays = originals.read_idx_files(files)
+        arrays = originals.read(name, files)
     return originals.check(name, arrays, f"folder {str(folder / name)!r}")
 
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import pathlib
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,11 +107,11 @@ def check(name: str, arrays: Arrays, origin: str, *, published: bool = True) -> 
     return arrays
 
 
-def read_npz(path: pathlib.Path, names: Sequence[str] = Arrays._fields) -> list[np.ndarray]:
-    """Reads named arrays of an .npz, or raises a DataError."""
-    problem = f"file {str(path)!r} is not a whole .npz of {', '.join(names)}"
+def read_npz(path: pathlib.Path) -> Arrays:
+    """Reads the arrays of an .npz, or raises a DataError."""
+    problem = f"file {str(path)!r} is not a whole .npz of {', '.join(Arrays._fields)}"
     with refusing(problem), open(path, "rb") as file, np.load(file) as stored:
-        return [stored[name] for name in names]
+        return Arrays(*(stored[name] for name in Arrays._fields))
 
 
 def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
@@ -124,10 +124,12 @@ def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def read_idx_files(files: Mapping[str, pathlib.Path]) -> Arrays:
-    """Reads the four idx files of a data set, by their names; images get one channel."""
+def read(name: str, files: Mapping[str, pathlib.Path]) -> Arrays:
+    """Reads a data set from the original files, by their names, or raises a DataError."""
+    if name == "cifar10":
+        return read_cifar10(files[CIFAR_FILE])
     images, labels, test_images, test_labels = (
-        read_idx(files[name], 3 if "images" in name else 1) for name in IDX_FILES
+        read_idx(files[file], 3 if "images" in file else 1) for file in IDX_FILES
     )
     return Arrays(images[..., None], labels, test_images[..., None], test_labels)
 
@@ -148,21 +150,3 @@ def read_cifar10(archive: pathlib.Path) -> Arrays:
             planes = records[:, 1:].reshape(-1, 3, 32, 32)
             arrays += [planes.transpose(0, 2, 3, 1), records[:, 0]]
     return Arrays(*arrays)
-
-
-def read_sheets(folder: pathlib.Path) -> Arrays:
-    """Reads `sheets/{train,test}_*.webp`, rows of 32x32 images, and their `labels.npz`."""
-    labels = read_npz(folder / "labels.npz", ("train", "test"))
-    images = []
-    for split in ("train", "test"):
-        tiles = []
-        for path in sorted((folder / "sheets").glob(f"{split}_*.webp")):
-            problem = f"file {str(path)!r} is not a whole WebP of 32x32 images"
-            with refusing(problem), require("PIL.Image").open(path) as file:
-                sheet = np.asarray(file.convert("RGB"))
-                rows = sheet.reshape(len(sheet) // 32, 32, sheet.shape[1] // 32, 32, 3)
-                tiles.append(rows.swapaxes(1, 2).reshape(-1, 32, 32, 3))
-        if not tiles:
-            raise DataError(f"folder {str(folder)!r} has no sheets/{split}_*.webp; add it.")
-        images.append(np.concatenate(tiles))
-    return Arrays(images[0], labels[0], images[1], labels[1])
