@@ -1,6 +1,7 @@
-"""The tasks that studies share, and the program that trains them."""
+"""The tasks that studies share, the program that trains them, and functions of many minima."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,13 +12,13 @@ import pytest
 
 import optabs
 from benchmarks.lab import tasks
+from benchmarks.lab.functions import FUNCTIONS, NOISE, noisy
 from benchmarks.lab.training import CEILING, FLOOR, Arm, Outcome, measures_of, program_of
 
 ADAM = Arm("Adam", optabs.adam)
-SPLITS = (tasks.digits_splits, tasks.breast_cancer_splits)
 
 
-@pytest.mark.parametrize("read", SPLITS)
+@pytest.mark.parametrize("read", [tasks.digits_splits, tasks.breast_cancer_splits])
 def test_the_splits_are_fixed_and_apart(read: Any) -> None:
     one = read()
     tasks.image_splits.cache_clear()
@@ -38,31 +39,23 @@ def test_a_program_is_what_a_hand_written_loop_gives() -> None:
     outcome = program_of(task, ADAM)(0.1, 3)
     start_key, feed_key = jax.random.split(jax.random.key(3))
     optimizer = optabs.adam(0.1)
-
-    @jax.jit
-    def step(params: Any, state: Any, noise: jax.Array) -> Any:
-        (loss, _), grads = jax.value_and_grad(task.loss_fn, has_aux=True)(params, {}, noise)
-        updates, state = optimizer.update(grads, state, params)
-        # The noise is the gradient's alone.
-        clean = jax.grad(task.loss_fn, has_aux=True)(params, {}, jnp.zeros_like(noise))[0]
-        alike = (
-            grads["point"] - clean["point"] - noise,
-            loss - task.evaluate(params, {}, ())[0],
-        )
-        return optax.apply_updates(params, updates), state, loss, alike
-
+    gradient = jax.jit(jax.value_and_grad(task.loss_fn, has_aux=True))
     params, _ = jax.jit(task.init)(start_key)
     state, losses = optimizer.init(params), []
     for noise in np.asarray(task.feed(feed_key, 6)):
-        params, state, loss, alike = step(params, state, noise)
+        (loss, _), grads = gradient(params, {}, noise)
+        (clean, _), slopes = gradient(params, {}, np.zeros_like(noise))
+        np.testing.assert_allclose(grads["point"], slopes["point"] + noise, atol=1e-5)
+        np.testing.assert_allclose(
+            [loss, clean], task.evaluate(params, {}, ())[0], atol=1e-5
+        )  # the noise is the gradient's alone
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
         losses.append(float(loss))
-        for difference in alike:
-            np.testing.assert_allclose(difference, 0, atol=1e-5)
     np.testing.assert_allclose(outcome.losses, losses, rtol=1e-5)
     validation = task.evaluate(params, {}, ())[0]
     np.testing.assert_allclose(outcome.validation[0], validation, rtol=1e-4)
-    assert outcome.test is None
-    assert outcome.watched == {}
+    assert (outcome.test, outcome.watched) == (None, {})
 
 
 def test_a_training_by_steps_is_that_of_one_program() -> None:
@@ -89,6 +82,67 @@ def test_divergence_is_bounded_and_seen():
     assert not jump["diverged"]
     assert measured([2.0] + [3.0] * 19)["diverged"]
     assert measured([2.0] + [0.0] * 19, 0.0)["final_loss"] == pytest.approx(2 * FLOOR)
-    broken = measured([2.0] + [1.0] * 18 + [np.nan], np.nan)
-    assert broken["final_loss"] == broken["validation_loss"] == 2 * CEILING
-    assert broken["diverged"]
+    for losses in ([2.0] + [1.0] * 18 + [np.nan], [2.0, np.nan, np.inf]):
+        broken = measured(losses, np.nan)
+        assert broken["final_loss"] == broken["validation_loss"] == 2 * CEILING
+        assert broken["diverged"]
+
+
+# As the literature has them, in float64.
+LITERATURE: dict[str, Callable[[np.ndarray], float]] = {
+    "rastrigin": lambda x: 10 * x.size + np.sum(x**2 - 10 * np.cos(2 * np.pi * x)),
+    "ackley": lambda x: (-20 * np.exp(-0.2 * np.sqrt(np.mean(x**2)))
+                         - np.exp(np.mean(np.cos(2 * np.pi * x))) + 20 + np.e),
+    "griewank": lambda x: (np.sum(x**2) / 4000
+                           - np.prod(np.cos(x / np.sqrt(np.arange(1, x.size + 1)))) + 1),
+    "schwefel": lambda x: 418.9828872724338 * x.size - np.sum(x * np.sin(np.sqrt(np.abs(x)))),
+    "styblinski_tang": lambda x: np.sum((x**4 - 16 * x**2 + 5 * x) / 2 + 39.16616570377142),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_is_the_literature_s_with_its_minimum_where_a_key_puts_it(
+    name: str,
+) -> None:
+    function, key = FUNCTIONS[name], jax.random.key(0)
+    points = jax.vmap(lambda key: function.start(key, 20))(jax.random.split(key, 200))
+    assert np.abs(points).max() <= function.half_width
+    for x in (points[0], points[1], points[2, :2], points[3, :2]):
+        wanted = LITERATURE[name](np.asarray(x, np.float64))
+        np.testing.assert_allclose(function.value(x), wanted, rtol=1e-4)
+    values = []
+    for rotated in (False, True):
+        value, place = function.placed(key, 20, rotated=rotated)
+        other, elsewhere = function.placed(jax.random.key(1), 20, rotated=rotated)
+        assert np.abs(place).max() < function.half_width
+        assert np.abs(place - elsewhere).max() > 0.01 * function.half_width
+        assert abs(float(value(place))) < 2e-3
+        found = jax.vmap(value)(jnp.concatenate([points, place[None] + 1e-2 * points]))
+        assert float(found.min()) > float(value(place))
+        assert float(other(place)) > 0.01
+        turn = jax.random.orthogonal(jax.random.split(key)[1], 20) if rotated else np.eye(20)
+        values.append(value(place + turn.T @ points[0] / 20))
+    np.testing.assert_allclose(*values, rtol=1e-3, atol=1e-3)
+
+
+def test_schwefel_does_not_fall_beyond_its_box() -> None:
+    far = jnp.linspace(501.0, 3000.0, 2000)[:, None]
+    assert jax.vmap(FUNCTIONS["schwefel"].value)(jnp.concatenate([far, -far])).min() > 100.0
+
+
+def test_noise_is_in_the_gradients_alone_and_another_one_at_every_point() -> None:
+    function = FUNCTIONS["rastrigin"]
+    value, _ = function.placed(jax.random.key(0), 8, rotated=False)
+    keys = jax.random.split(jax.random.key(1), 500)
+    points = jax.vmap(lambda key: function.start(key, 8))(keys)
+    loss = noisy(value, jax.random.key(2), points)
+    np.testing.assert_allclose(jax.vmap(loss)(points), jax.vmap(value)(points), rtol=1e-6)
+    noises = jax.jit(jax.vmap(lambda x: jax.grad(loss)(x) - jax.grad(value)(x)))
+    noise, beside = np.asarray(noises(points)), np.asarray(noises(points + 1e-4))
+    size = NOISE * np.sqrt(np.mean(np.square(jax.vmap(jax.grad(value))(points))))
+    np.testing.assert_allclose(noise.std(), size, rtol=0.05)
+    assert abs(noise.mean()) < 0.1 * size
+    assert len(np.unique(noise[:, 0])) == len(points)
+    # Independent also of that at a neighbour, and the same at the same point.
+    assert abs(np.corrcoef(noise.ravel(), beside.ravel())[0, 1]) < 0.1
+    np.testing.assert_array_equal(noises(points), noise)

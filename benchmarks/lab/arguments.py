@@ -28,53 +28,29 @@ class ArgumentError(ValueError):
     """A command-line argument that cannot be used, and what to pass."""
 
 
-def numbers_of(text: str, name: str) -> list[int]:
-    """Positive whole numbers from a list such as '64,128'."""
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise ArgumentError(
-            f"{name} is {text!r}; pass whole numbers above 0, separated by commas."
-        )
-    return numbers
-
-
-def names_of(
-    text: str, name: str, known: Collection[str], *, separator: str = ","
-) -> list[str]:
-    """Known names from a list such as 'adam,adam_abs'."""
-    names = [part.strip() for part in text.split(separator)]
-    for part in names:
-        choice_of(part, name, known)
-    return list(dict.fromkeys(names))
-
-
 def some_of(
     text: str, name: str, known: Collection[str], *, separator: str = ","
 ) -> list[str]:
-    """Known names from a list, or with 'all' or '' every one."""
+    """Known names from a list such as 'adam,adam_abs', or with 'all' or '' every one."""
     if text in ("", "all"):
         return list(known)
-    return names_of(text, name, known, separator=separator)
+    names = [choice_of(part.strip(), name, known) for part in text.split(separator)]
+    return list(dict.fromkeys(names))
 
 
 def tasks_of(
     text: str, known: Collection[str], need_images: Collection[str], data: pathlib.Path | None
 ) -> list[str]:
     """Known tasks from a list; for '' or 'all', all of them for which there are data."""
-    if text not in ("", "all"):
-        names = names_of(text, "tasks", known)
-        missing = [name for name in names if name in need_images]
-        if missing and data is None:
-            raise ArgumentError(
-                f"tasks has {', '.join(missing)}, which need images; pass data, too."
-            )
-        return names
-    if data is None and need_images:
-        typer.echo(f"Left out, since they need images (pass --data): {', '.join(need_images)}")
-    return [name for name in known if data is not None or name not in need_images]
+    names = some_of(text, "tasks", known)
+    missing = [name for name in names if name in need_images] if data is None else []
+    if missing and text not in ("", "all"):
+        raise ArgumentError(
+            f"tasks has {', '.join(missing)}, which need images; pass data, too."
+        )
+    if missing:
+        typer.echo(f"Left out, since they need images (pass --data): {', '.join(missing)}")
+    return [name for name in names if name not in missing]
 
 
 def choice_of(text: str, name: str, known: Collection[str]) -> str:

@@ -4,6 +4,7 @@ Valleys, a saddle and ravines: each is a sum of squares, so its lowest value is 
 exact in float32.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,9 +28,7 @@ _DASHES = ("-", (0, (6, 4)), (0, (4, 4)), (0, (2, 2)))
 _FAR = 100.0  # times the box's width: where a path is no longer drawn
 
 Point = tuple[float, float]
-
-# Not the origin, where weight decay leads.
-_RAVINE_MINIMUM: Point = (1.0, 0.5)
+_RAVINE_MINIMUM: Point = (1.0, 0.5)  # not the origin, where weight decay leads
 
 
 class Landscape(NamedTuple):
@@ -77,16 +76,14 @@ def _saddle(p: jax.Array) -> jax.Array:
 
 def _ravine(p: jax.Array) -> jax.Array:
     """The axes are those of the curvature."""
-    return _valley(p[0] - _RAVINE_MINIMUM[0], p[1] - _RAVINE_MINIMUM[1])
+    along, across = p[0] - _RAVINE_MINIMUM[0], p[1] - _RAVINE_MINIMUM[1]
+    return (along**2 + CONDITION * across**2) / 2
 
 
 def _rotated_ravine(p: jax.Array) -> jax.Array:
     """The ravine, turned by 45 degrees: each variable is steep and flat."""
     x, y = p[0] - _RAVINE_MINIMUM[0], p[1] - _RAVINE_MINIMUM[1]
-    return _valley((x + y) / 2**0.5, (y - x) / 2**0.5)
-
-
-def _valley(along: jax.Array, across: jax.Array) -> jax.Array:
+    along, across = (x + y) / 2**0.5, (y - x) / 2**0.5
     return (along**2 + CONDITION * across**2) / 2
 
 
@@ -110,9 +107,8 @@ LANDSCAPES = {place.name: place for place in _PLACES}
 def evaluated(state: optax.OptState, params: Any) -> Any:
     """The parameters at which the loss counts: NAG's are not those that it trains."""
     leaves = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, NagState))
-    if any(isinstance(leaf, NagState) for leaf in leaves):
-        return optabs.nag_eval_params(state, params)
-    return params
+    nag = any(isinstance(leaf, NagState) for leaf in leaves)
+    return optabs.nag_eval_params(state, params) if nag else params
 
 
 def path(
@@ -122,12 +118,6 @@ def path(
 
     They are not finite once the path has diverged; of NAG, they are those at which its loss
     is taken.
-
-    Examples:
-      >>> path(LANDSCAPES["ravine"], optabs.sgd(5e-5), 2).round(2)
-      array([[0.  , 0.2 ],
-             [0.  , 0.35],
-             [0.  , 0.42]], dtype=float32)
     """
     return np.asarray(jax.jit(lambda: walk(landscape, optimizer, steps))())
 
@@ -151,12 +141,7 @@ def walk(
 
 
 def emitted(transformation: optax.GradientTransformation, gradients: jax.Array) -> np.ndarray:
-    """What any transformation emits for gradients [steps, ...], the parameters held at 0.
-
-    Examples:
-      >>> emitted(optabs.ema(0.5), jnp.array([1.0, 0.0, 0.0])).tolist()
-      [0.5, 0.25, 0.125]
-    """
+    """What any transformation emits for gradients [steps, ...], the parameters held at 0."""
     rule = optax.with_extra_args_support(transformation)
     params = jnp.zeros_like(gradients[0])
 
@@ -192,23 +177,23 @@ def paths_figure(
     norm = LogNorm(levels[0], levels[-1])
     axis.contourf(x, y, fill, levels=levels, norm=norm, cmap="Greys", alpha=0.3)
     axis.contour(x, y, values, levels=levels, colors="0.5", linewidths=0.4)
-    for index, (label, points) in enumerate(paths.items()):
+    styles = zip(itertools.cycle(COLORS), itertools.cycle(_DASHES), strict=True)
+    for (label, points), (color, dashes) in zip(paths.items(), styles, strict=False):
         drawn = drawable(landscape, points).T
-        color = COLORS[index % len(COLORS)]
-        dashes = _DASHES[index % len(_DASHES)]
         axis.plot(*drawn, color="white", lw=3.2, zorder=2)
         axis.plot(*drawn, color=color, lw=1.9, ls=dashes, label=label, zorder=3)
         axis.plot(*drawn[:, -1], "o", color=color, mec="white", ms=6, zorder=5)
-    for places, marker, size in (
+    marks = (
         ((landscape.start,), "o", 7),
         (landscape.saddles, "X", 8),
         (landscape.minima, "*", 17),
-    ):
+    )
+    for places, marker, size in marks:
         for place in places:
             axis.plot(*place, marker, color="white", mec="black", ms=size, zorder=4)
     left, right, low, high = landscape.box
     axis.set(xlim=(left, right), ylim=(low, high), xlabel="x", ylabel="y")
-    axis.set_title(landscape.name.replace("_", " ") if title is None else title)
+    axis.set_title(title or landscape.name.replace("_", " "))
     if legend and paths:
         # Below the axis, where it hides no path.
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
@@ -221,5 +206,5 @@ def drawable(landscape: Landscape, points: np.ndarray) -> np.ndarray:
     """A path up to the first point that is not finite or far away."""
     left, right, low, high = landscape.box
     distance = np.abs(points - np.array([left, low])) / np.array([right - left, high - low])
-    gone = np.flatnonzero(~(distance <= _FAR).all(axis=1))
-    return points[: max(1, gone[0])] if len(gone) else points
+    near = np.logical_and.accumulate((distance <= _FAR).all(axis=1))
+    return points[: max(1, near.sum())]

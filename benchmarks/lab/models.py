@@ -69,12 +69,8 @@ class MLP(nnx.Module):
     """A multi-layer perceptron with ReLU between its layers, over flattened inputs."""
 
     def __init__(self, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
-        self.layers = nnx.List(
-            [
-                nnx.Linear(width_in, width_out, rngs=rngs)
-                for width_in, width_out in pairwise(widths)
-            ]
-        )
+        layers = [nnx.Linear(*sizes, rngs=rngs) for sizes in pairwise(widths)]
+        self.layers = nnx.List(layers)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Logits of shape [batch, classes] for inputs of shape [batch, ...]."""
@@ -174,22 +170,10 @@ class ResidualBlock(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """A residual network with a 3x3 stem, and no pooling before its last layer.
-
-    Args:
-      architecture: its widths, depth and the stride of its stem.
-      channels: of the images.
-      classes: to tell apart.
-      rngs: for the parameters.
-    """
+    """A residual network with a 3x3 stem, and no pooling before its last layer."""
 
     def __init__(
-        self,
-        architecture: Architecture,
-        *,
-        channels: int,
-        classes: int,
-        rngs: nnx.Rngs,
+        self, architecture: Architecture, channels: int, classes: int, *, rngs: nnx.Rngs
     ) -> None:
         width_in = architecture.widths[0]
         self.stem = _convolution(channels, width_in, 3, architecture.stem_stride, rngs)
@@ -213,24 +197,17 @@ class ResNet(nnx.Module):
 
 def resnet(architecture: Architecture, *, channels: int, classes: int) -> Network:
     """The pure functions of a residual network."""
-    return network(
-        lambda rngs: ResNet(architecture, channels=channels, classes=classes, rngs=rngs)
-    )
+    return network(lambda rngs: ResNet(architecture, channels, classes, rngs=rngs))
 
 
 def _convolution(
     width_in: int, width: int, size: int, stride: int, rngs: nnx.Rngs
 ) -> nnx.Conv:
+    # A padding of "SAME" would be lopsided under a stride of 2.
     return nnx.Conv(
-        width_in,
-        width,
-        (size, size),
-        strides=stride,
-        padding=size // 2,  # "SAME" would be lopsided under a stride of 2
-        use_bias=False,
-        kernel_init=nnx.initializers.he_normal(),
-        rngs=rngs,
-    )
+        width_in, width, (size, size), strides=stride, padding=size // 2, use_bias=False,
+        kernel_init=nnx.initializers.he_normal(), rngs=rngs,
+    )  # fmt: skip
 
 
 def _norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:

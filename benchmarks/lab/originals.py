@@ -4,11 +4,9 @@ import contextlib
 import gzip
 import hashlib
 import importlib
-import io
 import pathlib
-import pickle
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +19,8 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+CIFAR_FILE = "cifar-10-binary.tar.gz"
+BATCHES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 
 
 class DataError(ValueError):
@@ -41,22 +40,17 @@ class Spec(NamedTuple):
     """What is known of a data set before it is read."""
 
     shape: tuple[int, int, int]
-    expects: str  # what a source may be, for messages
     top_level: int = 255  # the level of a pixel that becomes 1.0
     validation: int = 5000
 
 
-IDX_SOURCE = "a folder with the four original idx .gz files or an .npz of arrays"
-CIFAR_SOURCE = (
-    "a folder with the original python batches, cifar-10-python.tar.gz, a folder of WebP "
-    "sheets with labels.npz or an .npz of arrays"
-)
 SPECS = {
-    "digits": Spec((8, 8, 1), "no source or an .npz of arrays", top_level=16, validation=200),
-    "mnist": Spec((28, 28, 1), IDX_SOURCE),
-    "fashion_mnist": Spec((28, 28, 1), IDX_SOURCE),
-    "cifar10": Spec((32, 32, 3), CIFAR_SOURCE),
+    "digits": Spec((8, 8, 1), top_level=16, validation=200),
+    "mnist": Spec((28, 28, 1)),
+    "fashion_mnist": Spec((28, 28, 1)),
+    "cifar10": Spec((32, 32, 3)),
 }
+EXPECTED = "a folder of the original files or an .npz of arrays"
 # Of the bytes of the four arrays, as they were published.
 SHA256 = {
     "mnist": "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
@@ -101,7 +95,7 @@ def check(name: str, arrays: Arrays, origin: str, *, published: bool = True) -> 
             problem = f"{split} pixels above {spec.top_level}"
         else:
             continue
-        raise DataError(f"{origin} has {problem}; for {name!r} pass {spec.expects}.")
+        raise DataError(f"{origin} has {problem}; for {name!r} pass {EXPECTED}.")
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array, np.uint8).data)
@@ -113,11 +107,11 @@ def check(name: str, arrays: Arrays, origin: str, *, published: bool = True) -> 
     return arrays
 
 
-def read_npz(path: pathlib.Path, names: Sequence[str] = Arrays._fields) -> list[np.ndarray]:
-    """Reads named arrays of an .npz, or raises a DataError."""
-    problem = f"file {str(path)!r} is not a whole .npz of {', '.join(names)}"
+def read_npz(path: pathlib.Path) -> Arrays:
+    """Reads the arrays of an .npz, or raises a DataError."""
+    problem = f"file {str(path)!r} is not a whole .npz of {', '.join(Arrays._fields)}"
     with refusing(problem), open(path, "rb") as file, np.load(file) as stored:
-        return [stored[name] for name in names]
+        return Arrays(*(stored[name] for name in Arrays._fields))
 
 
 def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
@@ -130,75 +124,29 @@ def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def read_idx_files(folder: pathlib.Path) -> Arrays:
-    """Reads the four idx files of a data set; images get one channel."""
+def read(name: str, files: Mapping[str, pathlib.Path]) -> Arrays:
+    """Reads a data set from the original files, by their names, or raises a DataError."""
+    if name == "cifar10":
+        return read_cifar10(files[CIFAR_FILE])
     images, labels, test_images, test_labels = (
-        read_idx(folder / file, 3 if "images" in file else 1) for file in IDX_FILES
+        read_idx(files[file], 3 if "images" in file else 1) for file in IDX_FILES
     )
     return Arrays(images[..., None], labels, test_images[..., None], test_labels)
 
 
-def read_cifar10(source: pathlib.Path) -> Arrays:
-    """Reads CIFAR-10 from WebP sheets, python batches or their archive, or a DataError."""
-    if (source / "sheets").is_dir():
-        return read_sheets(source)
-    archive = source if source.is_file() else source / "cifar-10-python.tar.gz"
-    if archive.is_file():
-        return read_batches(archive, read_archive(archive, "cifar-10-batches-py/", BATCHES))
-    for folder in (source, source / "cifar-10-batches-py"):
-        if all((folder / name).is_file() for name in BATCHES):
-            return read_batches(folder, [(folder / name).read_bytes() for name in BATCHES])
-    raise DataError(
-        f"source {str(source)!r} holds no CIFAR-10; pass {SPECS['cifar10'].expects}."
-    )
-
-
-def read_sheets(folder: pathlib.Path) -> Arrays:
-    """Reads `sheets/{train,test}_*.webp`, rows of 32x32 images, and their `labels.npz`."""
-    labels = read_npz(folder / "labels.npz", ("train", "test"))
-    images = []
-    for split in ("train", "test"):
-        tiles = []
-        for path in sorted((folder / "sheets").glob(f"{split}_*.webp")):
-            problem = f"file {str(path)!r} is not a whole WebP of 32x32 images"
-            with refusing(problem), require("PIL.Image").open(path) as file:
-                sheet = np.asarray(file.convert("RGB"))
-                rows = sheet.reshape(len(sheet) // 32, 32, sheet.shape[1] // 32, 32, 3)
-                tiles.append(rows.swapaxes(1, 2).reshape(-1, 32, 32, 3))
-        if not tiles:
-            raise DataError(f"folder {str(folder)!r} has no sheets/{split}_*.webp; add it.")
-        images.append(np.concatenate(tiles))
-    return Arrays(images[0], labels[0], images[1], labels[1])
-
-
-def read_archive(path: pathlib.Path, folder: str, names: Sequence[str]) -> list[bytes]:
-    """Contents of files of a .tar.gz, or a DataError where one of them is not whole."""
-    with refusing(f"file {str(path)!r} is not a whole .tar.gz"):
-        # Unpacked at once: seeking back in the file would unpack it again.
-        unpacked = io.BytesIO(gzip.decompress(path.read_bytes()))
-        with tarfile.open(fileobj=unpacked) as archive:
-            files: list[Any] = [archive.extractfile(folder + name) for name in names]
-            return [file.read() for file in files]
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Rebuilds plain arrays only: any other pickle could run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("numpy") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
-def read_batches(origin: pathlib.Path, contents: Sequence[bytes]) -> Arrays:
-    """Decodes the six pickled python batches, the test batch last."""
-    images, labels = [], []
-    for name, content in zip(BATCHES, contents, strict=True):
-        with refusing(f"file {str(origin / name)!r} is no CIFAR-10 batch"):
-            batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-            planes = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-            images.append(planes.transpose(0, 2, 3, 1))
-            labels.append(np.asarray(batch[b"labels"], np.uint8))
-    return Arrays(np.concatenate(images[:5]), np.concatenate(labels[:5]), images[5], labels[5])
+def read_cifar10(archive: pathlib.Path) -> Arrays:
+    """Reads CIFAR-10 from its archive of binary batches, or raises a DataError."""
+    arrays: list[np.ndarray] = []
+    with refusing(f"file {str(archive)!r} is not the whole {CIFAR_FILE}"):
+        with tarfile.open(archive, "r:gz") as members:
+            contents = {
+                pathlib.PurePath(member.name).name: file.read()
+                for member in members
+                if (file := members.extractfile(member))
+            }
+        for names in (BATCHES, ["test_batch.bin"]):
+            content = b"".join(contents[name] for name in names)
+            records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+            planes = records[:, 1:].reshape(-1, 3, 32, 32)
+            arrays += [planes.transpose(0, 2, 3, 1), records[:, 0]]
+    return Arrays(*arrays)

@@ -6,6 +6,7 @@ names its own by that number. The same records give the same bytes.
 
 import contextlib
 import datetime
+import functools
 import gzip
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ import pathlib
 import platform
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,17 +54,16 @@ class Record(NamedTuple):
 def record_of(key: Key, config: Mapping[str, Any], result: Mapping[str, Any]) -> Record:
     """A record of what has just been measured."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Record(key, _plain(config), _plain(result), now, environment())
+    return Record(key, plain(config), plain(result), now, environment())
 
 
+@functools.cache
 def environment() -> dict[str, Any]:
     """Versions and device."""
     versions = {}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -109,7 +109,7 @@ class Records:
     def finished(self, key: Key, config: Mapping[str, Any]) -> bool:
         """Whether there is a record of the key, made by the same configuration."""
         record = self.get(key)
-        return record is not None and record.config == _plain(config)
+        return record is not None and record.config == plain(config)
 
     def add(self, record: Record) -> None:
         """Keeps a record, in place of another of its key; it is on the disk on return."""
@@ -171,26 +171,17 @@ def _lines_of(path: pathlib.Path) -> Iterator[bytes]:
             return
 
 
-def _text(records: Iterable[Record]) -> str:
+def _text(records: Sequence[Record]) -> str:
     """Lines of JSON: the environments first, then each record without its defaults."""
-    records = list(records)
     known = sorted({_dumped(record.environment) for record in records})
     number = {text: place for place, text in enumerate(known)}
-    first = {"environments": {str(n): json.loads(text) for text, n in number.items()}}
-    lines = [_dumped(first)]
+    first = {str(place): json.loads(text) for place, text in enumerate(known)}
+    lines = [_dumped({"environments": first})]
     for record in records:
-        key = {
-            name: value
-            for name, value in record.key._asdict().items()
-            if value != Key._field_defaults.get(name, ...)
-        }
-        rest = {
-            "config": record.config,
-            "result": record.result,
-            "date": record.date,
-            "environment": number[_dumped(record.environment)],
-        }
-        lines.append(_dumped(key | rest))
+        key, defaults = record.key._asdict(), Key._field_defaults
+        line = {name: key[name] for name in key if key[name] != defaults.get(name, ...)}
+        line |= {name: getattr(record, name) for name in ("config", "result", "date")}
+        lines.append(_dumped(line | {"environment": number[_dumped(record.environment)]}))
     return "\n".join([*lines, ""])
 
 
@@ -203,20 +194,18 @@ def _dumped(value: Any) -> str:
 
 
 def _order(record: Record) -> tuple[Any, ...]:
-    key = record.key
-    return (
-        key.kind, key.task, key.setting, key.arm, key.seed is not None, key.seed or 0,
-    )  # fmt: skip
+    task, arm, setting, kind, seed = record.key
+    return kind, task, setting, arm, seed is not None, seed or 0
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As JSON keeps it: lists, plain numbers, and null for one that is not finite."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _plain(np.asarray(value).tolist())
+        return plain(np.asarray(value).tolist())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -253,15 +242,10 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file whole or leaves what was there."""
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(partial, 0o644)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+            partial = pathlib.Path(folder) / path.name
+            partial.write_bytes(content)
             os.replace(partial, path)
-        except BaseException:
-            pathlib.Path(partial).unlink(missing_ok=True)
-            raise
 
 
 @contextlib.contextmanager

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
-import rich.box
 import rich.console
-import rich.table
+import rich.markdown
 import typer
 
-from benchmarks.lab.records import Records, write_bytes
+from benchmarks.lab.records import Records, as_floats, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,17 +29,6 @@ class Table(NamedTuple):
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-    def show(self) -> None:
-        """Prints the table in the terminal."""
-        table = rich.table.Table(box=rich.box.SIMPLE)
-        for index, name in enumerate(self.header):
-            table.add_column(name, justify="left" if index == 0 else "right")
-        for row in self.rows:
-            table.add_row(*row)
-        console = rich.console.Console()
-        console.print(self.title, style="bold", highlight=False)
-        console.print(table)
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown."""
@@ -116,7 +104,7 @@ MEASURES = {
 def measured(records: Records, measure: str, **key: Any) -> np.ndarray:
     """A measure of the runs whose keys have these fields: float [runs], null as NaN."""
     runs = records.select(kind="run", **key)
-    return np.array([run.result[measure] for run in runs], float)
+    return as_floats([run.result[measure] for run in runs])
 
 
 def comparison(
@@ -133,22 +121,17 @@ def comparison(
     rows = []
     for arm, found in runs.items():
         (tuning,) = records.select(kind="tuning", task=task, arm=arm)
-        cells = [
-            mean_and_spread(
-                list(each.factor * measured(records, name, task=task, arm=arm)), each.digits
-            )
-            for name, each in shown.items()
-        ]
-        first = [found[0].config["label"], f"{found[0].result['rate']:g}"]
-        rows.append([*first, f"{tuning.result['bytes']:.2f}", *cells])
-    first_arm = next(iter(runs.values()))
-    config = first_arm[0].config
-    return Table(
-        f"{config['title']}, {config['steps']} steps; {len(first_arm)} seeds, mean ± standard "
-        "deviation",
-        ["arm", "rate", "bytes a parameter", *(each.title for each in shown.values())],
-        rows,
-    )
+        row = [found[0].config["label"], f"{found[0].result['rate']:g}"]
+        row.append(f"{tuning.result['bytes']:.2f}")
+        for name, each in shown.items():
+            values = each.factor * measured(records, name, task=task, arm=arm)
+            row.append(mean_and_spread(list(values), each.digits))
+        rows.append(row)
+    first = next(iter(runs.values()))
+    asked = "{title}, {steps} steps".format_map(first[0].config)
+    title = f"{asked}; {len(first)} seeds, mean ± standard deviation"
+    header = ["arm", "rate", "bytes a parameter", *(each.title for each in shown.values())]
+    return Table(title, header, rows)
 
 
 def write(
@@ -172,7 +155,7 @@ def write(
     """
     for section in sections:
         if show and isinstance(section, Table):
-            section.show()
+            rich.console.Console().print(rich.markdown.Markdown(section.markdown()))
     texts = [each.markdown() if isinstance(each, Table) else each for each in sections]
     body = "\n".join(text for text in [f"# {title}\n", *texts] if text)
     write_bytes(folder / name, body.encode())
@@ -221,9 +204,7 @@ def curves_figure(
 
     Args:
       panels: captions and curves.
-      ylabel: of the y axis.
-      title: of the figure.
-      xlabel: of the x axis.
+      ylabel, title, xlabel: of the axes and of the figure.
       columns: panels beside each other; None: all.
       log: whether losses are drawn by their logarithms, each panel on a scale of its own.
       middle: of a curve's rows: their mean, or another of NumPy's functions.

@@ -17,17 +17,9 @@ import typer
 from tqdm import tqdm
 
 from benchmarks.lab import arguments as given
-from benchmarks.lab import report
-from benchmarks.lab.records import Key, Records, prepare_folder, record_of, rounded
-from benchmarks.lab.training import (
-    Arm,
-    Program,
-    Task,
-    curves_of,
-    measures_of,
-    program_of,
-    state_bytes,
-)
+from benchmarks.lab import report, training
+from benchmarks.lab.records import Key, Records, plain, prepare_folder, record_of, rounded
+from benchmarks.lab.training import Arm, Program, Task, curves_of, measures_of, program_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,12 +96,10 @@ def tune(losses_of: Callable[[Sequence[float]], np.ndarray], grid: Grid) -> Tuni
 def tuned(program: Program, grid: Grid) -> Tuning:
     """The best rate of a program by the validation loss, infinite where it diverged."""
 
-    def loss_of(rate: float, seed: int) -> float:
-        measures = measures_of(program(rate, seed))
-        return math.inf if measures["diverged"] else measures["validation_loss"]
-
     def losses_of(rates: Sequence[float]) -> np.ndarray:
-        return np.array([[loss_of(rate, seed) for seed in TUNING_SEEDS] for rate in rates])
+        runs = [measures_of(program(*pair)) for pair in itertools.product(rates, TUNING_SEEDS)]
+        losses = [math.inf if run["diverged"] else run["validation_loss"] for run in runs]
+        return np.reshape(losses, (len(rates), -1))
 
     return tune(losses_of, grid)
 
@@ -123,15 +113,16 @@ class Unit(NamedTuple):
     """From the keys that are missing, and the results of the others, to each missing one's
     result, as soon as it is there. It is pickled where there are several workers."""
 
-    def missing(self, records: Records) -> list[Key]:
-        """The keys that have no record of this configuration."""
-        return [key for key in self.keys if not records.finished(key, self.config)]
-
     def done(self, records: Records) -> dict[Key, Any]:
-        """The results of the keys that have one."""
-        finished = [key for key in self.keys if records.finished(key, self.config)]
-        found = [record for key in finished if (record := records.get(key))]
-        return {record.key: record.result for record in found}
+        """The results of the keys that have a record of this configuration."""
+        config = plain(self.config)
+        found = [record for key in self.keys if (record := records.get(key))]
+        return {each.key: each.result for each in found if each.config == config}
+
+    def missing(self, records: Records) -> list[Key]:
+        """The other keys."""
+        done = self.done(records)
+        return [key for key in self.keys if key not in done]
 
 
 def run_units(units: Sequence[Unit], records: Records, *, workers: int = 1) -> None:
@@ -140,8 +131,11 @@ def run_units(units: Sequence[Unit], records: Records, *, workers: int = 1) -> N
     A bar shows how many are left and an estimate of the time. Several workers are processes,
     each on a core of its own. Raises Interrupted on Ctrl-C.
     """
-    asked = [(unit, unit.missing(records), unit.done(records)) for unit in units]
-    todo = [each for each in asked if each[1]]
+    todo = [
+        (unit, missing, unit.done(records))
+        for unit in units
+        if (missing := unit.missing(records))
+    ]
     total = sum(len(missing) for _, missing, _ in todo)
     bar = tqdm(total=total, unit="run", dynamic_ncols=True, disable=None if todo else True)
 
@@ -206,12 +200,12 @@ class Study(NamedTuple):
 
     name: str  # of the command and of its folder
     doc: str  # one line for the command's help
+    module: str  # `__name__` of the file that has it as STUDY
     tasks: Mapping[str, Callable[[pathlib.Path | None], Task]]  # from the folder of images
     arms: Mapping[str, Arm]
     bars: Callable[[Records], Sequence[report.Bar]] = lambda records: ()
     grid: Grid = Grid()
     need_images: Collection[str] = ()  # tasks that read the folder of images
-    module: str = ""  # `__name__` of the file that has it as STUDY, for several workers
     rate: float | None = None  # of every arm, where none is chosen from the grid
     # What else each task is trained under, by name: a batch size, a schedule.
     settings: Mapping[str, Callable[[Task], Task]] = {"": lambda task: task}
@@ -224,10 +218,6 @@ class Study(NamedTuple):
     """From tasks and names of arms to units that are made first, by one process."""
 
     def __reduce__(self) -> Any:
-        if not self.module:
-            raise given.ArgumentError(
-                f"study {self.name!r} has no module; leave workers at 1."
-            )
         return _study_in, (self.module,)
 
     def task(
@@ -299,7 +289,7 @@ def _trained(
     elif best is None:
         found = tuned(program, study.grid)
         best = found.best
-        yield tuning, found.result() | {"bytes": state_bytes(task, arm)}
+        yield tuning, found.result() | {"bytes": training.state_bytes(task, arm)}
     for key in missing:
         if key.seed is not None:
             outcome = program(best, key.seed)

@@ -3,6 +3,7 @@
 import functools
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -48,11 +49,7 @@ def image_splits(
     sized = halved if half else np.asarray
     train, held_out, test = (
         Split(jnp.asarray(sized(images)), jnp.asarray(labels))
-        for images, labels in (
-            (data.train_images, data.train_labels),
-            (data.validation_images, data.validation_labels),
-            (data.test_images, data.test_labels),
-        )
+        for images, labels in zip(data[:6:2], data[1:6:2], strict=True)
     )
     return train, held_out, test
 
@@ -123,13 +120,7 @@ def shuffled(key: jax.Array, steps: int, examples: int, batch_size: int) -> jax.
 
 
 def classification(
-    title: str,
-    made: Network,
-    splits: Splits,
-    *,
-    steps: int,
-    batch_size: int,
-    **options: Any,
+    title: str, made: Network, splits: Splits, *, steps: int, batch_size: int, **options: Any
 ) -> Task:
     """Mini-batches of a shuffled training set, softmax and cross entropy."""
     train, validation, test = splits
@@ -145,15 +136,11 @@ def classification(
         logits, _ = made.apply(params, statistics, data.inputs, False)
         return losses(logits, data.labels), (logits.argmax(-1) == data.labels).mean()
 
-    fields: dict[str, Any] = {
-        "feed": lambda key, steps: shuffled(key, steps, len(train.labels), batch_size),
-        "batch": take,
-        **options,
-    }
     return Task(
         title, steps, made.init, loss_fn,
-        train=train, validation=validation, test=test, evaluate=evaluate, **fields,
-    )  # fmt: skip
+        feed=lambda key, steps: shuffled(key, steps, len(train.labels), batch_size),
+        batch=take, train=train, validation=validation, test=test, evaluate=evaluate,
+    )._replace(**options)  # fmt: skip
 
 
 def mlp(*widths: int) -> Network:
@@ -194,33 +181,44 @@ def in_epochs(task: Task, batch_size: int, epochs: int) -> Task:
     )
 
 
+def unscored(
+    title: str,
+    steps: int,
+    init: Callable[[jax.Array], tuple[Any, Any]],
+    loss_of: Callable[[Any, Any], jax.Array],
+    **fields: Any,
+) -> Task:
+    """A task of a loss of parameters and data, which has no accuracy and no statistics."""
+    return Task(
+        title, steps, init,
+        loss_fn=lambda params, statistics, batch: (loss_of(params, batch), statistics),
+        evaluate=lambda params, statistics, data: (loss_of(params, data), jnp.array(jnp.nan)),
+        classifies=False, **fields,
+    )  # fmt: skip
+
+
 def quadratic() -> Task:
     """A quadratic of curvatures from 0.01 to 1, with noise in every gradient."""
     # The minimum is at 1, not at the origin, where a decay of weights leads.
     curvature = jnp.geomspace(0.01, 1.0, DIMENSIONS)
 
-    def loss_fn(params: Any, statistics: Any, noise: jax.Array) -> tuple[jax.Array, Any]:
+    def loss_of(params: Any, noise: jax.Array | float) -> jax.Array:
         away = params["point"] - 1
         # The noise is the gradient's alone: the loss is at least 0.
         slope = jnp.sum(noise * away)
-        unseen = slope - jax.lax.stop_gradient(slope)
-        return jnp.sum(curvature * away**2) / 2 + unseen, statistics
+        return jnp.sum(curvature * away**2) / 2 + (slope - jax.lax.stop_gradient(slope))
 
-    def evaluate(params: Any, statistics: Any, data: Any) -> tuple[jax.Array, jax.Array]:
-        loss, _ = loss_fn(params, statistics, jnp.zeros(DIMENSIONS))
-        return loss, jnp.array(jnp.nan)
-
-    return Task(
-        f"a quadratic in {DIMENSIONS} dimensions, noisy gradients",
-        2000,
+    task = unscored(
+        f"a quadratic in {DIMENSIONS} dimensions, noisy gradients", 2000,
         lambda key: ({"point": jax.random.normal(key, (DIMENSIONS,))}, {}),
-        loss_fn,
-        lambda key, steps: NOISE * jax.random.normal(key, (steps, DIMENSIONS)),
-        lambda train, noise: noise,
-        (), (), (),
-        evaluate,
-        classifies=False,
+        loss_of,
+        feed=lambda key, steps: NOISE * jax.random.normal(key, (steps, DIMENSIONS)),
+        batch=lambda train, noise: noise,
+        train=(), validation=(), test=(),
     )  # fmt: skip
+    return task._replace(
+        evaluate=lambda params, *_: (loss_of(params, 0.0), jnp.array(jnp.nan))
+    )
 
 
 def autoencoder() -> Task:
@@ -230,23 +228,14 @@ def autoencoder() -> Task:
     )
     pixels = train.shape[1]
     made = mlp(pixels, 32, 8, 32, pixels)
-
-    def loss_of(params: Any, batch: jax.Array) -> jax.Array:
-        return optabs.losses.mse(made.apply(params, {}, batch, True)[0], batch).mean()
-
-    return Task(
-        f"autoencoder {pixels}-32-8-32-{pixels}, digits",
-        2000,
-        made.init,
-        lambda params, statistics, batch: (loss_of(params, batch), statistics),
-        lambda key, steps: shuffled(key, steps, len(train), 32),
-        take,
-        train,
-        validation,
-        test,
-        lambda params, statistics, data: (loss_of(params, data), jnp.array(jnp.nan)),
-        classifies=False,
-    )
+    return unscored(
+        f"autoencoder {pixels}-32-8-32-{pixels}, digits", 2000, made.init,
+        lambda params, batch: optabs.losses.mse(
+            made.apply(params, {}, batch, True)[0], batch
+        ).mean(),
+        feed=lambda key, steps: shuffled(key, steps, len(train), 32), batch=take,
+        train=train, validation=validation, test=test,
+    )  # fmt: skip
 
 
 def transformer(
@@ -255,31 +244,19 @@ def transformer(
     """A character-level language model of two blocks, on the text of Python's help."""
     train, validation, test = text_splits()
     made = network(lambda rngs: Transformer(width, heads, 2, rngs=rngs))
-    batch_size = 16
 
     def loss_of(params: Any, windows: jax.Array) -> jax.Array:
         logits, _ = made.apply(params, {}, windows[:, :-1], True)
         return optabs.losses.softmax_cross_entropy(logits, windows[:, 1:]).mean()
 
-    def batch(symbols: jax.Array, starts: jax.Array) -> jax.Array:
-        return symbols[starts[:, None] + jnp.arange(WINDOW)[None]]
+    def feed(key: jax.Array, steps: int) -> jax.Array:
+        return jax.random.randint(key, (steps, 16), 0, len(train) - WINDOW)
 
-    return Task(
-        title,
-        600,
-        made.init,
-        lambda params, statistics, windows: (loss_of(params, windows), statistics),
-        lambda key, steps: jax.random.randint(
-            key, (steps, batch_size), 0, len(train) - WINDOW
-        ),
-        batch,
-        train,
-        validation,
-        test,
-        lambda params, statistics, windows: (loss_of(params, windows), jnp.array(jnp.nan)),
-        classifies=False,
-        scope="few",
-    )
+    return unscored(
+        title, 600, made.init, loss_of, feed=feed,
+        batch=lambda symbols, starts: symbols[starts[:, None] + jnp.arange(WINDOW)[None]],
+        train=train, validation=validation, test=test, scope="few",
+    )  # fmt: skip
 
 
 def needed(name: str, source: pathlib.Path | None) -> pathlib.Path:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from benchmarks.lab.records import rounded
+from benchmarks.lab.timing import tree_bytes
 
 POINTS = 100  # of a curve, where the task does not say how many
 # Times the first loss: what a loss above it, or a NaN, counts as, and what one below does.
@@ -56,9 +57,7 @@ class Task(NamedTuple):
     schedule: Callable[[Any, int], optax.ScalarOrSchedule] = constant
     wrap: Callable[[Optimizer], Optimizer] = lambda optimizer: optimizer  # a weight decay
     points: int = POINTS  # of a curve; the greatest common divisor with the steps counts
-    scored: bool = (
-        False  # the validation data are looked at at every point, not only at the end
-    )
+    scored: bool = False  # by the validation data at every point, not only at the end
     by_steps: bool = False  # on CPUs, a call of each step; see `program_of`
     scope: str = "all"  # which of the study's arms train on it
 
@@ -98,13 +97,7 @@ def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
     but for tasks `by_steps` on CPUs, where XLA's convolutions inside of a loop take 40 times
     as long.
 
-    Args:
-      task: what is learned.
-      arm: by what.
-      test: whether the last parameters are scored on the test data.
-
-    Returns:
-      A function from a rate and a seed to the outcome.
+    With `test`, the last parameters are scored on the test data.
     """
     evaluate = jax.jit(task.evaluate)
     if task.by_steps and jax.default_backend() == "cpu":
@@ -249,5 +242,4 @@ def state_bytes(task: Task, arm: Arm, rate: Rate = 1.0) -> float:
     """Bytes of the optimizer's state for each parameter."""
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     state = jax.eval_shape(task.optimizer(arm, rate).init, params)
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return size / sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return tree_bytes(state) / sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
