@@ -65,7 +65,6 @@ def test_command_writes_records_tables_and_a_picture(
     text = (tmp_path / "README.md").read_text()
     for part in ("mean of |g|", "| uint8, 32, stochastic |"):
         assert part in text
-    assert "decay 0.9" in (tmp_path / "details.md").read_text()
     assert (tmp_path / "codecs.png").stat().st_size > 1000
 
 

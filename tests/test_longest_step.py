@@ -13,10 +13,10 @@ from benchmarks.lab.records import Records
 
 
 def test_the_longest_step_is_that_of_the_optimizer() -> None:
-    descent = study.longest(optabs.sgd(study.RATE), 3, 0)
+    descent = study.longest(optabs.sgd(study.RATE), 3, [0])
     # A gradient of size 1 in every block, times its unit and the rate.
-    np.testing.assert_allclose(descent[0], study.UNIT * study.RATE, rtol=1e-5)
-    signs = study.longest(optax.sign_sgd(study.RATE), 3, 0)
+    np.testing.assert_allclose(descent[0, 0], study.UNIT * study.RATE, rtol=1e-5)
+    signs = study.longest(optax.sign_sgd(study.RATE), 3, [0])
     np.testing.assert_allclose(signs, study.RATE, rtol=1e-5)
 
 
@@ -47,7 +47,6 @@ def test_bad_arguments_end_in_one_sentence(
 ) -> None:
     for options, sentence in (
         ("--optimizers adem", "optimizers is 'adem'; choose from adam,"),
-        ("--steps 0", "steps is 0; pass a whole number above 0."),
         ("--seeds 0", "seeds is 0; pass a whole number above 0."),
     ):
         assert_refused(f"longest_step {options}", sentence, tmp_path, monkeypatch, capsys)
