@@ -34,10 +34,10 @@ class Results:
     def __init__(self, records: Records) -> None:
         wholes = [*records.select(kind="curves"), *records.select(kind="peer", seed=None)]
         wholes.sort(key=lambda record: TASKS.index(record.key.task))
-        self.wholes = {(each.key.task, each.key.arm): each for each in wholes}
+        self.wholes = {each.key[:2]: each for each in wholes}
         self.results = {record.key: record.result for record in records}
 
-    def tasks(self, arm: str = BASELINE, end: str | tuple[str, ...] = "") -> list[str]:
+    def tasks(self, end: str | tuple[str, ...] = "", arm: str = BASELINE) -> list[str]:
         """Those that an arm has results on, whose names end so."""
         return [task for task, name in self.wholes if name == arm and task.endswith(end)]
 
@@ -110,17 +110,17 @@ def write(records: Records) -> None:
 def _tables(found: Results) -> Iterator[Table | str]:
     yield "## Bars\n"
     for arm in (TUNED, LITERAL):
-        if tasks := found.tasks(arm):
+        if tasks := found.tasks(arm=arm):
             yield from report.bars_table(bars_of(found, arm), found.label(tasks[0], arm))
 
     yield "## Final losses\n"
     for how in CONDITIONS:
         title = f"{how.capitalize()}: median (how many times lower than the best of g's)"
-        yield from found.table(title, found.tasks(end=how), found.cell)
+        yield from found.table(title, found.tasks(how), found.cell)
     for name, measure in MEASURES.items():
         title = f"Networks: mean {measure.title} ± deviation (standard errors above best of g)"
         cell = functools.partial(found.cell, name=name)
-        yield from found.table(title, found.tasks(end=NETWORKS), cell)
+        yield from found.table(title, found.tasks(NETWORKS), cell)
 
     def searched(task: str, arm: str) -> str:
         median, result = f"{found.median(task, arm):.2g}", found.wholes[task, arm].result
@@ -141,16 +141,17 @@ def _tables(found: Results) -> Iterator[Table | str]:
         return f"{best:g}{'*' if best in (rates[0], rates[-1]) else ''}"
 
     yield "## Chosen rates\n"
-    title = "On functions in half-widths of the box (*: at the edge of those tried)"
-    yield from found.table(title, found.tasks(), rate)
+    units = {"functions, in half-widths of the box": CONDITIONS, "networks": NETWORKS}
+    for kind, ends in units.items():
+        title = f"On {kind} (*: at the edge of those tried)"
+        yield from found.table(title, found.tasks(ends), rate)
 
     if others := sorted({arm for _, arm in found.wholes} - {*MAIN, *PEERS}):
         yield "## What was tried\n"
-    for kind in (*CONDITIONS, "networks"):
-        end = NETWORKS if kind == "networks" else kind
-        tried = {task for arm in others for task in found.tasks(arm, end)}
+    for end in (*CONDITIONS, NETWORKS):
+        tried = {task for arm in others for task in found.tasks(end, arm)}
         tasks = [task for task in found.tasks() if task in tried]
-        title = f"One setting changed at a time, {kind}"
+        title = f"One setting changed at a time, {'networks' if end == NETWORKS else end}"
         yield from found.table(title, tasks, found.cell, [*MAIN, *others], by_arm=True)
 
 
@@ -158,13 +159,13 @@ def bars_of(found: Results, arm: str) -> list[Bar]:
     """The bars for an arm, one per condition of the functions and one for networks."""
     bars = []
     for how in CONDITIONS:
-        if tasks := found.tasks(arm, f"-30-{how}"):
+        if tasks := found.tasks(f"-30-{how}", arm):
             reached = sum(found.ratio(task, arm) >= WANTED_RATIO for task in tasks)
             name = f"functions in 30 dimensions, {how}: median final loss at least "
             name += f"{WANTED_RATIO} times lower than the best of g's"
             measured, met = f"{reached} of {len(tasks)}", reached >= WANTED_FUNCTIONS
             bars.append(Bar(name, f"{WANTED_FUNCTIONS} of {len(FUNCTIONS)}", measured, met))
-    if tasks := found.tasks(arm, NETWORKS):
+    if tasks := found.tasks(NETWORKS, arm):
         within, count = sum(found.errors(task, arm) <= 1 for task in tasks), len(tasks)
         name = "networks: validation loss at most 1 standard error above the best of g's"
         bars.append(Bar(name, f"{count} of {count}", f"{within} of {count}", within == count))
@@ -177,7 +178,7 @@ def figures_of(found: Results) -> "dict[str, Figure]":
     tasks = judged or found.tasks()
     title = "Best loss so far: median and quartiles over the seeds"
     figures = {"curves": _curves(found, tasks, "quartiles", title)}
-    firsts = dict.fromkeys(tasks[:1] + found.tasks(end=NETWORKS)[:1])
+    firsts = dict.fromkeys(tasks[:1] + found.tasks(NETWORKS)[:1])
     pairs = itertools.product(firsts, (LITERAL, TUNED))
     if evolved := [pair for pair in pairs if pair in found.wholes]:
         title = "Root mean square distance of an entry from its mean over the population"
