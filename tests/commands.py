@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks.lab import records
+from benchmarks.lab import records, report
 
 RESULTS = pathlib.Path(command_line.__file__).parent / "results"
 
@@ -55,10 +55,20 @@ def assert_refused(
 def assert_reported(
     line: str, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, results: str = ""
 ) -> None:
-    """The committed records give the committed text again, byte for byte, and themselves."""
+    """The committed records give the committed text again, byte for byte, and themselves.
+
+    The same pictures are drawn, but not rendered, which takes most of the time. What was
+    written by hand stays.
+    """
     committed = RESULTS / (results or line.split()[0])
-    shutil.copy(committed / records.FILE, folder)
+    for path in (committed / records.FILE, committed / "README.md"):
+        shutil.copy(path, folder)
+    monkeypatch.setattr(report, "png", lambda figure: b"")
     assert call(monkeypatch, f"{line} --report --out {folder}") == 0
+    drawn, pictures = (
+        {path.name for path in each.glob("*.png")} for each in (folder, committed)
+    )
+    assert drawn == pictures
     texts = sorted(committed.glob("*.md"))
     assert texts
     for path in texts:
