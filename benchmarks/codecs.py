@@ -56,11 +56,6 @@ class Setting(NamedTuple):
     decay: float
     spread: float  # of the coordinates' scales, whose logarithms are normal
 
-    @property
-    def name(self) -> str:
-        """As it stands in a record's key."""
-        return f"{self.gradients}, decay {self.decay}, spread {self.spread:g}"
-
 
 class Kept(NamedTuple):
     """How the average is kept between the steps."""
@@ -98,10 +93,11 @@ WAYS = {
 
 def keys_of(setting: Setting) -> list[Key]:
     """One for each way: bfloat16 holds any statistic, the others by its sign."""
+    statistic, gradients, decay, spread = setting
     return [
-        Key(setting.statistic, label, setting.name)
+        Key(statistic, label, f"{gradients}, decay {decay}, spread {spread:g}")
         for label, way in WAYS.items()
-        if way.codec == "bfloat16" or CODECS[way.codec].sizes == (setting.statistic != "mean")
+        if way.codec == "bfloat16" or CODECS[way.codec].sizes == (statistic != "mean")
     ]
 
 

@@ -21,14 +21,17 @@ def call(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
     return int(stopped.value.code or 0)
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> list[Any]:
-    """Presses Ctrl-C in the given call of a function; returns its growing list of calls."""
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int,
+    error: BaseException | type[BaseException] = KeyboardInterrupt,
+) -> list[Any]:  # fmt: skip
+    """Raises in the given call of a function; returns its growing list of calls."""
     original, calls = getattr(owner, name), []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == at:
-            raise KeyboardInterrupt
+            raise error
         return original(*arguments)
 
     monkeypatch.setattr(owner, name, interrupted)

@@ -4,7 +4,6 @@ import errno
 import os
 import pathlib
 import sys
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from benchmarks.lab import study
 from benchmarks.lab.records import FILE, Key, Records
 from benchmarks.lab.study import command_of
 from benchmarks.lab.tasks import Split, classification, digits_splits, mlp
-from benchmarks.lab.training import Arm, Task, state_bytes
+from benchmarks.lab.training import Arm, Task
 
 
 def test_an_interrupted_study_goes_on_and_a_finished_one_makes_nothing(
@@ -61,15 +60,8 @@ def test_optimabs_trains_times_and_reports(
 def test_a_full_disk_leaves_finished_runs_and_nothing_half_written(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replace, calls = os.replace, []
-
-    def full(*arguments: Any) -> None:
-        calls.append(arguments)
-        if len(calls) > 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        replace(*arguments)
-
-    monkeypatch.setattr(os, "replace", full)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    interrupt(monkeypatch, os, "replace", at=2, error=full)
     assert call(monkeypatch, f"steady --quick --arms adam --seeds 1 --out {tmp_path}") == 2
     message = capsys.readouterr().err
     assert "No space left on device" in message
@@ -180,22 +172,11 @@ def small(source: pathlib.Path | None) -> Task:
     return classification("digits", mlp(64, 32, 10), digits_splits(), steps=20, batch_size=32)
 
 
-def test_bytes_are_those_of_the_state() -> None:
-    task = small(None)
-    assert state_bytes(task, narrow.ARMS["adam"]) == pytest.approx(8, rel=0.01)
-    # 64 x 32 entries in blocks of 32; 32 x 10 and the biases stay float32.
-    encoded, kept = 64 * 32, 32 * 10 + 32 + 10
-    wanted = 2 * (encoded * (1 + 2 / 32) + 4 * kept) / (encoded + kept)
-    found = state_bytes(task, narrow.ARMS["adam_abs_8bit"])
-    assert found == pytest.approx(wanted, rel=0.01)
-
-
 def test_narrow_judges_what_it_trained(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = narrow.STUDY._replace(
-        tasks={"mnist": small}, need_images=(), grid=study.Grid(-6, -4)
-    )
+    grid = study.Grid(-6, -4)
+    own = narrow.STUDY._replace(tasks={"mnist": small}, need_images=(), grid=grid)
     monkeypatch.setattr(narrow, "STUDY", own)
     monkeypatch.setattr(narrow, "command", command_of(own))
     line = f"narrow --arms adam_abs,adam_abs_8bit --seeds 2 --out {tmp_path}"
@@ -206,6 +187,11 @@ def test_narrow_judges_what_it_trained(
         for arm in ("adam_abs", "adam_abs_8bit")
     )
     np.testing.assert_allclose(eight, full, rtol=0.05)
+    # 64 x 32 entries in blocks of 32; 32 x 10 and the biases stay float32.
+    encoded, rest = 64 * 32, 32 * 10 + 32 + 10
+    wanted = [8, 2 * (encoded * (1 + 2 / 32) + 4 * rest) / (encoded + rest)]
+    sizes = [tuning.result["bytes"] for tuning in kept.select(kind="tuning")]
+    np.testing.assert_allclose(sizes, wanted, rtol=0.01)
     text = (tmp_path / "README.md").read_text()
     for part in ("| adam_abs, 8bit |", "bytes a parameter", "at most 2.2 |"):
         assert part in text
