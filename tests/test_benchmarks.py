@@ -11,7 +11,7 @@ import optax
 import pytest
 from commands import assert_refused, assert_reported, call, interrupt
 
-from benchmarks import gadam, longest_step, narrow, optimabs, steady
+from benchmarks import longest_step, narrow, optimabs, steady
 from benchmarks.lab import study
 from benchmarks.lab.records import FILE, Key, Records
 from benchmarks.lab.study import command_of
@@ -78,8 +78,8 @@ def test_a_full_disk_leaves_finished_runs_and_nothing_half_written(
 def test_the_committed_records_give_the_committed_tables(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("curves", "diversity", "lineage")
-    monkeypatch.setattr(gadam.report, "figures_of", lambda _: dict.fromkeys(names))  # slow
+    # Its panels take ten times as long as the rest.
+    monkeypatch.setattr("benchmarks.gadam.report.curves_figure", lambda *_, **__: None)
     assert_reported(name, tmp_path, monkeypatch)
 
 

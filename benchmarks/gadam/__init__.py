@@ -107,11 +107,8 @@ def _trained(
     kept = np.unique(np.linspace(0, len(spent) - 1, POINTS).round().astype(int))
     quartiles = np.percentile(outcome.curve[:, kept], (25, 50, 75), axis=0)
     curves = {"looks": spent[kept], "quartiles": rounded(quartiles)}
-    if outcome.lineage is not None:
-        parents, survivors, diversity = outcome.lineage
-        curves["diversity"] = rounded(np.median(diversity, axis=0)[kept])
-        few = slice(report.GENERATIONS)
-        results[0] |= {"parents": parents[0, few], "survivors": survivors[0, few]}
+    if outcome.diversity is not None:
+        curves["diversity"] = rounded(np.median(outcome.diversity, axis=0)[kept])
     for key in missing:
         if key.kind != "tuning":
             yield key, curves if key.seed is None else results[key.seed]

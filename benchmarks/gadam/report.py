@@ -1,9 +1,8 @@
 """The study's report: bars, losses, what was tried and pictures, all from the records."""
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 FLOOR = 1e-4  # a function's final loss below it counts as it; float32 is no more exact
 WANTED_RATIO, WANTED_FUNCTIONS = 10, 4  # in 30 dimensions
-GENERATIONS = 12  # of a lineage
 MEASURES = {
     "loss": Measure("validation loss"),
     "test_loss": Measure("test loss"),
@@ -178,12 +176,9 @@ def figures_of(found: Results) -> "dict[str, Figure]":
     tasks = judged or found.tasks()
     title = "Best loss so far: median and quartiles over the seeds"
     figures = {"curves": _curves(found, tasks, "quartiles", title)}
-    firsts = dict.fromkeys(tasks[:1] + found.tasks(NETWORKS)[:1])
-    pairs = itertools.product(firsts, (LITERAL, TUNED))
-    if evolved := [pair for pair in pairs if pair in found.wholes]:
+    if any("diversity" in whole.result for whole in found.wholes.values()):
         title = "Root mean square distance of an entry from its mean over the population"
         figures["diversity"] = _curves(found, tasks, "diversity", title)
-        figures["lineage"] = _lineages(found, evolved)
     return figures
 
 
@@ -201,40 +196,6 @@ def _curves(found: Results, tasks: Sequence[str], name: str, title: str) -> "Fig
         panels, ylabel="", title=title, xlabel="gradient evaluations", columns=4, log=True,
         middle=np.median,
     )  # fmt: skip
-
-
-def _lineages(found: Results, pairs: Sequence[tuple[str, str]]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    rows = -(-len(pairs) // 2)
-    figure = Figure(figsize=(8.7, 1 + 2.8 * rows), layout="constrained")
-    for place, (task, arm) in enumerate(pairs, start=1):
-        axis = figure.add_subplot(rows, 2, place)
-        axis.set(xlabel="generation", ylabel="unit, the best below")
-        axis.set_title(f"{title_of(task)}: {found.label(task, arm)}", fontsize="small")
-        axis.locator_params("y", integer=True)
-        first, ancestors = found.results[Key(task, arm, seed=0)], np.array([0])
-        for number in reversed(range(len(first["parents"][:GENERATIONS]))):
-            survivors = first["survivors"][number]
-            origins = origins_of(first["parents"][number], survivors)
-            for unit, pair in enumerate(origins):
-                dark, itself = unit in ancestors, survivors[unit] < len(survivors)
-                axis.plot(
-                    (number, number + 1), (pair, (unit, unit)), ".-", ms=3, zorder=1 + dark,
-                    color="C3" if dark else "0.8", lw=1.8 if itself else 0.7,
-                )  # fmt: skip
-            ancestors = origins[ancestors].ravel()
-    figure.suptitle(
-        "The first seed's units by rank; lines from both parents to a child, thick where\n"
-        "the unit itself survived; red: ancestors of the last one's best"
-    )
-    return figure
-
-
-def origins_of(parents: Any, survivors: Any) -> np.ndarray:
-    """From whom each survivor comes, int [g, 2]: twice itself, or a child's two parents."""
-    themselves = np.repeat(np.arange(len(parents)), 2).reshape(-1, 2)
-    return np.concatenate([themselves, parents])[survivors]
 
 
 def title_of(task: str) -> str:
