@@ -88,14 +88,10 @@ def bars(records: Records) -> list[Bar]:
         (tuning,) = records.select(kind="tuning", task=task, arm=JUDGED)
         size = tuning.result["bytes"]
         found += [
-            Bar(
-                f"{name}, standard errors above float32", f"at most {WANTED_ERRORS:g}",
-                f"{errors:+.1f}", errors <= WANTED_ERRORS,
-            ),
-            Bar(
-                f"{name}, bytes a parameter", f"at most {WANTED_BYTES}",
-                f"{size:.2f}", size <= WANTED_BYTES,
-            ),
+            Bar(f"{name}, standard errors above float32", f"at most {WANTED_ERRORS:g}",
+                f"{errors:+.1f}", errors <= WANTED_ERRORS),
+            Bar(f"{name}, bytes a parameter", f"at most {WANTED_BYTES}", f"{size:.2f}",
+                size <= WANTED_BYTES),
         ]  # fmt: skip
     return found
 

@@ -24,6 +24,13 @@ MEASURES = {
     "test_loss": Measure("test loss"),
     "test_accuracy": Measure("test accuracy in percent", 2, 100.0),
 }
+PICTURES = {  # of which curves, not drawn below what, under which title
+    "curves": ("quartiles", FLOOR, "Best loss so far: median and quartiles over the seeds"),
+    "diversity": (
+        "diversity", 0.0,
+        "Root mean square distance of an entry from its mean over the population",
+    ),
+}  # fmt: skip
 
 
 class Results:
@@ -173,29 +180,23 @@ def bars_of(found: Results, arm: str) -> list[Bar]:
 def figures_of(found: Results) -> "dict[str, Figure]":
     """Of networks, and of functions in 30 dimensions, or of all tasks that there are."""
     judged = [task for task in found.tasks() if "-30-" in task or task in NETWORKS]
-    tasks = judged or found.tasks()
-    title = "Best loss so far: median and quartiles over the seeds"
-    figures = {"curves": _curves(found, tasks, "quartiles", title)}
-    if any("diversity" in whole.result for whole in found.wholes.values()):
-        title = "Root mean square distance of an entry from its mean over the population"
-        figures["diversity"] = _curves(found, tasks, "diversity", title)
+    figures = {}
+    for name, (curve, lowest, title) in PICTURES.items():
+        panels = []
+        for task in judged or found.tasks():
+            curves = []
+            for arm in MAIN:
+                whole = found.wholes[task, arm].result if (task, arm) in found.wholes else {}
+                if curve in whole:
+                    values = np.atleast_2d(as_floats(whole[curve])).clip(lowest)
+                    curves.append(Curve(found.label(task, arm), values, whole["looks"]))
+            panels.append((title_of(task), curves))
+        if any(curves for _, curves in panels):
+            figures[name] = curves_figure(
+                panels, ylabel="", title=title, xlabel="gradient evaluations", columns=4,
+                log=True, middle=np.median,
+            )  # fmt: skip
     return figures
-
-
-def _curves(found: Results, tasks: Sequence[str], name: str, title: str) -> "Figure":
-    panels, lowest = [], FLOOR if name == "quartiles" else 0.0
-    for task in tasks:
-        curves = []
-        for arm in MAIN:
-            whole = found.wholes[task, arm].result if (task, arm) in found.wholes else {}
-            if name in whole:
-                values = np.atleast_2d(as_floats(whole[name])).clip(lowest)
-                curves.append(Curve(found.label(task, arm), values, whole["looks"]))
-        panels.append((title_of(task), curves))
-    return curves_figure(
-        panels, ylabel="", title=title, xlabel="gradient evaluations", columns=4, log=True,
-        middle=np.median,
-    )  # fmt: skip
 
 
 def title_of(task: str) -> str:
