@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -13,7 +12,7 @@ import typer
 
 from benchmarks.lab import report
 from benchmarks.lab.arguments import OutOption, QuickOption, ReportOption, positive
-from benchmarks.lab.records import Key, Record, Records, prepare_folder, rounded
+from benchmarks.lab.records import Key, Record, Records, opened, rounded
 from benchmarks.lab.study import Unit, run_units
 from optabs.storage.codecs import CODECS
 from optabs.storage.rounding import Salt, salted
@@ -200,7 +199,7 @@ def command(
     units = [unit_of(setting, seeds) for setting in SETTINGS]
     if quick:
         units = [unit_of(Setting("mean_size", "student_t4", 0.9, 1.0), min(seeds, 2), ways=6)]
-    records = Records(prepare_folder(out or pathlib.Path("runs/codecs")))
+    records = opened("codecs", out, only_report=only_report)
     if not only_report:
         run_units(units, records)
     known = [name for name in STATISTICS if records.select(task=name)]

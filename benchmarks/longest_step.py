@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ import typer
 import optabs
 from benchmarks.lab import report
 from benchmarks.lab.arguments import OutOption, QuickOption, ReportOption, positive, some_of
-from benchmarks.lab.records import Key, Records, prepare_folder, rounded
+from benchmarks.lab.records import Key, Records, opened, rounded
 from benchmarks.lab.study import Unit, run_units
 
 RATE = 1e-3
@@ -68,7 +67,7 @@ def command(
     positive(seeds, "seeds")
     if quick:
         chosen, seeds = chosen[:1], min(seeds, 2)
-    records = Records(prepare_folder(out or pathlib.Path("runs/longest_step")))
+    records = opened("longest_step", out, only_report=only_report)
     if not only_report:
         steps = QUICK_STEPS if quick else STEPS
         run_units([unit_of(name, steps, seeds) for name in chosen], records)

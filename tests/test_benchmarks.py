@@ -110,6 +110,7 @@ def test_the_committed_records_give_the_committed_tables(
         ("narrow --arms sgd", "arms is 'sgd'; choose from adam,"),
         ("narrow --tasks mnist", "tasks has mnist, which need images; pass data, too."),
         ("codecs --seeds 0", "seeds is 0; pass a whole number above 0."),
+        ("codecs --report", "without records; call without --report first."),
         ("longest_step --optimizers adem", "optimizers is 'adem'; choose from adam,"),
         ("longest_step --seeds 0", "seeds is 0; pass a whole number above 0."),
         ("gadam --tasks sphere-*", "tasks is 'sphere-*'; choose from rastrigin-2-shifted,"),

@@ -3,7 +3,6 @@
 import fnmatch
 import functools
 import itertools
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from benchmarks.gadam.tasks import TUNED, Arm, Task
 from benchmarks.lab import arguments as given
 from benchmarks.lab import timing
 from benchmarks.lab.originals import require
-from benchmarks.lab.records import Key, Records, prepare_folder, rounded
+from benchmarks.lab.records import Key, Records, opened, rounded
 from benchmarks.lab.study import TUNING_SEEDS, Grid, Unit, run_units, tune
 
 GRID = Grid(-7, -2)  # times the task's scale
@@ -52,7 +51,7 @@ def command(
     if peers:  # which run for as long as the tuned rule
         require(program.EVOSAX, "peers")
         wanted = list(dict.fromkeys([*wanted, TUNED]))
-    records = Records(prepare_folder(out or pathlib.Path("runs/gadam")))
+    records = opened("gadam", out, only_report=only_report)
     if not only_report:
         made = {name: known.task_of(name, data, 4 if quick else 1) for name in names}
         run_units(units_of(made, wanted, seeds), records)

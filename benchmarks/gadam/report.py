@@ -9,7 +9,6 @@ import numpy as np
 from benchmarks.gadam.program import PEERS
 from benchmarks.gadam.tasks import BASELINE, CONDITIONS, LITERAL, MAIN, NETWORKS, TASKS, TUNED
 from benchmarks.lab import report
-from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.functions import FUNCTIONS
 from benchmarks.lab.records import Key, Records, as_floats
 from benchmarks.lab.report import Bar, Curve, Measure, Table, curves_figure
@@ -98,10 +97,6 @@ class Results:
 def write(records: Records) -> None:
     """Shows the tables; writes README.md and the pictures into the records' folder."""
     found, folder = Results(records), records.folder
-    if not found.tasks():
-        raise ArgumentError(
-            f"out is {str(folder)!r}, without records; call without --report first."
-        )
     figures = figures_of(found)
     sections = [
         *report.written_by_hand(folder, "What is compared"),
