@@ -2,8 +2,7 @@
 
 import functools
 import itertools
-import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import typer
 
 from benchmarks.lab import report
 from benchmarks.lab.arguments import OutOption, QuickOption, ReportOption, positive
-from benchmarks.lab.records import Key, Record, Records, prepare_folder, rounded
+from benchmarks.lab.records import Key, Record, Records, opened, rounded
 from benchmarks.lab.study import Unit, run_units
 from optabs.storage.codecs import CODECS
 from optabs.storage.rounding import Salt, salted
@@ -56,11 +55,6 @@ class Setting(NamedTuple):
     decay: float
     spread: float  # of the coordinates' scales, whose logarithms are normal
 
-    @property
-    def name(self) -> str:
-        """As it stands in a record's key."""
-        return f"{self.gradients}, decay {self.decay}, spread {self.spread:g}"
-
 
 class Kept(NamedTuple):
     """How the average is kept between the steps."""
@@ -98,10 +92,11 @@ WAYS = {
 
 def keys_of(setting: Setting) -> list[Key]:
     """One for each way: bfloat16 holds any statistic, the others by its sign."""
+    statistic, gradients, decay, spread = setting
     return [
-        Key(setting.statistic, label, setting.name)
+        Key(statistic, label, f"{gradients}, decay {decay}, spread {spread:g}")
         for label, way in WAYS.items()
-        if way.codec == "bfloat16" or CODECS[way.codec].sizes == (setting.statistic != "mean")
+        if way.codec == "bfloat16" or CODECS[way.codec].sizes == (statistic != "mean")
     ]
 
 
@@ -203,47 +198,39 @@ def command(
     positive(seeds, "seeds")
     units = [unit_of(setting, seeds) for setting in SETTINGS]
     if quick:
-        units = [unit_of(Setting("mean_size", "student_t4", 0.9, 1.0), min(seeds, 2), ways=8)]
-    records = Records(prepare_folder(out or pathlib.Path("runs/codecs")))
+        units = [unit_of(Setting("mean_size", "student_t4", 0.9, 1.0), min(seeds, 2), ways=6)]
+    records = opened("codecs", out, only_report=only_report)
     if not only_report:
         run_units(units, records)
     known = [name for name in STATISTICS if records.select(task=name)]
     summaries = [summary_of(records, name) for name in known]
     figures = {"codecs": figure_of(records, known)}
     report.write(records.folder, "What a codec costs an average", summaries, figures)
-    details = [table for name in known for table in tables_of(records, name)]
-    report.write(records.folder, "Every setting", details, name="details.md", show=False)
 
 
-def found_in(records: Records, **wanted: Any) -> list[tuple[Setting, dict[str, Record]]]:
-    """The settings that have such fields, in the order of the study; their records by way."""
-    found = []
-    for setting in SETTINGS:
-        if wanted.items() <= setting._asdict().items():
-            keys = keys_of(setting)
-            own = {key.arm: record for key in keys if (record := records.get(key))}
-            found += [(setting, own)] if own else []
-    return found
-
-
-def percent(record: Record, measure: str) -> float:
-    """A measure's absolute mean over the seeds."""
-    return 100 * float(np.mean(np.abs(record.result[measure])))
+def found_in(records: Records, statistic: str) -> list[tuple[Setting, dict[str, Record]]]:
+    """The statistic's settings in the order of the study, with their records by way."""
+    found = [
+        (each, {key.arm: run for key in keys_of(each) if (run := records.get(key))})
+        for each in SETTINGS
+        if each.statistic == statistic
+    ]
+    return [(setting, runs) for setting, runs in found if runs]
 
 
 def summary_of(records: Records, statistic: str) -> report.Table:
     """A row a codec, the least error first, over all settings that leave no zeros."""
     own = [
         found
-        for setting, found in found_in(records, statistic=statistic)
+        for setting, found in found_in(records, statistic)
         # Of sparse gradients over a short memory most averages are almost 0.
         if setting.gradients != "sparse" or setting.decay >= 0.99
     ]
     rows = []
     for label in own[0]:
         errors, tails, biases, frozen = (
-            np.array([percent(found[label], measure) for found in own])
-            for measure in ("median_error", "90_percentile", "bias", "frozen")
+            np.array([100 * np.mean(np.abs(found[label].result[name])) for found in own])
+            for name in ("median_error", "90_percentile", "bias", "frozen")
         )
         middle, tail = (float(np.exp(np.mean(np.log(each)))) for each in (errors, tails))
         cells = (middle, errors.max(), tail, biases.max(), frozen.max())
@@ -256,35 +243,17 @@ def summary_of(records: Records, statistic: str) -> report.Table:
     )
 
 
-def tables_of(records: Records, statistic: str) -> Iterator[report.Table]:
-    """For each decay and kind of gradients: a row a codec, a column a spread."""
-    for gradients, decay in itertools.product(GRADIENTS, DECAYS):
-        own = found_in(records, statistic=statistic, gradients=gradients, decay=decay)
-        if own:
-            yield report.Table(
-                f"{STATISTICS[statistic][2]}, {gradients} gradients, decay {decay}: median "
-                "error, in brackets the share of zeros and of frozen averages, in percent",
-                ["kept as", *(f"spread {setting.spread:g}" for setting, _ in own)],
-                [[label, *(_cell(found[label]) for _, found in own)] for label in own[0][1]],
-            )
-
-
-def _cell(record: Record) -> str:
-    names = ("median_error", "zeros", "frozen")
-    return "{:.2g} ({:.2g}, {:.2g})".format(*(percent(record, name) for name in names))
-
-
 def figure_of(records: Records, statistics: Sequence[str]) -> "Figure":
     """Median errors by the spread of the coordinates, at the slowest decay."""
     panels = []
     for statistic in statistics:
-        own = found_in(records, statistic=statistic, gradients="student_t4")
-        own = own[-len(SPREADS) :]  # of the slowest decay
+        found = found_in(records, statistic)
+        own = [each for each in found if each[0].gradients == "student_t4"][-len(SPREADS) :]
         curves = []
         for label, way in WAYS.items():
             drawn = way.rounding == "stochastic" and way.block in (0, DRAWN)
             if drawn and label in own[0][1]:
-                errors = [found[label].result["median_error"] for _, found in own]
+                errors = [runs[label].result["median_error"] for _, runs in own]
                 # Codes of sizes and of signed numbers have one colour.
                 name = way.codec.removeprefix("u").removesuffix("_size")
                 spreads = [setting.spread for setting, _ in own]

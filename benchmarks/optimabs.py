@@ -1,6 +1,7 @@
 """The OptimABS experiment: accuracy, steadiness and time of |g| beside g², at one rate."""
 
 import functools
+import itertools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,17 +76,15 @@ def _timed(epoch: Task, keys: Sequence[Key], *_: Any) -> Iterator[tuple[Key, dic
         yield key, {"epoch_seconds": rounded(seconds[key.arm]), "bytes": size}
 
 
-Found = Mapping[str, Mapping[str, Sequence[Record]]]  # by arm and by batch size
+Found = Mapping[str, Mapping[int, Sequence[Record]]]  # by arm and by batch size
 
 
-def _by_dataset(records: Records, kind: str = "run") -> Mapping[str, Found]:
-    """The records of each data set that has any, by arm and by batch size, in order."""
-    found: dict[str, dict[str, dict[str, list[Record]]]] = {}
-    for arm in ARMS:
-        for name in TASKS:
-            dataset, _, size = name.partition("-")
-            if own := records.select(kind=kind, task=name, arm=arm):
-                found.setdefault(dataset, {}).setdefault(arm, {})[size] = own
+def _found(records: Records, dataset: str, kind: str = "run") -> Found:
+    """The records that there are."""
+    found: dict[str, dict[int, Sequence[Record]]] = {}
+    for arm, size in itertools.product(ARMS, BATCH_SIZES[dataset]):
+        if runs := records.select(kind=kind, task=f"{dataset}-{size}", arm=arm):
+            found.setdefault(arm, {})[size] = runs
     return found
 
 
@@ -110,61 +109,55 @@ def _seconds(runs: Sequence[Record]) -> np.ndarray:
 def _table(
     title: str, found: Found, values_of: Callable[..., np.ndarray], digits: int, *last: str
 ) -> Table:
-    """A row an arm, a column a batch size; `last` may name a column of their mean."""
-    sizes = list(dict.fromkeys(size for own in found.values() for size in own))
-    rows = []
+    """A row an arm, a column a batch size; `last` may name columns: their mean, its bytes."""
+    rows, sizes = [], sorted({size for own in found.values() for size in own})
     for arm, own in found.items():
-        values = [list(values_of(own[size])) if size in own else [] for size in sizes]
-        mean = np.mean([np.mean(each) for each in values if each])
-        cells = [mean_and_spread(each, digits) for each in values]
-        rows.append([ARMS[arm].label, *cells, *(f"{mean:.{digits}f}" for _ in last)])
-    return Table(title, ["optimizer", *sizes, *last], rows)
-
-
-def _time_table(found: Found) -> Table:
-    title = "Seconds per epoch (median, one seed alone, optimizers in turns)"
-    table = _table(title, found, _seconds, 4, "mean")
-    states = [next(iter(own.values()))[0].result["bytes"] for own in found.values()]
-    rows = [[*row, f"{size:.2f}"] for row, size in zip(table.rows, states, strict=True)]
-    return Table(title, [*table.header, "state bytes per parameter"], rows)
+        values = {size: list(values_of(runs)) for size, runs in own.items()}
+        mean = np.mean([np.mean(each) for each in values.values()])
+        (first, *_), *_ = own.values()
+        more = (f"{mean:.{digits}f}", f"{first.result.get('bytes', math.nan):.2f}")
+        cells = [mean_and_spread(values.get(size, []), digits) for size in sizes]
+        rows.append([ARMS[arm].label, *cells, *more[: len(last)]])
+    return Table(title, ["optimizer", *map(str, sizes), *last], rows)
 
 
 def sections(records: Records) -> list[Table | str]:
     """For each data set its times, its accuracies on the test data, its swings."""
+    timed = "Seconds per epoch (median, one seed alone, optimizers in turns)"
     tested = "Test accuracy in percent (mean ± standard deviation over seeds)"
     swing = (
         "Swing: standard deviation of validation accuracy over the last quarter of the "
         "epochs, in points"
     )
-    found: list[Table | str] = []
-    times = _by_dataset(records, "time")
-    for dataset, runs in _by_dataset(records).items():
-        epochs = _accuracies(next(iter(next(iter(runs.values())).values()))).shape[1]
-        found.append(f"## {dataset}, {epochs} epochs\n")
-        if dataset in times:
-            found.append(_time_table(times[dataset]))
-        found.append(_table(tested, runs, _tests, 2, "mean"))
-        found.append(_table(swing, runs, _swings, 3))
-        found.append(f"![Validation accuracy per epoch]({dataset}.png)\n")
-    return found
+    sections: list[Table | str] = []
+    for dataset, epochs in EPOCHS.items():
+        if runs := _found(records, dataset):
+            sections.append(f"## {dataset}, {epochs} epochs\n")
+            if times := _found(records, dataset, "time"):
+                last = ("mean", "state bytes per parameter")
+                sections.append(_table(timed, times, _seconds, 4, *last))
+            sections.append(_table(tested, runs, _tests, 2, "mean"))
+            sections.append(_table(swing, runs, _swings, 3))
+            sections.append(f"![Validation accuracy per epoch]({dataset}.png)\n")
+    return sections
 
 
 def figures(records: Records) -> dict[str, "Figure"]:
     """The validation accuracy of each epoch, a picture a data set."""
     drawn = {}
-    for dataset, runs in _by_dataset(records).items():
+    for dataset in EPOCHS:
         panels: dict[str, list[Curve]] = {}
-        for arm, own in runs.items():
-            for size, found in own.items():
-                seeds = f"{len(found)} seed{'s' if len(found) > 1 else ''}"
-                caption = f"{dataset}, batch {size}, {seeds}"
-                curve = Curve(ARMS[arm].label, _accuracies(found))
+        for arm, own in _found(records, dataset).items():
+            for size, runs in own.items():
+                caption = f"{dataset}, batch {size}, {len(runs)} seeds"
+                curve = Curve(ARMS[arm].label, _accuracies(runs))
                 panels.setdefault(caption, []).append(curve)
-        drawn[dataset] = curves_figure(
-            list(panels.items()),
-            ylabel="validation accuracy in percent",
-            title="Mean over seeds, band from lowest to highest",
-        )
+        if panels:
+            drawn[dataset] = curves_figure(
+                list(panels.items()),
+                ylabel="validation accuracy in percent",
+                title="Mean over seeds, band from lowest to highest",
+            )
     return drawn
 
 

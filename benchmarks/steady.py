@@ -5,6 +5,7 @@ the package's parts. All have one rate, and the test data are never looked at.
 """
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,96 +29,62 @@ BATCH = 128
 PHASES = 3  # what is learned changes at each third of the steps
 LAST = 10  # epochs over which accuracy and swing are taken, or the last phase
 GRADIENT_SCALES = (100.0, 1.0, 0.01)
-# E|g| = sqrt(2/pi) * root mean square for a Gaussian gradient.
-GAUSSIAN = (jnp.pi / 2) ** 0.5
+
+# What was done to each parent. max: the denominator's largest value so far. rising: one that
+# never falls. peak: the largest size so far, with no mean. bounded: no entry of the step
+# above the rate. corrected: for the mean's bias, as Adam's always are.
+CURES = {
+    "adam": ("", "bounded", "max", "max, bounded", "rising", "rising, bounded"),
+    "adam_abs": (
+        "", "half rate", "calibrated", "bounded", "b2=b1=0.9", "b1=b2=0.95", "b2=0.968", "max",
+        "max, bounded", "max, calibrated", "max, b2=0.99", "rising", "rising, bounded",
+        "rising, calibrated", "rising, b2=0.99", "peak",
+    ),
+    "rmsprop": (
+        "", "corrected", "corrected, bounded", "corrected, max", "corrected, max, bounded",
+        "rising", "rising, bounded",
+    ),
+    "rmsprop_abs": (
+        "", "bounded", "max", "corrected", "corrected, calibrated", "corrected, bounded",
+        "corrected, max", "corrected, max, bounded", "corrected, max, calibrated", "rising",
+        "rising, bounded", "rising, calibrated", "peak",
+    ),
+}  # fmt: skip
+# calibrated: E|g| = sqrt(2/pi) * root mean square for a Gaussian gradient.
+SCALES = {"half rate": 0.5, "calibrated": (2 / jnp.pi) ** 0.5}
+DECAYS = {
+    "b2=b1=0.9": (0.9, 0.9), "b1=b2=0.95": (0.95, 0.95), "b2=0.968": (0.9, 0.968),
+    "b2=0.99": (0.9, 0.99),
+}  # fmt: skip
 
 
-def peak_abs() -> optax.GradientTransformationExtraArgs:
-    """The largest size so far, with no mean."""
-    return optax.chain(optabs.mean_abs(0.0), optabs.running_max())
-
-
-def _rule(
-    numerator: optax.GradientTransformation,
-    *denominator: optax.GradientTransformation,
-    bound: float | None = None,
-    scale: float = 1.0,
-) -> Rule:
-    size = optax.chain(*denominator)
-    clip = optax.identity() if bound is None else optax.clip(bound)
+def _rule(parent: str, cures: Sequence[str]) -> Rule:
+    adam, absolute = parent.startswith("adam"), parent.endswith("_abs")
+    decays = [DECAYS[cure] for cure in cures if cure in DECAYS]
+    b1, b2 = decays[0] if decays else (0.9, 0.999 if adam else 0.99)
+    numerator = optabs.ema(b1, bias_correction=True) if adam else optax.identity()
+    if "rising" in cures:
+        size = (optabs.rising_abs if absolute else optabs.rising_rms)(b2)
+    elif "peak" in cures:
+        size = optax.chain(optabs.mean_abs(0.0), optabs.running_max())
+    else:
+        mean = optabs.mean_abs if absolute else optabs.rms
+        size = mean(b2, bias_correction=adam or "corrected" in cures)
     return lambda rate: optax.chain(
-        optabs.scale_by_ratio(numerator, size),
-        clip,
-        optax.scale(scale),
+        optabs.scale_by_ratio(
+            numerator, optax.chain(size, optabs.running_max()) if "max" in cures else size
+        ),
+        optax.clip(1.0) if "bounded" in cures else optax.identity(),
+        optax.scale(math.prod(SCALES.get(cure, 1.0) for cure in cures)),
         optax.scale_by_learning_rate(rate),
     )
 
 
-def _adam_rules() -> dict[str, Rule]:
-    def mean(b2: float = 0.999) -> optax.GradientTransformationExtraArgs:
-        return optabs.mean_abs(b2, bias_correction=True)
-
-    m = optabs.ema(0.9, bias_correction=True)
-    rms = optabs.rms(0.999, bias_correction=True)
-    top = optabs.running_max()
-    return {
-        "adam": _rule(m, rms),
-        "adam, bounded": _rule(m, rms, bound=1.0),
-        "adam, max": _rule(m, rms, top),
-        "adam, max, bounded": _rule(m, rms, top, bound=1.0),
-        "adam, rising": _rule(m, optabs.rising_rms(0.999)),
-        "adam, rising, bounded": _rule(m, optabs.rising_rms(0.999), bound=1.0),
-        "adam_abs": _rule(m, mean()),
-        "adam_abs, half rate": _rule(m, mean(), scale=0.5),
-        "adam_abs, calibrated": _rule(m, mean(), scale=1 / GAUSSIAN),
-        "adam_abs, bounded": _rule(m, mean(), bound=1.0),
-        "adam_abs, b2=b1=0.9": _rule(m, mean(0.9)),
-        "adam_abs, b1=b2=0.95": _rule(optabs.ema(0.95, bias_correction=True), mean(0.95)),
-        "adam_abs, b2=0.968": _rule(m, mean(0.968)),
-        "adam_abs, max": _rule(m, mean(), top),
-        "adam_abs, max, bounded": _rule(m, mean(), top, bound=1.0),
-        "adam_abs, max, calibrated": _rule(m, mean(), top, scale=1 / GAUSSIAN),
-        "adam_abs, max, b2=0.99": _rule(m, mean(0.99), top),
-        "adam_abs, rising": _rule(m, optabs.rising_abs(0.999)),
-        "adam_abs, rising, bounded": _rule(m, optabs.rising_abs(0.999), bound=1.0),
-        "adam_abs, rising, calibrated": _rule(m, optabs.rising_abs(0.999), scale=1 / GAUSSIAN),
-        "adam_abs, rising, b2=0.99": _rule(m, optabs.rising_abs(0.99)),
-        "adam_abs, peak": _rule(m, peak_abs()),
-    }
-
-
-def _rmsprop_rules() -> dict[str, Rule]:
-    g = optax.identity()
-    rms = optabs.rms(0.99, bias_correction=True)
-    mean = optabs.mean_abs(0.99, bias_correction=True)
-    top = optabs.running_max()
-    return {
-        "rmsprop": _rule(g, optabs.rms(0.99)),
-        "rmsprop, corrected": _rule(g, rms),
-        "rmsprop, corrected, bounded": _rule(g, rms, bound=1.0),
-        "rmsprop, corrected, max": _rule(g, rms, top),
-        "rmsprop, corrected, max, bounded": _rule(g, rms, top, bound=1.0),
-        "rmsprop, rising": _rule(g, optabs.rising_rms(0.99)),
-        "rmsprop, rising, bounded": _rule(g, optabs.rising_rms(0.99), bound=1.0),
-        "rmsprop_abs": _rule(g, optabs.mean_abs(0.99)),
-        "rmsprop_abs, bounded": _rule(g, optabs.mean_abs(0.99), bound=1.0),
-        "rmsprop_abs, max": _rule(g, optabs.mean_abs(0.99), top),
-        "rmsprop_abs, corrected": _rule(g, mean),
-        "rmsprop_abs, corrected, calibrated": _rule(g, mean, scale=1 / GAUSSIAN),
-        "rmsprop_abs, corrected, bounded": _rule(g, mean, bound=1.0),
-        "rmsprop_abs, corrected, max": _rule(g, mean, top),
-        "rmsprop_abs, corrected, max, bounded": _rule(g, mean, top, bound=1.0),
-        "rmsprop_abs, corrected, max, calibrated": _rule(g, mean, top, scale=1 / GAUSSIAN),
-        "rmsprop_abs, rising": _rule(g, optabs.rising_abs(0.99)),
-        "rmsprop_abs, rising, bounded": _rule(g, optabs.rising_abs(0.99), bound=1.0),
-        "rmsprop_abs, rising, calibrated": _rule(
-            g, optabs.rising_abs(0.99), scale=1 / GAUSSIAN
-        ),
-        "rmsprop_abs, peak": _rule(g, peak_abs()),
-    }
-
-
-RULES: dict[str, Rule] = _adam_rules() | _rmsprop_rules()
+RULES: dict[str, Rule] = {
+    ", ".join(filter(None, (parent, tried))): _rule(parent, tried.split(", "))
+    for parent, cures in CURES.items()
+    for tried in cures
+}
 
 
 class Batch(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks.lab import records
+from benchmarks.lab import records, report
 
 RESULTS = pathlib.Path(command_line.__file__).parent / "results"
 
@@ -21,14 +21,17 @@ def call(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
     return int(stopped.value.code or 0)
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> list[Any]:
-    """Presses Ctrl-C in the given call of a function; returns its growing list of calls."""
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int,
+    error: BaseException | type[BaseException] = KeyboardInterrupt,
+) -> list[Any]:  # fmt: skip
+    """Raises in the given call of a function; returns its growing list of calls."""
     original, calls = getattr(owner, name), []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == at:
-            raise KeyboardInterrupt
+            raise error
         return original(*arguments)
 
     monkeypatch.setattr(owner, name, interrupted)
@@ -55,10 +58,20 @@ def assert_refused(
 def assert_reported(
     line: str, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, results: str = ""
 ) -> None:
-    """The committed records give the committed text again, byte for byte, and themselves."""
+    """The committed records give the committed text again, byte for byte, and themselves.
+
+    The same pictures are drawn, but not rendered, which takes most of the time. What was
+    written by hand stays.
+    """
     committed = RESULTS / (results or line.split()[0])
-    shutil.copy(committed / records.FILE, folder)
+    for path in (committed / records.FILE, committed / "README.md"):
+        shutil.copy(path, folder)
+    monkeypatch.setattr(report, "png", lambda figure: b"")
     assert call(monkeypatch, f"{line} --report --out {folder}") == 0
+    drawn, pictures = (
+        {path.name for path in each.glob("*.png")} for each in (folder, committed)
+    )
+    assert drawn == pictures
     texts = sorted(committed.glob("*.md"))
     assert texts
     for path in texts:

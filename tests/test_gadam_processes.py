@@ -14,8 +14,8 @@ import gadam_problem as networks
 import jax
 import numpy as np
 import pytest
+from processes import ProcessDied, launch
 
-from benchmarks.lab.processes import ProcessDied, launch
 from optabs.evolution import devices
 from optabs.evolution.devices import connect
 

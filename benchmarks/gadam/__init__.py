@@ -3,9 +3,6 @@
 import fnmatch
 import functools
 import itertools
-import os
-import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -14,17 +11,14 @@ import jax
 import numpy as np
 import typer
 
-import optabs
 from benchmarks.gadam import program, report
 from benchmarks.gadam import tasks as known
 from benchmarks.gadam.tasks import TUNED, Arm, Task
 from benchmarks.lab import arguments as given
 from benchmarks.lab import timing
 from benchmarks.lab.originals import require
-from benchmarks.lab.processes import launch
-from benchmarks.lab.records import Key, Records, prepare_folder, record_of, rounded
+from benchmarks.lab.records import Key, Records, opened, rounded
 from benchmarks.lab.study import TUNING_SEEDS, Grid, Unit, run_units, tune
-from optabs.evolution.devices import NUMBER, connect
 
 GRID = Grid(-7, -2)  # times the task's scale
 POINTS = 40  # kept of a curve, after equal shares of the budget
@@ -38,7 +32,6 @@ def command(
     arms: Annotated[str, typer.Option(help="all, or some")] = ",".join(known.MAIN),
     seeds: Annotated[int, typer.Option(help="reported runs of each arm")] = 10,
     peers: Annotated[bool, typer.Option("--peers", help="evosax, too, at equal time")] = False,
-    processes: Annotated[int, typer.Option(help="no study, one run over so many")] = 0,
     data: given.DataOption = None,
     quick: given.QuickOption = False,
     only_report: given.ReportOption = False,
@@ -49,11 +42,8 @@ def command(
     Every arm has as many gradient evaluations and rates, chosen on seeds that are not
     reported. Finished records are kept; the same call goes on where it was interrupted.
     """
-    folder = out or pathlib.Path("runs") / "gadam"
-    if processes:
-        _run_together(folder, given.positive(processes, "processes"))
-        return
-    names = _names(tasks, data)
+    parts = [fnmatch.filter(known.TASKS, part) or [part] for part in tasks.split(",")]
+    names = given.tasks_of(",".join(itertools.chain(*parts)), known.TASKS, ("mnist",), data)
     wanted = given.some_of(arms, "arms", known.ARMS)
     given.positive(seeds, "seeds")
     if quick:
@@ -61,27 +51,13 @@ def command(
     if peers:  # which run for as long as the tuned rule
         require(program.EVOSAX, "peers")
         wanted = list(dict.fromkeys([*wanted, TUNED]))
-    records = Records(prepare_folder(folder))
+    records = opened("gadam", out, only_report=only_report)
     if not only_report:
         made = {name: known.task_of(name, data, 4 if quick else 1) for name in names}
         run_units(units_of(made, wanted, seeds), records)
         if peers:
             run_units(peer_units_of(made, seeds, records), records)
     report.write(records)
-
-
-def _names(text: str, data: pathlib.Path | None) -> list[str]:
-    """The tasks of a list of names and patterns; of all, those for which there are data."""
-    names = []
-    for part in text.split(",") if text else []:
-        found = fnmatch.filter(known.TASKS, part.strip())
-        if not found:
-            raise given.ArgumentError(
-                f"tasks has {part!r}, which fits none; pass names or patterns such as "
-                "digits,*-30-shifted,rastrigin-*."
-            )
-        names += found
-    return given.tasks_of(",".join(names), known.TASKS, ("mnist",), data)
 
 
 def units_of(tasks: Mapping[str, Task], arms: Sequence[str], seeds: int) -> list[Unit]:
@@ -130,11 +106,8 @@ def _trained(
     kept = np.unique(np.linspace(0, len(spent) - 1, POINTS).round().astype(int))
     quartiles = np.percentile(outcome.curve[:, kept], (25, 50, 75), axis=0)
     curves = {"looks": spent[kept], "quartiles": rounded(quartiles)}
-    if outcome.lineage is not None:
-        parents, survivors, diversity = outcome.lineage
-        curves["diversity"] = rounded(np.median(diversity, axis=0)[kept])
-        few = slice(report.GENERATIONS)
-        results[0] |= {"parents": parents[0, few], "survivors": survivors[0, few]}
+    if outcome.diversity is not None:
+        curves["diversity"] = rounded(np.median(outcome.diversity, axis=0)[kept])
     for key in missing:
         if key.kind != "tuning":
             yield key, curves if key.seed is None else results[key.seed]
@@ -197,26 +170,3 @@ def _generations(search: Callable[[int, int], program.Best], allowed: float) -> 
         return timing.seconds_of(lambda: search(0, count).loss) / count
 
     return max(1, int(allowed / each(timing.repeats_of(each))))
-
-
-def _run_together(folder: pathlib.Path, processes: int) -> None:
-    """Runs Gadam on digits over all devices of several processes, and keeps its losses."""
-    if NUMBER not in os.environ:
-        launch([sys.executable, "-m", "benchmarks", *sys.argv[1:]], processes=processes)
-        return
-    connect()
-    devices, problem = jax.device_count(), known.task_of("digits").pose(jax.random.key(0))
-    learner = optabs.gadam(
-        optabs.adam(1e-2), 2 * devices, epochs=2, batch_size=problem.batch_size,
-        mesh=jax.make_mesh((devices,), ("population",)),
-    )  # fmt: skip
-    result = learner.run(
-        jax.random.key(0), problem.init_fn, problem.loss_fn, problem.data, problem.validation,
-        generations=5, progress=False,
-    )  # fmt: skip
-    if jax.process_index() == 0:
-        best = rounded(result.history["trial_losses"].min(axis=1))
-        typer.echo(f"{devices} devices, best validation loss of each generation: {best}")
-        found = {"processes": jax.process_count(), "devices": devices, "best": best}
-        key = Key("digits", TUNED, f"{processes} processes", "spread")
-        Records(prepare_folder(folder)).add(record_of(key, {}, found))

@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
     curve: Any  # float32 [points]: the best loss so far, after equal shares of the budget
     params: Any  # where it was
-    lineage: Any  # of generations: int32 [points, g, 2], int32 [points, g], float32 [points]
+    diversity: Any  # float32 [points]: of the population, or None
 
 
 def run(task: Task, arm: Arm, rate: Any, seed: Any) -> Outcome:
@@ -53,7 +53,7 @@ def run(task: Task, arm: Arm, rate: Any, seed: Any) -> Outcome:
     )  # fmt: skip
 
     def point(carry: tuple[GadamState, Best], _: Any) -> Any:
-        (state, best), lineage = carry, None
+        (state, best), diversity = carry, None
         if arm.relearn:
             state, _ = learner.learn(state, loss_fn, data)
         if arm.restarts:
@@ -62,11 +62,11 @@ def run(task: Task, arm: Arm, rate: Any, seed: Any) -> Outcome:
             state, told = learner.evolve(
                 state, loss_fn, data, validation, fitness_fn=problem.judge
             )
-            losses, lineage = state.losses, (told.parents, told.survivors, told.diversity)
+            losses, diversity = state.losses, told.diversity
         first = genetics.survivors(losses, 1)[0]
         unit = jax.tree.map(lambda units: units[first], state.params)
         best = best.lower(Best(losses[first], unit))
-        return (state, best), (best.loss, lineage)
+        return (state, best), (best.loss, diversity)
 
     def start(best: Best, key: jax.Array) -> tuple[Best, Any]:
         state = learner.init(key, problem.init_fn)
@@ -78,8 +78,8 @@ def run(task: Task, arm: Arm, rate: Any, seed: Any) -> Outcome:
     split = jax.random.split
     keys = split(run_key, arm.restarts) if arm.restarts else split(run_key)[1:]
     first = Best(jnp.array(jnp.inf), problem.init_fn(run_key))
-    best, (curve, lineage) = jax.lax.scan(start, first, keys)
-    return Outcome(curve.ravel(), best.params, jax.tree.map(lambda leaf: leaf[0], lineage))
+    best, (curve, diversity) = jax.lax.scan(start, first, keys)
+    return Outcome(curve.ravel(), best.params, None if arm.restarts else diversity[0])
 
 
 def program_of(task: Task, arm: Arm) -> Callable[..., Outcome]:

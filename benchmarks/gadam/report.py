@@ -1,16 +1,14 @@
 """The study's report: bars, losses, what was tried and pictures, all from the records."""
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.gadam.program import PEERS
 from benchmarks.gadam.tasks import BASELINE, CONDITIONS, LITERAL, MAIN, NETWORKS, TASKS, TUNED
 from benchmarks.lab import report
-from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.functions import FUNCTIONS
 from benchmarks.lab.records import Key, Records, as_floats
 from benchmarks.lab.report import Bar, Curve, Measure, Table, curves_figure
@@ -20,12 +18,18 @@ if TYPE_CHECKING:
 
 FLOOR = 1e-4  # a function's final loss below it counts as it; float32 is no more exact
 WANTED_RATIO, WANTED_FUNCTIONS = 10, 4  # in 30 dimensions
-GENERATIONS = 12  # of a lineage
 MEASURES = {
     "loss": Measure("validation loss"),
     "test_loss": Measure("test loss"),
     "test_accuracy": Measure("test accuracy in percent", 2, 100.0),
 }
+PICTURES = {  # of which curves, not drawn below what, under which title
+    "curves": ("quartiles", FLOOR, "Best loss so far: median and quartiles over the seeds"),
+    "diversity": (
+        "diversity", 0.0,
+        "Root mean square distance of an entry from its mean over the population",
+    ),
+}  # fmt: skip
 
 
 class Results:
@@ -34,10 +38,10 @@ class Results:
     def __init__(self, records: Records) -> None:
         wholes = [*records.select(kind="curves"), *records.select(kind="peer", seed=None)]
         wholes.sort(key=lambda record: TASKS.index(record.key.task))
-        self.wholes = {(each.key.task, each.key.arm): each for each in wholes}
+        self.wholes = {each.key[:2]: each for each in wholes}
         self.results = {record.key: record.result for record in records}
 
-    def tasks(self, arm: str = BASELINE, end: str | tuple[str, ...] = "") -> list[str]:
+    def tasks(self, end: str | tuple[str, ...] = "", arm: str = BASELINE) -> list[str]:
         """Those that an arm has results on, whose names end so."""
         return [task for task, name in self.wholes if name == arm and task.endswith(end)]
 
@@ -93,10 +97,6 @@ class Results:
 def write(records: Records) -> None:
     """Shows the tables; writes README.md and the pictures into the records' folder."""
     found, folder = Results(records), records.folder
-    if not found.tasks():
-        raise ArgumentError(
-            f"out is {str(folder)!r}, without records; call without --report first."
-        )
     figures = figures_of(found)
     sections = [
         *report.written_by_hand(folder, "What is compared"),
@@ -110,17 +110,17 @@ def write(records: Records) -> None:
 def _tables(found: Results) -> Iterator[Table | str]:
     yield "## Bars\n"
     for arm in (TUNED, LITERAL):
-        if tasks := found.tasks(arm):
+        if tasks := found.tasks(arm=arm):
             yield from report.bars_table(bars_of(found, arm), found.label(tasks[0], arm))
 
     yield "## Final losses\n"
     for how in CONDITIONS:
         title = f"{how.capitalize()}: median (how many times lower than the best of g's)"
-        yield from found.table(title, found.tasks(end=how), found.cell)
+        yield from found.table(title, found.tasks(how), found.cell)
     for name, measure in MEASURES.items():
         title = f"Networks: mean {measure.title} ± deviation (standard errors above best of g)"
         cell = functools.partial(found.cell, name=name)
-        yield from found.table(title, found.tasks(end=NETWORKS), cell)
+        yield from found.table(title, found.tasks(NETWORKS), cell)
 
     def searched(task: str, arm: str) -> str:
         median, result = f"{found.median(task, arm):.2g}", found.wholes[task, arm].result
@@ -141,16 +141,17 @@ def _tables(found: Results) -> Iterator[Table | str]:
         return f"{best:g}{'*' if best in (rates[0], rates[-1]) else ''}"
 
     yield "## Chosen rates\n"
-    title = "On functions in half-widths of the box (*: at the edge of those tried)"
-    yield from found.table(title, found.tasks(), rate)
+    units = {"functions, in half-widths of the box": CONDITIONS, "networks": NETWORKS}
+    for kind, ends in units.items():
+        title = f"On {kind} (*: at the edge of those tried)"
+        yield from found.table(title, found.tasks(ends), rate)
 
     if others := sorted({arm for _, arm in found.wholes} - {*MAIN, *PEERS}):
         yield "## What was tried\n"
-    for kind in (*CONDITIONS, "networks"):
-        end = NETWORKS if kind == "networks" else kind
-        tried = {task for arm in others for task in found.tasks(arm, end)}
+    for end in (*CONDITIONS, NETWORKS):
+        tried = {task for arm in others for task in found.tasks(end, arm)}
         tasks = [task for task in found.tasks() if task in tried]
-        title = f"One setting changed at a time, {kind}"
+        title = f"One setting changed at a time, {'networks' if end == NETWORKS else end}"
         yield from found.table(title, tasks, found.cell, [*MAIN, *others], by_arm=True)
 
 
@@ -158,13 +159,13 @@ def bars_of(found: Results, arm: str) -> list[Bar]:
     """The bars for an arm, one per condition of the functions and one for networks."""
     bars = []
     for how in CONDITIONS:
-        if tasks := found.tasks(arm, f"-30-{how}"):
+        if tasks := found.tasks(f"-30-{how}", arm):
             reached = sum(found.ratio(task, arm) >= WANTED_RATIO for task in tasks)
             name = f"functions in 30 dimensions, {how}: median final loss at least "
             name += f"{WANTED_RATIO} times lower than the best of g's"
             measured, met = f"{reached} of {len(tasks)}", reached >= WANTED_FUNCTIONS
             bars.append(Bar(name, f"{WANTED_FUNCTIONS} of {len(FUNCTIONS)}", measured, met))
-    if tasks := found.tasks(arm, NETWORKS):
+    if tasks := found.tasks(NETWORKS, arm):
         within, count = sum(found.errors(task, arm) <= 1 for task in tasks), len(tasks)
         name = "networks: validation loss at most 1 standard error above the best of g's"
         bars.append(Bar(name, f"{count} of {count}", f"{within} of {count}", within == count))
@@ -174,66 +175,23 @@ def bars_of(found: Results, arm: str) -> list[Bar]:
 def figures_of(found: Results) -> "dict[str, Figure]":
     """Of networks, and of functions in 30 dimensions, or of all tasks that there are."""
     judged = [task for task in found.tasks() if "-30-" in task or task in NETWORKS]
-    tasks = judged or found.tasks()
-    title = "Best loss so far: median and quartiles over the seeds"
-    figures = {"curves": _curves(found, tasks, "quartiles", title)}
-    firsts = dict.fromkeys(tasks[:1] + found.tasks(end=NETWORKS)[:1])
-    pairs = itertools.product(firsts, (LITERAL, TUNED))
-    if evolved := [pair for pair in pairs if pair in found.wholes]:
-        title = "Root mean square distance of an entry from its mean over the population"
-        figures["diversity"] = _curves(found, tasks, "diversity", title)
-        figures["lineage"] = _lineages(found, evolved)
+    figures = {}
+    for name, (curve, lowest, title) in PICTURES.items():
+        panels = []
+        for task in judged or found.tasks():
+            curves = []
+            for arm in MAIN:
+                whole = found.wholes[task, arm].result if (task, arm) in found.wholes else {}
+                if curve in whole:
+                    values = np.atleast_2d(as_floats(whole[curve])).clip(lowest)
+                    curves.append(Curve(found.label(task, arm), values, whole["looks"]))
+            panels.append((title_of(task), curves))
+        if any(curves for _, curves in panels):
+            figures[name] = curves_figure(
+                panels, ylabel="", title=title, xlabel="gradient evaluations", columns=4,
+                log=True, middle=np.median,
+            )  # fmt: skip
     return figures
-
-
-def _curves(found: Results, tasks: Sequence[str], name: str, title: str) -> "Figure":
-    panels, lowest = [], FLOOR if name == "quartiles" else 0.0
-    for task in tasks:
-        curves = []
-        for arm in MAIN:
-            whole = found.wholes[task, arm].result if (task, arm) in found.wholes else {}
-            if name in whole:
-                values = np.atleast_2d(as_floats(whole[name])).clip(lowest)
-                curves.append(Curve(found.label(task, arm), values, whole["looks"]))
-        panels.append((title_of(task), curves))
-    return curves_figure(
-        panels, ylabel="", title=title, xlabel="gradient evaluations", columns=4, log=True,
-        middle=np.median,
-    )  # fmt: skip
-
-
-def _lineages(found: Results, pairs: Sequence[tuple[str, str]]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    rows = -(-len(pairs) // 2)
-    figure = Figure(figsize=(8.7, 1 + 2.8 * rows), layout="constrained")
-    for place, (task, arm) in enumerate(pairs, start=1):
-        axis = figure.add_subplot(rows, 2, place)
-        axis.set(xlabel="generation", ylabel="unit, the best below")
-        axis.set_title(f"{title_of(task)}: {found.label(task, arm)}", fontsize="small")
-        axis.locator_params("y", integer=True)
-        first, ancestors = found.results[Key(task, arm, seed=0)], np.array([0])
-        for number in reversed(range(len(first["parents"][:GENERATIONS]))):
-            survivors = first["survivors"][number]
-            origins = origins_of(first["parents"][number], survivors)
-            for unit, pair in enumerate(origins):
-                dark, itself = unit in ancestors, survivors[unit] < len(survivors)
-                axis.plot(
-                    (number, number + 1), (pair, (unit, unit)), ".-", ms=3, zorder=1 + dark,
-                    color="C3" if dark else "0.8", lw=1.8 if itself else 0.7,
-                )  # fmt: skip
-            ancestors = origins[ancestors].ravel()
-    figure.suptitle(
-        "The first seed's units by rank; lines from both parents to a child, thick where\n"
-        "the unit itself survived; red: ancestors of the last one's best"
-    )
-    return figure
-
-
-def origins_of(parents: Any, survivors: Any) -> np.ndarray:
-    """From whom each survivor comes, int [g, 2]: twice itself, or a child's two parents."""
-    themselves = np.repeat(np.arange(len(parents)), 2).reshape(-1, 2)
-    return np.concatenate([themselves, parents])[survivors]
 
 
 def title_of(task: str) -> str:

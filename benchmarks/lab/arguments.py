@@ -1,6 +1,7 @@
 """Reads command-line arguments, and refuses bad ones in one sentence."""
 
 import pathlib
+import textwrap
 from collections.abc import Collection
 from typing import Annotated
 
@@ -56,7 +57,8 @@ def tasks_of(
 def choice_of(text: str, name: str, known: Collection[str]) -> str:
     """One of the known names."""
     if text not in known:
-        raise ArgumentError(f"{name} is {text!r}; choose from {', '.join(known)}.")
+        some = textwrap.shorten(", ".join(known), 200, placeholder=" ...")
+        raise ArgumentError(f"{name} is {text!r}; choose from {some.rstrip('.')}.")
     return text
 
 

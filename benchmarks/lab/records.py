@@ -238,6 +238,16 @@ def prepare_folder(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def opened(name: str, out: pathlib.Path | None, *, only_report: bool) -> Records:
+    """The records of a study, by default in `runs/NAME`; a report alone needs some."""
+    records = Records(prepare_folder(out or pathlib.Path("runs") / name))
+    if only_report and not len(records):
+        raise StoreError(
+            f"out is {str(records.folder)!r}, without records; call without --report first."
+        )
+    return records
+
+
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file whole or leaves what was there."""
     with _writing(path):
