@@ -157,13 +157,6 @@ def test_ratios_and_differences_are_paired_by_seed():
     ((row,),) = [table.rows for table in report._ablations(runs, [A, B])[1:]]
     assert row[1:4] == ["2.000 ± 0.000", "1.000 ± 0.000", "1.414 ± 0.000"]
     assert row[-2:] == ["1.00 ± 0.00", "1"]
-    first, second = runs.results[A, "features"]
-    first.update(area=1.0, validation_accuracy=0.88)
-    second.update(area=1.2, validation_accuracy=0.92)
-    cells = report.drift_table(runs, [A], "features").rows[0]
-    logs = 100 * np.log([0.5, 0.55 / 1.2])
-    assert cells[1] == f"{logs.mean():+.2f} ± {abs(logs[0] - logs[1]) / 2:.2f}"
-    assert cells[4] == "+0.00 ± 2.00"
     runs.results[A, "dao_e"].append(dict.fromkeys(runs.results[A, "dao_e"][0], 1e9))
     runs.results[A, "features"].pop()  # an ablation has fewer seeds
     assert report._ratio(runs, "dao_e", "area", "features", [A]) == "2.000"

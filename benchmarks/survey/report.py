@@ -80,11 +80,10 @@ def write(records: Records) -> None:
     """Shows the tables and writes them, and of a whole study the pictures."""
     rows = rows_of(records)
     tables = [_overview(rows), _forgiving(rows), *map(_task_table, rows.values())]
-    pictures, figures = [], {}
-    if all(rows.get(task, {}).keys() == set(arms_of(task)) for task in PROBLEMS):
-        for name, (caption, figure) in PICTURES.items():
-            pictures.append(f"![{caption}]({name}.png)\n")
-            figures[name] = figure(rows)
+    whole = all(rows.get(task, {}).keys() == set(arms_of(task)) for task in PROBLEMS)
+    drawn = PICTURES if whole else {}
+    pictures = [f"![{caption}]({name}.png)\n" for name, (caption, _) in drawn.items()]
+    figures = {name: draw(rows) for name, (_, draw) in drawn.items()}
     report.write(records.folder, "survey", [*pictures, "## Tables\n", *tables], figures)
 
 
@@ -119,12 +118,12 @@ def _steps(row: Row | None) -> str:
 def _forgiving(rows: Rows) -> report.Table:
     lines = []
     for label, own in _by_label(rows).items():
-        found = [row for row in own if row]
-        best = [row.tuning["best"] for row in found]
-        mean = np.mean([row.near() for row in found])
-        both = (f"{mean:.1f}", f"{min(best):g} to {max(best):g}")
-        counts = (str(row.near()) if row else "" for row in own)
-        lines.append([label, *counts, *(both if len(found) == len(rows) else ("", ""))])
+        counts = [str(row.near()) if row else "" for row in own]
+        best = [row.tuning["best"] for row in own if row]
+        both = ["", ""]
+        if all(own):
+            both = [f"{np.mean([*map(int, counts)]):.1f}", f"{min(best):g} to {max(best):g}"]
+        lines.append([label, *counts, *both])
     return report.Table(
         f"How many of the {len(GRID.rates)} rates, half decades apart, are within a factor "
         f"{NEAR:g} of the optimizer's own best (of the measure by which its rate is chosen; "
@@ -228,7 +227,7 @@ def _noise_figure(rows: Rows) -> "Figure":
     return figure
 
 
-def _landscapes_figure(rows: Rows) -> "Figure":
+def _landscape_figure(rows: Rows) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15.6, 12.5), layout="constrained")
@@ -246,12 +245,8 @@ def _landscapes_figure(rows: Rows) -> "Figure":
 # By file: what is seen, and how it is drawn.
 PICTURES = {
     "rates": ("Medians at every rate (tuning seeds)", _rates_figure),
-    "noise_and_ravines": (
-        "Losses under noise; steps in ravines and of seldom seen gradients",
-        _noise_figure,
-    ),
-    "landscapes": (
-        "Paths at the chosen rates: a row a family, a column a landscape",
-        _landscapes_figure,
-    ),
-}
+    "noise_and_ravines":
+        ("Losses under noise; steps in ravines and of seldom seen gradients", _noise_figure),
+    "landscapes":
+        ("Paths at the chosen rates: a row a family, a column a landscape", _landscape_figure),
+}  # fmt: skip
