@@ -132,7 +132,7 @@ def _trained(
 
 STUDY = _DaoE(
     name="dao_e",
-    doc="DAO-E beside its experts, the best of them, uniform weights and neighbours.",
+    doc="DAO-E beside its experts and uniform weights, which train always, and neighbours.",
     tasks=study.TASKS,
     arms={name: study.arm_on("", name) for name in study.LABELS},
     need_images=study.NEED_IMAGES,
