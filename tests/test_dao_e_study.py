@@ -1,5 +1,6 @@
 """The DAO-E study: tasks, arms, settings, bars, its committed tables and its command."""
 
+import collections
 import functools
 import itertools
 import pathlib
@@ -16,19 +17,14 @@ from benchmarks.dao_e import report, study
 from benchmarks.dao_e.runs import Pair, Runs
 from benchmarks.dao_e.study import ALWAYS, EXPERTS, LABELS, SETTINGS, TASKS
 from benchmarks.lab import report as lab_report
-from benchmarks.lab import tasks
+from benchmarks.lab import tasks, training
 from benchmarks.lab.records import Key, Record, Records
 from benchmarks.lab.training import Outcome
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(lab_report, "png", lambda figure: b"")  # they take their time
-
-
-@pytest.fixture
-def drawn_images(monkeypatch):
-    """In place of MNIST and Fashion-MNIST, as small as the tasks make them."""
+def small(monkeypatch):
+    """No pictures, which take their time, and drawn images in place of MNIST's."""
     images, read = jax.random.uniform(jax.random.key(0), (100, 14, 14, 1)), tasks.image_splits
     few = tasks.Split(images, jnp.arange(100) % 10)
 
@@ -36,9 +32,9 @@ def drawn_images(monkeypatch):
         return read(name, **given) if name == "digits" else [few] * 3
 
     monkeypatch.setattr(tasks, "image_splits", drawn_or_read)
+    monkeypatch.setattr(lab_report, "png", lambda figure: b"")
 
 
-@pytest.mark.usefixtures("drawn_images")
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_has_a_finite_loss_and_a_gradient_for_all_parameters(name):
     task = TASKS[name](pathlib.Path())
@@ -76,30 +72,17 @@ def test_data_drift_as_they_say():
     def batch(name, progress):
         return task[name].batch(task[name].train, many._replace(progress=progress))
 
-    clean = batch("noisy_labels", 0.0).labels
-    np.testing.assert_array_equal(batch("noisy_labels", 0.49).labels, clean)
-    noisy = batch("noisy_labels", 0.5).labels
+    clean, noisy = (batch("noisy_labels", at).labels for at in (0.49, 0.5))
+    np.testing.assert_array_equal(batch("noisy_labels", 0.0).labels, clean)
     np.testing.assert_allclose(np.mean(noisy != clean), 0.4 * 0.9, atol=0.03)
-    assert study.NEW_CLASS not in batch("new_class", 0.49).labels
-    share = np.mean(batch("new_class", 0.5).labels == study.NEW_CLASS)
-    np.testing.assert_allclose(share, 0.1, atol=0.03)
+    for at, share, near in ((0.49, 0.0, 0.0), (0.5, 0.1, 0.03)):
+        found = np.mean(batch("new_class", at).labels == study.NEW_CLASS)
+        np.testing.assert_allclose(found, share, atol=near)
     rise = batch("brighter", 0.5).inputs - batch("brighter", 0.0).inputs
     np.testing.assert_allclose(rise, 0.5, atol=1e-6)
     assert float(task["brighter"].validation.inputs.min()) == 1.0
 
 
-def test_the_settings_are_those_of_the_study():
-    best = {"sgd": 0.1, "adam": 0.01, "rmsprop": 0.01, "lion": 0.001}
-    assert {name: list(study.rates_in(name, best).values()) for name in SETTINGS} == {
-        "tuned": [0.1, 0.01, 0.01, 0.001],
-        "same": [0.001] * 4,
-        "SGD right": [0.1, 0.3, 0.3, 0.03],
-        "Adam right": [3.0, 0.01, 0.3, 0.03],
-        "small": [0.01, 0.001, 0.001, 0.0001],
-    }
-
-
-@pytest.mark.usefixtures("drawn_images")
 def test_every_arm_builds_under_a_schedule_momentum_and_decay():
     plain, decay = tasks.quadratic()._replace(steps=6), TASKS["decay"](pathlib.Path())
     hard = plain._replace(schedule=decay.schedule, wrap=decay.wrap)
@@ -121,27 +104,28 @@ def test_every_arm_builds_under_a_schedule_momentum_and_decay():
         np.testing.assert_allclose(updates["point"], wanted, rtol=1e-5)
 
 
-def invented(pairs, folder):
+def invented(pairs):
     """Runs of such areas, which are also the other losses, over two seeds."""
-    records, config = Records(folder), {"classifies": True, "scope": "all"}
+    records, config = [], {"classifies": True, "scope": "all"}
     for pair, values in pairs.items():
-        for arm, (loss, accuracy, diverged) in values.items():
-            for seed in range(2):
-                result = dict.fromkeys(report.LOSSES, loss * (1 + seed / 10))
-                result |= {"validation_accuracy": accuracy, "diverged": diverged and seed == 1}
-                key = Key(pair.task, arm, pair.setting, seed=seed)
-                records._lines[key] = Record(key, config, result, "", {})
+        for (arm, (loss, accuracy, diverged)), seed in itertools.product(
+            values.items(), (0, 1)
+        ):
+            result = dict.fromkeys(report.LOSSES, loss * (1 + seed / 10))
+            result |= {"validation_accuracy": accuracy, "diverged": diverged and seed == 1}
+            key = Key(pair.task, arm, pair.setting, seed=seed)
+            records.append(Record(key, config, result, "", {}))
     return Runs(records)
 
 
-def ours(area=0.9, accuracy=0.91, diverged=False):
+def ours(area=0.9, accuracy=0.91, diverged=False, **others):
     """Values by arm: area, accuracy, diverged."""
-    return dict.fromkeys(ALWAYS, (1.0, 0.9, False)) | {"dao_e": (area, accuracy, diverged)}
+    always = dict.fromkeys(ALWAYS, (1.0, 0.9, False))
+    return always | {"dao_e": (area, accuracy, diverged)} | others
 
 
 A, B, C, D, E = (Pair("softmax", setting) for setting in SETTINGS)
-ALL_DIVERGED = ours(diverged=True) | dict.fromkeys(EXPERTS, (1.0, 0.9, True))
-GOOD_ADAM = ours() | {"adam": (1.0, 0.94, False)}
+BROKEN = dict.fromkeys(EXPERTS, (1.0, 0.9, True))
 
 
 @pytest.mark.parametrize(
@@ -150,83 +134,72 @@ GOOD_ADAM = ours() | {"adam": (1.0, 0.94, False)}
         ({A: ours(), B: ours()}, [], {}),
         ({pair: ours(1 + 0.1 * (pair == E)) for pair in (A, B, C, D, E)}, [], {0: [E]}),
         ({A: ours(1.1), B: ours()}, [0], {0: [A]}),
-        ({A: GOOD_ADAM, B: ours()}, [1], {1: [A]}),  # the best single of each pair
+        # The best single is that of each pair.
+        ({A: ours(adam=(1.0, 0.94, False)), B: ours()}, [1], {1: [A]}),
         ({A: ours(accuracy=0.898), B: ours(accuracy=0.9)}, [2], {2: [A]}),
         ({A: ours(accuracy=0.89)}, [1, 2], {1: [A], 2: [A]}),
         ({A: ours(diverged=True), B: ours()}, [3], {3: [A]}),
-        ({A: ALL_DIVERGED, B: ours()}, [], {}),
+        ({A: ours(diverged=True, **BROKEN), B: ours()}, [], {}),
     ],
 )
-def test_the_bars(cases, missed, against, tmp_path):
-    bars = report.bars_of(invented(cases, tmp_path), list(cases))
+def test_the_bars(cases, missed, against):
+    bars = report.bars_of(invented(cases), list(cases))
     assert [place for place, bar in enumerate(bars) if not bar.met] == missed
     assert {place: found for place, found in enumerate(bars.values()) if found} == against
 
 
-def test_ratios_and_differences_are_paired_by_seed(tmp_path):
-    cases = {A: ours(0.5, 0.9) | {"features": (1.0, 0.92, True)}}
-    runs = invented(cases | {B: ours(2.0, 0.9) | {"features": (2.0, 0.9, False)}}, tmp_path)
+def test_ratios_and_differences_are_paired_by_seed():
+    bars = report.bars_of(invented({A: ours(1.1, 0.92), B: ours(0.9, 0.9)}), [A, B])
+    assert [bar.measured for bar in bars] == ["50% of 2", "+1.00", "+1.00", "0 of 2"]
+    cases = {A: ours(0.5, 0.9, features=(1.0, 0.92, True))}
+    runs = invented(cases | {B: ours(2.0, 0.9, features=(2.0, 0.9, False))})
     assert report._ratio(runs, "uniform", "area", "dao_e", [A, B]) == "1.000 ± 0.000"
     ((row,),) = [table.rows for table in report._ablations(runs, [A, B])[1:]]
     assert row[1:4] == ["2.000 ± 0.000", "1.000 ± 0.000", "1.414 ± 0.000"]
     assert row[-2:] == ["1.00 ± 0.00", "1"]
-    first, second = runs.results[A, "features"]
-    first.update(area=1.0, validation_accuracy=0.88)
-    second.update(area=1.2, validation_accuracy=0.92)
-    cells = report.drift_table(runs, [A], "features").rows[0]
-    logs = 100 * np.log([0.5, 0.55 / 1.2])
-    assert cells[1] == f"{logs.mean():+.2f} ± {abs(logs[0] - logs[1]) / 2:.2f}"
-    assert cells[4] == "+0.00 ± 2.00"
     runs.results[A, "dao_e"].append(dict.fromkeys(runs.results[A, "dao_e"][0], 1e9))
     runs.results[A, "features"].pop()  # an ablation has fewer seeds
     assert report._ratio(runs, "dao_e", "area", "features", [A]) == "2.000"
-    bars = report.bars_of(invented({A: ours(1.1, 0.92), B: ours(0.9, 0.9)}, tmp_path), [A, B])
-    assert [bar.measured for bar in bars] == ["50% of 2", "+1.00", "+1.00", "0 of 2"]
 
 
 def test_the_committed_records_give_the_committed_tables(tmp_path, monkeypatch):
     assert_reported("dao_e", tmp_path, monkeypatch)
     runs = Runs(Records(tmp_path))
     assert all(bar.met for bar in report.bars_of(runs, runs.pairs("all", "few")))
+    for config in runs.configs.values():
+        for setting, rates in config["rates"].items():
+            assert rates == study.rates_in(setting, config["rates"]["tuned"])
 
 
-def test_a_quick_study_through_the_command_line(tmp_path, monkeypatch):
-    line = f"dao_e --quick --steps 4 --seeds 1 --out {tmp_path}"
-    monkeypatch.setattr(dao_e, "GRID", dao_e.Grid(-4, -4))
+def test_finalists_see_the_test_data_and_ablations_do_not(tmp_path, monkeypatch):
+    def mostly_invented(task, arm, *, test):
+        if arm.label == "DAO-E" and task.scope == "all":
+            return training.program_of(task, arm, test=test)
+        scores = (0.5, 0.5)
+        return lambda rates, seed: Outcome(np.ones(4), scores, scores if test else None, {})
+
+    line = (
+        f"dao_e --tasks quadratic,brighter --arms no_cap --seeds 3 --steps 4 --out {tmp_path}"
+    )
+    monkeypatch.setattr(dao_e, "program_of", mostly_invented)
     assert call(monkeypatch, line) == 0
     kept = Records(tmp_path)
-    assert len(kept) == len(EXPERTS) + len(ALWAYS) * len(SETTINGS) * 2
-    for arm in ALWAYS:
-        (run,) = kept.select(kind="run", arm=arm, setting="small")
-        assert (run.config["test"], "test_loss" in run.result) == (False, False)
-        (mean,) = kept.select(kind="mean", arm=arm, setting="small")
-        assert ("multiplier" in mean.result["curves"]) == (arm in study.MIXTURES)
+    # Where data drift, the features train with all seeds, whether they are asked for or not.
+    for task, last, seeds, settings in (
+        ("quadratic", "no_cap", 2, 5), ("brighter", "features", 3, 2)
+    ):  # fmt: skip
+        assert {record.key.arm for record in kept.select(task=task)} == {*ALWAYS, last}
+        for arm in (*ALWAYS, last):
+            found = kept.select(task=task, arm=arm)
+            assert collections.Counter(each.key.kind for each in found) == collections.Counter(
+                tuning=arm in EXPERTS,
+                mean=settings * (arm != last),
+                run=settings * (seeds if arm == last else 3),
+            )
+            runs = kept.select(task=task, arm=arm, kind="run")
+            assert {"test_loss" in run.result for run in runs} == {arm != last}
+    (mean,) = kept.select(kind="mean", task="quadratic", arm="dao_e", setting="small")
+    assert mean.result["curves"].keys() == {"multiplier", "loss", *EXPERTS}
     assert "| DAO-E |" in (tmp_path / "README.md").read_text()
     monkeypatch.setattr(dao_e, "program_of", None)  # nothing is made again
     assert call(monkeypatch, line) == 0
-
-
-def test_the_test_data_are_seen_by_finalists_with_final_only(tmp_path, monkeypatch):
-    def program(task, arm, *, test):
-        looks.append(test)
-        scores = (0.5, 0.5)
-        return lambda rates, seed: Outcome(np.ones(10), scores, scores if test else None, {})
-
-    looks, records = [], Records(tmp_path)
-    monkeypatch.setattr(dao_e, "program_of", program)
-    for task, expert in itertools.product(("quadratic", "brighter"), EXPERTS):
-        key = Key(task, expert, kind="tuning")
-        records._lines[key] = Record(key, {}, {"best": 0.1}, "", {})
-    plan = dao_e.Plan(["quadratic"], ["features"], 5, steps=10)
-    assert list(plan.wanted()) == [("quadratic", arm) for arm in (*ALWAYS, "features")]
-    for arm, seen, seeds in (("adam", True, 5), ("features", False, dao_e.ABLATION_SEEDS)):
-        for final in (False, True, False):
-            unit = dao_e.unit_of(plan._replace(final=final), "quadratic", arm, records)
-            dao_e.run_units([unit], records)
-        runs = records.select(kind="run", arm=arm, setting="same")
-        assert ["test_loss" in run.result for run in runs] == [seen] * seeds
-    assert looks == [False, True, False]
-    # Where data drift, the features train with all seeds, whether they are asked for or not.
-    drifting = plan._replace(tasks=["brighter"], arms=[])
-    assert ("brighter", "features") in drifting.wanted()
-    assert len(dao_e.unit_of(drifting, "brighter", "features", records).keys) == 5 * 2

@@ -75,12 +75,10 @@ def test_a_path_is_what_a_hand_written_loop_visits_explored_or_not(name: str) ->
         moved = emitted(optimizer, jnp.stack(gradients)).sum(0)
         np.testing.assert_allclose(moved, params - expected[0], rtol=1e-4)
     arguments = {"learning_rate": 0.01} | exploring.decays_of(name)
-    explored, losses = exploring.program("beale", name, 7)(arguments)
-    np.testing.assert_allclose(explored, points, rtol=1e-5)
-    assert losses[-1] == pytest.approx(float(place.function(points[-1])))
-    diverging = exploring.explored_figure(
-        "ravine", name, arguments | {"learning_rate": 1e30}, 9
-    )
+    explored, losses = exploring.program("beale", name)(arguments)
+    np.testing.assert_allclose(explored[:8], points, rtol=1e-5)
+    assert losses[7] == pytest.approx(float(place.function(points[-1])))
+    diverging = exploring.explored_figure("ravine", name, arguments | {"learning_rate": 1e30})
     assert diverging.axes[1].get_title() == "diverged"
 
 
@@ -119,11 +117,11 @@ def test_every_control_redraws_and_compiles_no_more_than_once(
 
     monkeypatch.setitem(exploring.OPTIMIZERS, "adam", counting)
     exploring.program.cache_clear()
-    shown = Explorer(["ravine", "beale"], ["adam", "momentum"], learning_rate=0.1, steps=10)
+    shown = Explorer(["adam", "momentum"], learning_rate=0.1)
     bundle = shown._repr_mimebundle_(include=None, exclude=None)
     assert set(bundle) == {"text/plain", "image/png", WIDGET}
-    assert base64.b64decode(bundle["image/png"]) == shown.first == shown.image.value
-    assert shown.first.startswith(b"\x89PNG")
+    assert base64.b64decode(bundle["image/png"]) == shown.image.value
+    assert bytes(shown.image.value).startswith(b"\x89PNG")
     assert bundle[WIDGET]["model_id"] == shown.model_id
     controls = shown.controls
     assert list(controls) == ["landscape", "optimizer", "rate", "b1", "b2", "decay"]
@@ -142,10 +140,5 @@ def test_every_control_redraws_and_compiles_no_more_than_once(
 
 
 def test_what_cannot_be_explored_is_refused() -> None:
-    for options, sentence in (
-        ({"landscapes": ["hill"]}, "landscapes is 'hill'; choose from rosenbrock, beale"),
-        ({"optimizers": ["lion"]}, "optimizers is 'lion'; choose from sgd"),
-        ({"steps": 0}, "steps is 0; pass a whole number above 0"),
-    ):
-        with pytest.raises(ArgumentError, match=f"^{sentence}"):
-            Explorer(**options)
+    with pytest.raises(ArgumentError, match="optimizers is 'lion'; choose from sgd"):
+        Explorer(["lion"])

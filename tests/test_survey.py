@@ -46,18 +46,15 @@ def test_noise_sparsity_and_cases_are_as_declared() -> None:
     np.testing.assert_allclose(np.std(noise), NOISE, rtol=0.02)
     np.testing.assert_allclose(slope(noisy, noise[0]), clean + noise[0], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(np.mean(seen), SEEN, rtol=0.05)
-    np.testing.assert_allclose(
-        slope(sparse, seen[3]), np.where(seen[3], clean, 0.0), rtol=1e-5
-    )
+    shown = np.where(seen[3], clean, 0.0)
+    np.testing.assert_allclose(slope(sparse, seen[3]), shown, rtol=1e-5)
     splits = breast_cancer_splits()
     assert [len(split.labels) for split in splits] == [300, 100, 169]
     np.testing.assert_allclose(splits[0].inputs.mean(0), 0.0, atol=1e-5)
     np.testing.assert_allclose(splits[0].inputs.std(0), 1.0, rtol=1e-4)
-    assert len(np.unique(np.concatenate([each.inputs for each in splits]), axis=0)) == 569
-    rows = np.asarray(cancer.feed(key, 30)).reshape(30, 32)
-    epoch = rows[: 300 // 32]
-    assert len(np.unique(epoch)) == epoch.size  # each case at most once
-    assert not np.array_equal(epoch, rows[len(epoch) : 2 * len(epoch)])
+    first, second = np.asarray(cancer.feed(key, 18)).reshape(2, 9 * 32)  # epochs
+    assert len(np.unique(first)) == first.size  # each case at most once
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["nag", "sgd_cosine"])
@@ -120,23 +117,19 @@ def test_the_choice_reads_no_reported_seed_and_no_test_data(
     assert first["run 1"] == other["run 1"]
 
 
-def test_end_to_end(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = f"survey --quick --tasks saddle --arms nag,adam,sgd_cosine --out {tmp_path}"
+def test_end_to_end(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"survey --quick --tasks saddle --arms nag,sgd_cosine --out {tmp_path}"
     assert call(monkeypatch, line) == 0
-    assert "A saddle: 40 steps, 2 seeds" in " ".join(capsys.readouterr().out.split())
     kept = Records(tmp_path)
-    assert {record.key.arm for record in kept} == {"nag", "adam"}  # the saddle has no noise
-    for arm in ("nag", "adam"):
-        kinds = [record.key.kind for record in kept.select(arm=arm)]
-        assert kinds == ["curve", "path", "run", "run", "tuning"]
-        (path,) = kept.select(kind="path", arm=arm)
-        np.testing.assert_allclose(path.result["points"][0], [1e-4, 0.1])
-    assert {path.name for path in tmp_path.glob("*.png")} == {"rates.png", "landscapes.png"}
-    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
-    units = STUDY.units(["saddle"], ["nag", "adam"], seeds=2, steps=QUICK_STEPS)
-    assert [unit.missing(kept) for unit in units] == [[], []]  # the same call makes nothing
+    # The saddle has no noise, and so no arm whose rate decays.
+    kinds = [(record.key.arm, record.key.kind) for record in kept]
+    assert kinds == [("nag", kind) for kind in ("curve", "path", "run", "run", "tuning")]
+    (path,) = kept.select(kind="path")
+    np.testing.assert_allclose(path.result["points"][0], [1e-4, 0.1])
+    assert "A saddle: 40 steps, 2 seeds" in (tmp_path / "README.md").read_text()
+    assert not list(tmp_path.glob("*.png"))  # they are of the whole study
+    (unit,) = STUDY.units(["saddle"], ["nag"], seeds=2, steps=QUICK_STEPS)
+    assert unit.missing(kept) == []  # the same call makes nothing
 
 
 def test_the_committed_records_give_the_committed_tables(
@@ -147,7 +140,7 @@ def test_the_committed_records_give_the_committed_tables(
     drawn, committed = (
         {path.name for path in each.glob("*.png")} for each in (tmp_path, RESULTS / "survey")
     )
-    assert drawn == committed == {f"{name}.png" for name, *_ in report.PICTURES}
+    assert drawn == committed == {f"{name}.png" for name in report.PICTURES}
 
 
 def test_a_divergence_is_shown_as_one() -> None:

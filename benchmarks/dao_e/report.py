@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.dao_e.runs import Pair, Runs, by_setting
-from benchmarks.dao_e.study import ABLATIONS, ALWAYS, BEST, EXPERTS, LABELS, SETTINGS
+from benchmarks.dao_e.runs import Pair, Runs
+from benchmarks.dao_e.study import ALWAYS, BEST, EXPERTS, LABELS, SETTINGS
 from benchmarks.lab import report
 from benchmarks.lab.records import Records, as_floats
 from benchmarks.lab.report import Bar, Curve, Table, curves_figure, grid, mean_and_spread
@@ -25,7 +25,6 @@ LOSSES = {
     "validation_loss": "validation loss",
 }
 ACCURACY, TEST = "validation_accuracy", "test_accuracy"
-MEASURES = (*LOSSES, ACCURACY)
 NAMES = {BEST: "best single in hindsight"} | LABELS
 LEAST_SHARE = 0.8  # of the pairs, with an area not above the best single's
 LOST_POINTS = 0.3  # of mean validation accuracy, below the best single's
@@ -36,33 +35,34 @@ def bars_of(
     runs: Runs, pairs: Pairs, arm: str = "dao_e", accuracy: str = ACCURACY
 ) -> dict[Bar, list[Pair]]:
     """What DAO-E has to reach, each with the pairs that speak against it."""
-    count, scored = len(pairs), _scored(runs, pairs)
-    above = [p for p in pairs if np.subtract(*runs.both(p, arm, BEST, "area")).mean() > 0]
+
+    def chosen(own: Pairs, wrong: Any) -> list[Pair]:
+        return [pair for pair, each in zip(own, wrong, strict=True) if each]
+
+    above = np.subtract(*runs.both(pairs, arm, BEST, "area")).mean(1) > 0
     name = "training-loss area not above the best single's"
-    share, wanted = 1 - len(above) / count, f"at least {LEAST_SHARE:.0%} of the pairs"
-    bars = {Bar(name, wanted, f"{share:.0%} of {count}", share >= LEAST_SHARE): above}
+    share, wanted = 1 - float(above.mean()), f"at least {LEAST_SHARE:.0%} of the pairs"
+    measured = f"{share:.0%} of {len(pairs)}"
+    bars = {Bar(name, wanted, measured, share >= LEAST_SHARE): chosen(pairs, above)}
+    scored = _scored(runs, pairs)
     for other, name, lowest, wanted in (
         (BEST, "the best single's", -LOST_POINTS, f"at least -{LOST_POINTS:g} points"),
         ("uniform", "uniform weights'", 0.0, "above 0 points"),
     ):
         if scored:
-            points = [runs.differences(p, arm, other, accuracy).mean() for p in scored]
-            mean = float(np.mean(points))
+            points = runs.differences(scored, arm, other, accuracy).mean(1)
+            mean = float(points.mean())
             met = mean >= lowest if other == BEST else mean > lowest
             bar = Bar(f"mean validation accuracy minus {name}", wanted, f"{mean:+.2f}", met)
-            bars[bar] = [p for p, own in zip(scored, points, strict=True) if own < lowest]
-    lost = [p for p in pairs if runs.diverged(p, arm) and not runs.diverged(p, BEST)]
-    name, measured = "diverges where the best single does not", f"{len(lost)} of {count}"
+            bars[bar] = chosen(scored, points < lowest)
+    own, best = (runs.values(pairs, each, "diverged").any(1) for each in (arm, BEST))
+    lost = chosen(pairs, own & ~best)
+    name, measured = "diverges where the best single does not", f"{len(lost)} of {len(pairs)}"
     return bars | {Bar(name, "no pair", measured, not lost): lost}
 
 
 def _scored(runs: Runs, pairs: Pairs) -> list[Pair]:
     return [pair for pair in pairs if runs.configs[pair.task, "dao_e"]["classifies"]]
-
-
-def _final(runs: Runs) -> bool:
-    """Whether all finalists have seen the test data."""
-    return all(c["test"] for (_, arm), c in runs.configs.items() if arm not in ABLATIONS)
 
 
 def write(records: Records) -> None:
@@ -114,7 +114,7 @@ def _bars(runs: Runs, judged: Pairs, everywhere: Pairs) -> Sections:
     ]
     sections: Sections = ["## Bars\n", *report.bars_table(list(bars), "DAO-E")]
     sections.append("\n".join([*missed, ""]))
-    if (scored := _scored(runs, judged)) and _final(runs):
+    if scored := _scored(runs, judged):
         _, best, uniform, _ = (bar.measured for bar in bars_of(runs, scored, accuracy=TEST))
         sections.append(
             f"On test data DAO-E's mean accuracy is {best} points from that of the "
@@ -129,42 +129,51 @@ def _bars(runs: Runs, judged: Pairs, everywhere: Pairs) -> Sections:
     return [*sections, table] if rows else sections
 
 
+def _by_setting(pairs: Pairs) -> dict[str, list[Pair]]:
+    """The pairs of each setting, and all."""
+    settings = dict.fromkeys(pair.setting for pair in pairs)
+    groups = {name: [pair for pair in pairs if pair.setting == name] for name in settings}
+    return groups | {"all": list(pairs)}
+
+
 def _ratio(runs: Runs, other: str, measure: str, arm: str, pairs: Pairs) -> str:
     """The geometric mean over pairs of a loss over another arm's."""
-    logs = np.mean([runs.differences(p, arm, other, measure) for p in pairs], axis=0) / 100
+    logs = runs.differences(pairs, arm, other, measure).mean(0) / 100
     return mean_and_spread(list(np.exp(logs)), 3)
 
 
 def _ratios(runs: Runs, pairs: Pairs) -> Sections:
     arms = {NAMES[arm]: arm for arm in (BEST, *runs.arms(pairs))}
-    tasks = ", ".join(dict.fromkeys(pair.task for pair in pairs))
-    title = f"over that of uniform weights: geometric mean over {tasks}; mean ± standard "
-    return [
-        grid(f"{name.capitalize()} {title}deviation over seeds", "arm", arms,
-             by_setting(pairs), functools.partial(_ratio, runs, "uniform", measure))
-        for measure, name in LOSSES.items() if pairs
-    ]  # fmt: skip
+    title = "over that of uniform weights: geometric mean over {}; mean ± standard deviation "
+    title = title.format(", ".join(dict.fromkeys(pair.task for pair in pairs))) + "over seeds"
+    tables: Sections = []
+    for measure, name in LOSSES.items() if pairs else ():
+        cell = functools.partial(_ratio, runs, "uniform", measure)
+        of = f"{name.capitalize()} {title}"
+        tables.append(grid(of, "arm", arms, _by_setting(pairs), cell))
+    return tables
 
 
 def _ablations(runs: Runs, pairs: Pairs) -> Sections:
     def cell(arm: str, column: tuple[str, Pairs]) -> str:
         measure, own = column
         if measure == "diverged":
-            return str(sum(runs.diverged(pair, arm) > 0 for pair in own))
+            return str(runs.values(own, arm, measure).any(1).sum())
         if measure != ACCURACY:
             return _ratio(runs, "dao_e", measure, arm, own)
-        points = [runs.differences(pair, arm, "dao_e", measure) for pair in _scored(runs, own)]
-        return mean_and_spread(list(np.mean(points, axis=0)) if points else [])
+        scored = _scored(runs, own)
+        points = runs.differences(scored, arm, "dao_e", measure).mean(0) if scored else []
+        return mean_and_spread(list(points))
 
     title = (
         "Losses over those of the whole rule on the same seeds (above 1 the rule is better; "
         "geometric means over tasks, mean ± standard deviation over seeds), validation "
         "accuracy minus the rule's in points, and pairs with a divergence"
     )
-    columns: dict[str, tuple[str, Pairs]] = {}
-    columns |= {f"area, {name}": ("area", own) for name, own in by_setting(pairs).items()}
-    columns |= {f"{name.replace('_', ' ')}, all": (name, pairs) for name in MEASURES[1:]}
-    columns["diverged"] = ("diverged", pairs)
+    columns = {f"area, {name}": ("area", own) for name, own in _by_setting(pairs).items()}
+    for name in ("final_loss", "validation_loss", ACCURACY):
+        columns[f"{name.replace('_', ' ')}, all"] = (name, list(pairs))
+    columns["diverged"] = ("diverged", list(pairs))
     arms = {LABELS[arm]: arm for arm in runs.arms(pairs, finalist=False)}
     table = grid(title, "arm", arms, columns, cell)
     return ["## Each part taken away, or added\n", table] if arms else []
@@ -173,24 +182,25 @@ def _ablations(runs: Runs, pairs: Pairs) -> Sections:
 def _by_task(runs: Runs, pairs: Pairs) -> Sections:
     def area(task: str, setting: str) -> str:
         pair = Pair(task, setting)
-        ratio = np.divide(*runs.both(pair, "dao_e", BEST, "area")).mean()
-        diverged = " diverged" if runs.diverged(pair, BEST) else ""
-        return f"{ratio:.3f} ({LABELS[runs.best(pair, BEST, 'area')]}{diverged})"
+        ratio = np.divide(*runs.both([pair], "dao_e", BEST, "area")).mean()
+        diverged = " diverged" if runs.values([pair], BEST, "diverged").any() else ""
+        return f"{ratio:.3f} ({LABELS[runs.best(pair, 'area')]}{diverged})"
 
     def percent(own: Pairs, column: tuple[str, str]) -> str:
-        found = [(100 * runs.values(p, *column)).mean() for p in own if runs.has(p, column[0])]
-        return f"{np.mean(found):.2f}" if len(found) == len(own) else ""
+        ran = column[0] in runs.arms(own)
+        return f"{(100 * runs.values(own, *column)).mean(1).mean():.2f}" if ran else ""
 
     def diverged(pair: Pair, arm: str) -> str:
-        return str(runs.diverged(pair, arm)) if runs.has(pair, arm) else ""
+        ran = arm in runs.arms([pair])
+        return f"{runs.values([pair], arm, 'diverged').sum():g}" if ran else ""
 
     tasks, settings = ({pair[at]: pair[at] for pair in pairs} for at in (0, 1))
     title = "DAO-E's area over that of the best single in hindsight (which)"
     tables: Sections = [grid(title, "task", tasks, settings, area)]
-    finalists = [arm for arm in LABELS if arm not in ABLATIONS]
-    arms = {LABELS[a]: a for a in finalists if any(runs.has(pair, a) for pair in pairs)}
-    scored, measures = _scored(runs, pairs), (ACCURACY, TEST) if _final(runs) else (ACCURACY,)
-    for measure in measures if scored else ():
+    trained = {arm for pair in pairs for arm in runs.arms([pair])}
+    arms = {label: arm for arm, label in LABELS.items() if arm in trained}
+    scored = _scored(runs, pairs)
+    for measure in (ACCURACY, TEST) if scored else ():
         title = f"{measure.replace('_', ' ').capitalize()} in percent, means over seeds"
         rows = {str(pair): [pair] for pair in scored} | {"mean": scored}
         columns = {label: (arm, measure) for label, arm in arms.items()}
@@ -203,18 +213,16 @@ def _by_task(runs: Runs, pairs: Pairs) -> Sections:
 
 def _drift(runs: Runs, pairs: Pairs) -> Sections:
     titles = {pair.task: runs.configs[pair.task, "dao_e"]["title"] for pair in pairs}
-    return [
-        "## Data that change while training runs\n",
-        "\n".join([*(f"- {task}: {title}" for task, title in titles.items()), ""]),
-        *(drift_table(runs, pairs, other) for other in ("features", "uniform", BEST)),
-    ]
+    tables = [drift_table(runs, pairs, other) for other in ("features", "uniform", BEST)]
+    text = "\n".join([*(f"- {task}: {title}" for task, title in titles.items()), ""])
+    return ["## Data that change while training runs\n", text, *tables]
 
 
 def drift_table(runs: Runs, pairs: Pairs, other: str) -> Table:
     """DAO-E minus another, paired by seed."""
 
     def cell(own: Pairs, measure: str) -> str:
-        mean = np.mean([runs.differences(p, "dao_e", other, measure) for p in own], axis=0)
+        mean = runs.differences(own, "dao_e", other, measure).mean(0)
         error = np.std(mean, ddof=1) / np.sqrt(len(mean)) if len(mean) > 1 else np.nan
         return f"{mean.mean():+.2f} ± {error:.2f}"
 
@@ -222,9 +230,9 @@ def drift_table(runs: Runs, pairs: Pairs, other: str) -> Table:
         f"DAO-E minus {NAMES[other]}: mean of the paired differences ± standard error over "
         "seeds (losses: 100 times the logarithm of the ratio; below 0 DAO-E is better)"
     )
-    rows = {str(pair): [pair] for pair in pairs} | {"all": pairs}
-    units = {ACCURACY: "points"}
-    columns = {f"{m.replace('_', ' ')}, {units.get(m, '%')}": m for m in MEASURES}
+    rows = {str(pair): [pair] for pair in pairs} | {"all": list(pairs)}
+    columns = {f"{measure.replace('_', ' ')}, %": measure for measure in LOSSES}
+    columns["validation accuracy, points"] = ACCURACY
     return grid(title, "task, setting", rows, columns, cell)
 
 

@@ -19,13 +19,6 @@ class Pair(NamedTuple):
         return f"{self.task}, {self.setting}"
 
 
-def by_setting(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """The pairs of each setting, and all."""
-    settings = dict.fromkeys(pair.setting for pair in pairs)
-    groups = {name: [pair for pair in pairs if pair.setting == name] for name in settings}
-    return groups | {"all": list(pairs)}
-
-
 class Runs:
     """The results of all runs, of kind "run", and their means over seeds, of kind "mean"."""
 
@@ -41,45 +34,43 @@ class Runs:
             elif key.kind == "mean":
                 self.means[pair, key.arm] = result
 
-    def has(self, pair: Pair, arm: str) -> bool:
-        """Whether there are runs of the arm."""
-        return (pair, arm) in self.results
-
     def pairs(self, *scopes: str) -> list[Pair]:
         """The pairs of the tasks of some scopes, or of all, in the study's order."""
         found = [Pair(task, setting) for task in TASKS for setting in SETTINGS]
-        found = [pair for pair in found if all(self.has(pair, arm) for arm in ALWAYS)]
+        found = [pair for pair in found if all((pair, arm) in self.results for arm in ALWAYS)]
         scope = {pair: self.configs[pair.task, "dao_e"]["scope"] for pair in found}
         return [pair for pair in found if not scopes or scope[pair] in scopes]
 
     def arms(self, pairs: Sequence[Pair], *, finalist: bool = True) -> list[str]:
         """The finalists that trained on all of these pairs, or the ablations."""
         wanted = [arm for arm in LABELS if (arm not in ABLATIONS) is finalist]
-        return [arm for arm in wanted if pairs and all(self.has(pair, arm) for pair in pairs)]
+        return [a for a in wanted if pairs and all((p, a) in self.results for p in pairs)]
 
-    def best(self, pair: Pair, arm: str, measure: str) -> str:
-        """Which arm is meant by a name: by BEST the expert of the best mean over the seeds."""
-        if arm != BEST:
-            return arm
+    def best(self, pair: Pair, measure: str) -> str:
+        """The expert of the best mean over the seeds."""
         sign = -1 if measure.endswith("accuracy") else 1
-        return min(EXPERTS, key=lambda name: sign * self.values(pair, name, measure).mean())
+        return min(EXPERTS, key=lambda name: sign * self.values([pair], name, measure).mean())
 
-    def values(self, pair: Pair, arm: str, measure: str) -> np.ndarray:
-        """A measure of an arm on a pair: float [seeds], null as NaN."""
-        results = self.results[pair, self.best(pair, arm, measure)]
-        return as_floats([result[measure] for result in results])
+    def values(self, pairs: Sequence[Pair], arm: str, measure: str) -> np.ndarray:
+        """A measure on the seeds that all pairs have: float [pairs, seeds], null as NaN.
 
-    def both(self, pair: Pair, arm: str, other: str, measure: str) -> np.ndarray:
-        """An arm's measures and another's on the seeds that both have: float [2, seeds]."""
-        own, base = (self.values(pair, name, measure) for name in (arm, other))
-        seeds = min(len(own), len(base))
-        return np.array([own[:seeds], base[:seeds]])
+        BEST is each pair's best expert by the measure; of divergences, by the area.
+        """
+        by = "area" if measure == "diverged" else measure
+        arms = [self.best(pair, by) if arm == BEST else arm for pair in pairs]
+        found = [self.results[each] for each in zip(pairs, arms, strict=True)]
+        seeds = min(map(len, found))
+        return as_floats([[result[measure] for result in own[:seeds]] for own in found])
 
-    def differences(self, pair: Pair, arm: str, other: str, measure: str) -> np.ndarray:
-        """In points of accuracy, or 100 times the logarithm of two losses' ratio: [seeds]."""
-        own, base = self.both(pair, arm, other, measure)
+    def both(self, pairs: Sequence[Pair], arm: str, other: str, measure: str) -> np.ndarray:
+        """An arm's and another's on the seeds that both have: float [2, pairs, seeds]."""
+        own, base = (self.values(pairs, name, measure) for name in (arm, other))
+        seeds = min(own.shape[1], base.shape[1])
+        return np.array([own[:, :seeds], base[:, :seeds]])
+
+    def differences(
+        self, pairs: Sequence[Pair], arm: str, other: str, measure: str
+    ) -> np.ndarray:
+        """In points of accuracy, or 100 times the logarithm of two losses' ratio."""
+        own, base = self.both(pairs, arm, other, measure)
         return 100 * (own - base if measure.endswith("accuracy") else np.log(own / base))
-
-    def diverged(self, pair: Pair, arm: str) -> int:
-        """How many seeds did."""
-        return int(self.values(pair, self.best(pair, arm, "area"), "diverged").sum())

@@ -1,5 +1,6 @@
 """What the study compares: single experts, mixtures of them and neighbours, on which tasks."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import optabs
 from benchmarks.lab import tasks
 from benchmarks.lab.models import Convnet, network
 from benchmarks.lab.tasks import Split
-from benchmarks.lab.training import Arm, Optimizer, Task, cosine
+from benchmarks.lab.training import Arm, Task, cosine
 from optabs.ensemble.experts import DEFAULT
 from optabs.ensemble.state import Storage
 from optabs.training.batches import take
@@ -120,18 +121,12 @@ EXPERTS = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp", "lion": "Lion"}  
 
 
 class Form(NamedTuple):
-    """How the experts are mixed: what `optabs.dao_e` is given."""
+    """How the experts are mixed: what `optabs.dao_e` is given, after a label."""
 
     label: str
     controller: optabs.Controller
     features: tuple[optabs.features.Feature, ...] = ()
     previous: Storage = "bfloat16"
-
-    def make(self, experts: Any, rate: Any = None) -> Optimizer:
-        """The mixture."""
-        options = self._asdict()
-        del options["label"]
-        return optabs.dao_e(rate, experts, **options)
 
     def config(self) -> dict[str, Any]:
         """As it is written into a record."""
@@ -188,18 +183,22 @@ def rated_by(arm: str) -> tuple[str, ...]:
 
 def arm_on(task: str, arm: str) -> Arm:
     """An arm as a task has it; it is made from a dict of rates, by expert."""
-
-    def expert(name: str, rate: Any) -> optax.GradientTransformation:
-        if name == "sgd" and task == "momentum":
-            return optax.sgd(rate, momentum=MOMENTUM)
-        return DEFAULT[name](rate)
-
-    label, decay = LABELS[arm], DECAY if task == "decay" else 0.0
+    label, experts = LABELS[arm], dict(DEFAULT)
+    if task == "momentum":
+        experts["sgd"] = functools.partial(optax.sgd, momentum=MOMENTUM)
     if arm in MIXTURES:
-        make = MIXTURES[arm].make
-        return Arm(label, lambda rates: make({n: expert(n, rates[n]) for n in rates}), watch)
+        _, controller, features, previous = MIXTURES[arm]
+        mixed = functools.partial(
+            optabs.dao_e, controller=controller, features=features, previous=previous
+        )
+        return Arm(
+            label,
+            lambda rates: mixed(experts={name: experts[name](rates[name]) for name in rates}),
+            watch,
+        )
     if arm == "schedule_free_adamw":
         averaged, free = contrib.schedule_free_eval_params, contrib.schedule_free_adamw
+        decay = DECAY if task == "decay" else 0.0
         return Arm(
             label,
             lambda rates: free(rates["adam"], weight_decay=decay / rates["adam"]),
@@ -207,7 +206,7 @@ def arm_on(task: str, arm: str) -> Arm:
         )
     if arm == "prodigy":
         return Arm(label, lambda rates: contrib.prodigy(rates["factor"]))
-    return Arm(label, lambda rates: expert(arm, rates[arm]))
+    return Arm(label, lambda rates: experts[arm](rates[arm]))
 
 
 SAME, TOO_LARGE, TOO_SMALL = 1e-3, 30.0, 0.1

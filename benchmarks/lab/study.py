@@ -253,6 +253,18 @@ class Study(NamedTuple):
                 units.append(Unit(tuple(keys), config, make))
         return units
 
+    def run(
+        self,
+        records: Records,
+        tasks: Sequence[str],
+        arms: Sequence[str],
+        *,
+        workers: int = 1,
+        **asked: Any,
+    ) -> None:
+        """Makes the records of such units that are missing."""
+        run_units(self.units(tasks, arms, **asked), records, workers=workers)
+
     def tables(self, records: Records) -> list[report.Table]:
         """A table a task: its arms with their rates, their bytes of state and measures."""
         return [
@@ -326,8 +338,8 @@ def command_of(study: Study) -> Callable[..., None]:
         if study.timings is not None:
             whole = [(name, study.task(name, data, steps)) for name in chosen]
             run_units(study.timings(whole, names), records)
-        units = study.units(chosen, names, seeds=seeds, steps=steps, source=data)
-        run_units(units, records, workers=workers)
+        asked = {"seeds": seeds, "steps": steps, "source": data}
+        study.run(records, chosen, names, workers=workers, **asked)
         study.report(records)
 
     command.__name__, command.__doc__ = study.name, study.doc

@@ -1,41 +1,31 @@
 """The survey's optimizers on its four questions about rates and saddle points."""
 
 import functools
-import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.lab.landscapes import LANDSCAPES
 from benchmarks.lab.records import Key, Records
 from benchmarks.lab.study import Study, Unit, command_of
 from benchmarks.survey import report
-from benchmarks.survey.study import ARMS, DECAYING, GRID, PROBLEMS, results_of
+from benchmarks.survey.study import ARMS, GRID, PROBLEMS, arms_of, results_of
 
 
 class _Survey(Study):
     """A study of steps to a target, of medians and of paths."""
 
     def units(
-        self,
-        tasks: Sequence[str],
-        arms: Sequence[str],
-        *,
-        seeds: int = 5,
-        steps: int | None = None,
-        source: pathlib.Path | None = None,
+        self, tasks: Sequence[str], arms: Sequence[str], *, seeds: int = 5, **given: Any
     ) -> list[Unit]:
         found = []
-        for unit in super().units(tasks, arms, seeds=seeds, steps=steps, source=source):
+        for unit in super().units(tasks, arms, seeds=seeds, **given):
             name, arm, *_ = unit.keys[0]
-            if name == "noisy" or arm not in DECAYING:
+            if arm in arms_of(name):
                 kinds = ("curve", "path") if name in LANDSCAPES else ("curve",)
                 keys = (*unit.keys, *(Key(name, arm, kind=kind) for kind in kinds))
-                problem = PROBLEMS[name]
-                asked = {
-                    "share": problem.share,
-                    "judged_by": problem.judged_by,
-                    "seeds": seeds,
-                }
-                make = functools.partial(results_of, name, steps, seeds)
+                _, share, judged_by = PROBLEMS[name]
+                asked = {"share": share, "judged_by": judged_by, "seeds": seeds}
+                make = functools.partial(results_of, unit.config["steps"], seeds)
                 found.append(Unit(keys, {**unit.config, **asked}, make))
         return found
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.lab.arguments import choice_of, positive
+from benchmarks.lab.arguments import choice_of
 from benchmarks.lab.landscapes import COLORS, LANDSCAPES, paths_figure, walk
 from benchmarks.lab.report import png
 from benchmarks.survey.study import ARMS, DECAYING
@@ -19,6 +19,7 @@ from benchmarks.survey.study import ARMS, DECAYING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STEPS = 300
 DECAYS = ("decay", "b1", "b2")
 LOWEST_LOSS = 1e-10  # lower ones are the landscapes' rounding in float32
 
@@ -35,27 +36,27 @@ def decays_of(optimizer: str) -> dict[str, float]:
 
 @functools.cache
 def program(
-    landscape: str, optimizer: str, steps: int
+    landscape: str, optimizer: str
 ) -> Callable[[Mapping[str, float]], tuple[jax.Array, jax.Array]]:
-    """Compiled: from an optimizer's arguments to its path [steps + 1, 2] and the losses."""
+    """Compiled: from an optimizer's arguments to its path [STEPS + 1, 2] and the losses."""
     place = LANDSCAPES[landscape]
 
     @jax.jit
     def run(arguments: Mapping[str, float]) -> tuple[jax.Array, jax.Array]:
-        points = walk(place, OPTIMIZERS[optimizer](**arguments), steps)
+        points = walk(place, OPTIMIZERS[optimizer](**arguments), STEPS)
         return points, jax.vmap(place.function)(points)
 
     return run
 
 
 def explored_figure(
-    landscape: str, optimizer: str, arguments: Mapping[str, float], steps: int
+    landscape: str, optimizer: str, arguments: Mapping[str, float]
 ) -> "Figure":
     """An optimizer's path over a landscape, beside its loss at each step."""
     from matplotlib.figure import Figure
 
     place = LANDSCAPES[landscape]
-    points, losses = map(np.asarray, program(landscape, optimizer, steps)(arguments))
+    points, losses = map(np.asarray, program(landscape, optimizer)(arguments))
     finite = np.flatnonzero(np.isfinite(losses))
     figure = Figure(figsize=(9.6, 4.0))
     # A layout that matplotlib works out would take as long as the drawing.
@@ -67,8 +68,8 @@ def explored_figure(
     left.plot(*points[finite].T, "o-", color=COLORS[0], ms=2.5, lw=0.9)
     right.semilogy(finite, losses[finite], color=COLORS[0])
     # Fixed, so that a curve moves and not its axes.
-    right.set(xlim=(0, steps), ylim=(LOWEST_LOSS, 10 * place.levels()[-1]), xlabel="step")
-    reached = f"loss after {steps} steps: {losses[-1]:.2g}"
+    right.set(xlim=(0, STEPS), ylim=(LOWEST_LOSS, 10 * place.levels()[-1]), xlabel="step")
+    reached = f"loss after {STEPS} steps: {losses[-1]:.2g}"
     right.set_title(reached if np.isfinite(losses[-1]) else "diverged")
     right.grid(alpha=0.25)
     return figure
@@ -78,33 +79,23 @@ class Explorer(ipywidgets.VBox):
     """An optimizer's path, with sliders for its rate and its decays.
 
     A landscape and an optimizer are compiled together once; sliders then only draw. The first
-    picture, of the first names, is for pages without a kernel, too.
+    picture is for pages without a kernel, too.
 
     Raises:
-      ArgumentError: for a name not in LANDSCAPES or OPTIMIZERS, or steps below 1.
+      ArgumentError: for a name not in OPTIMIZERS.
     """
 
     def __init__(
-        self,
-        landscapes: Sequence[str] = tuple(LANDSCAPES),
-        optimizers: Sequence[str] = tuple(OPTIMIZERS),
-        *,
-        learning_rate: float = 0.01,
-        steps: int = 300,
+        self, optimizers: Sequence[str] = tuple(OPTIMIZERS), *, learning_rate: float = 0.01
     ) -> None:
-        for name in landscapes:
-            choice_of(name, "landscapes", LANDSCAPES)
+        decays: dict[str, float] = {}
         for name in optimizers:
-            choice_of(name, "optimizers", OPTIMIZERS)
-        self.steps = positive(steps, "steps")
+            decays |= decays_of(choice_of(name, "optimizers", OPTIMIZERS))
         wide = {"width": "480px"}
         fine = {"max": 0.999, "step": 0.001, "readout_format": ".3f", "layout": wide}
         rates = {"min": -6, "max": 1, "step": 0.05, "layout": wide}
-        decays = {
-            name: value for each in optimizers for name, value in decays_of(each).items()
-        }
         self.controls: dict[str, Any] = {
-            "landscape": ipywidgets.Dropdown(options=landscapes),
+            "landscape": ipywidgets.Dropdown(options=list(LANDSCAPES)),
             "optimizer": ipywidgets.Dropdown(options=optimizers),
             "rate": ipywidgets.FloatLogSlider(value=learning_rate, **rates),
         }
@@ -115,7 +106,6 @@ class Explorer(ipywidgets.VBox):
             control.description = name
             control.observe(self._draw, "value")
         self._draw()
-        self.first = bytes(self.image.value)
         super().__init__([*self.controls.values(), self.image])
 
     def _draw(self, change: Any = None) -> None:
@@ -124,12 +114,11 @@ class Explorer(ipywidgets.VBox):
         for name in self.controls.keys() & set(DECAYS):
             self.controls[name].layout.display = None if name in used else "none"
         arguments = {"learning_rate": values["rate"], **{name: values[name] for name in used}}
-        chosen = values["landscape"], values["optimizer"]
-        figure = explored_figure(*chosen, arguments, self.steps)
+        figure = explored_figure(values["landscape"], values["optimizer"], arguments)
         self.image.value = png(figure, bbox_inches=None)  # of one size, whatever is drawn
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         return super()._repr_mimebundle_() | {
             "text/plain": "an optimizer's path and its loss",
-            "image/png": base64.b64encode(self.first).decode(),
+            "image/png": base64.b64encode(self.image.value).decode(),
         }

@@ -1,7 +1,7 @@
 """The survey study's tables and pictures, from its records."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.lab import report
 from benchmarks.lab.landscapes import COLORS, LANDSCAPES, paths_figure
 from benchmarks.lab.records import Records, as_floats
-from benchmarks.survey.study import ARMS, FAMILIES, GRID, PROBLEMS
+from benchmarks.survey.study import ARMS, FAMILIES, GRID, PROBLEMS, arms_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +48,11 @@ class Row(NamedTuple):
         """The median of a measure over the tuning seeds, at every rate."""
         return np.median(_or_infinite(self.tuning[measure]), axis=1)
 
+    def near(self) -> int:
+        """How many rates are NEAR the best one."""
+        values = self.tried(self.config["judged_by"])
+        return int((np.isfinite(values) & (values <= NEAR * values.min())).sum())
+
 
 Rows = dict[str, dict[str, Row]]  # by task and arm
 
@@ -72,12 +77,13 @@ def rows_of(records: Records) -> Rows:
 
 
 def write(records: Records) -> None:
-    """Shows the tables, and writes them and the pictures into the records' folder."""
+    """Shows the tables and writes them, and of a whole study the pictures."""
     rows = rows_of(records)
-    drawn = [each for each in PICTURES if not rows.keys().isdisjoint(each[2])]
-    pictures = [f"![{caption}]({name}.png)\n" for name, caption, _, _ in drawn]
     tables = [_overview(rows), _forgiving(rows), *map(_task_table, rows.values())]
-    figures = {name: figure(rows) for name, _, _, figure in drawn}
+    whole = all(rows.get(task, {}).keys() == set(arms_of(task)) for task in PROBLEMS)
+    drawn = PICTURES if whole else {}
+    pictures = [f"![{caption}]({name}.png)\n" for name, (caption, _) in drawn.items()]
+    figures = {name: draw(rows) for name, (_, draw) in drawn.items()}
     report.write(records.folder, "survey", [*pictures, "## Tables\n", *tables], figures)
 
 
@@ -85,8 +91,10 @@ def _words(task: str) -> str:
     return task.replace("_", " ")
 
 
-def _arms_of(rows: Rows) -> list[str]:
-    return [arm for arm in ARMS if any(arm in of_arm for of_arm in rows.values())]
+def _by_label(rows: Rows) -> dict[str, list[Row | None]]:
+    """What each optimizer has of every task."""
+    found = {arm: [of_arm.get(arm) for of_arm in rows.values()] for arm in ARMS}
+    return {ARMS[arm].label: own for arm, own in found.items() if any(own)}
 
 
 def _overview(rows: Rows) -> report.Table:
@@ -95,10 +103,7 @@ def _overview(rows: Rows) -> report.Table:
         "seeds, with the share of them that arrived where it is not all; - where half or "
         "more did not",
         ["optimizer", *map(_words, rows)],
-        [
-            [ARMS[arm].label, *(_steps(of_arm.get(arm)) for of_arm in rows.values())]
-            for arm in _arms_of(rows)
-        ],
+        [[label, *map(_steps, own)] for label, own in _by_label(rows).items()],
     )
 
 
@@ -112,16 +117,13 @@ def _steps(row: Row | None) -> str:
 
 def _forgiving(rows: Rows) -> report.Table:
     lines = []
-    for arm in _arms_of(rows):
-        own = {task: of_arm[arm] for task, of_arm in rows.items() if arm in of_arm}
-        counts = {}
-        for task, row in own.items():
-            values = row.tried(row.config["judged_by"])
-            counts[task] = int((np.isfinite(values) & (values <= NEAR * values.min())).sum())
-        line = [ARMS[arm].label, *(str(counts.get(task, "")) for task in rows)]
-        best = [row.tuning["best"] for row in own.values()]
-        both = (f"{np.mean(list(counts.values())):.1f}", f"{min(best):g} to {max(best):g}")
-        lines.append([*line, *(both if len(own) == len(rows) else ("", ""))])
+    for label, own in _by_label(rows).items():
+        counts = [str(row.near()) if row else "" for row in own]
+        best = [row.tuning["best"] for row in own if row]
+        both = ["", ""]
+        if all(own):
+            both = [f"{np.mean([*map(int, counts)]):.1f}", f"{min(best):g} to {max(best):g}"]
+        lines.append([label, *counts, *both])
     return report.Table(
         f"How many of the {len(GRID.rates)} rates, half decades apart, are within a factor "
         f"{NEAR:g} of the optimizer's own best (of the measure by which its rate is chosen; "
@@ -175,16 +177,15 @@ def _rates_figure(rows: Rows) -> "Figure":
     """A column a family."""
     from matplotlib.figure import Figure
 
-    wanted = [each for each in RATES if each[0] in rows]
-    figure = Figure(figsize=(15, 1.2 + 2.7 * len(wanted)), layout="constrained")
-    axes = figure.subplots(len(wanted), len(FAMILIES), sharey="row", squeeze=False)
-    for line, (task, measure, ylabel) in zip(axes, wanted, strict=True):
+    figure = Figure(figsize=(15, 9.3), layout="constrained")
+    axes = figure.subplots(len(RATES), len(FAMILIES), sharey="row")
+    for line, (task, measure, ylabel) in zip(axes, RATES, strict=True):
         for axis, (family, arms) in zip(line, FAMILIES.items(), strict=True):
             for arm, color, marker in zip(arms, COLORS, "os^D", strict=False):
-                if row := rows[task].get(arm):
-                    # A gap is a rate at which nothing arrived.
-                    axis.plot(row.tuning["rates"], row.tried(measure), color=color,
-                              marker=marker, ms=4, lw=1.2, label=ARMS[arm].label)  # fmt: skip
+                row = rows[task][arm]
+                # A gap is a rate at which nothing arrived.
+                axis.plot(row.tuning["rates"], row.tried(measure), color=color,
+                          marker=marker, ms=4, lw=1.2, label=ARMS[arm].label)  # fmt: skip
             axis.set(xscale="log", yscale="log", xlabel="rate")
             axis.set_title(_words(family) if axis in axes[0] else "")
             axis.grid(alpha=0.25)
@@ -203,21 +204,20 @@ def _noise_figure(rows: Rows) -> "Figure":
     figure = Figure(figsize=(17, 6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for arm, style in NOISY.items():
-        if row := rows.get("noisy", {}).get(arm):
-            label = f"{ARMS[arm].label}, {row.tuning['best']:g}"
-            left.semilogy(row.curve["steps"], row.curve["loss"], style, lw=1.2, label=label)
-            middle.loglog(row.tuning["rates"], row.tried("final"), style, marker="o", ms=3)
+        row = rows["noisy"][arm]
+        label = f"{ARMS[arm].label}, {row.tuning['best']:g}"
+        left.semilogy(row.curve["steps"], row.curve["loss"], style, lw=1.2, label=label)
+        middle.loglog(row.tuning["rates"], row.tried("final"), style, marker="o", ms=3)
     left.set(title="noisy gradients, chosen rate", xlabel="step", ylabel="loss without noise")
     middle.set(title="noisy gradients, every rate", xlabel="rate", ylabel="final loss")
     middle.set_ylim(top=1e2)  # ten times the loss at the start
     for task, (marker, size) in VARIABLES.items():
-        if of_arm := rows.get(task):
-            budget = next(iter(of_arm.values())).config["steps"]
-            steps = [np.median(row.measured("steps")) for row in of_arm.values()]
-            labels = [ARMS[arm].label for arm in of_arm]
-            reached = np.minimum(steps, 2 * budget)
-            right.semilogx(reached, labels, marker, ms=size, label=_words(task))
-            right.axvline(budget, color="0.5", lw=0.8, ls="--")
+        budget = rows[task]["sgd"].config["steps"]
+        steps = [np.median(row.measured("steps")) for row in rows[task].values()]
+        labels = [ARMS[arm].label for arm in rows[task]]
+        reached = np.minimum(steps, 2 * budget)
+        right.semilogx(reached, labels, marker, ms=size, label=_words(task))
+        right.axvline(budget, color="0.5", lw=0.8, ls="--")
     right.set(title="steps to the target; beyond the line: not reached", xlabel="steps")
     right.invert_yaxis()
     for axis in (left, right):
@@ -227,29 +227,26 @@ def _noise_figure(rows: Rows) -> "Figure":
     return figure
 
 
-def _landscapes_figure(rows: Rows) -> "Figure":
+def _landscape_figure(rows: Rows) -> "Figure":
     from matplotlib.figure import Figure
 
-    places = [name for name in LANDSCAPES if name in rows]
-    figure = Figure(figsize=(1.6 + 2.8 * len(places), 12.5), layout="constrained")
-    axes = figure.subplots(len(FAMILIES), len(places), squeeze=False)
+    figure = Figure(figsize=(15.6, 12.5), layout="constrained")
+    axes = figure.subplots(len(FAMILIES), len(LANDSCAPES))
     for line, (family, arms) in zip(axes, FAMILIES.items(), strict=True):
-        for axis, name in zip(line, places, strict=True):
-            found = {ARMS[arm].label: rows[name].get(arm) for arm in arms}
-            paths = {label: np.array(row.path) for label, row in found.items() if row}
+        for axis, (name, place) in zip(line, LANDSCAPES.items(), strict=True):
+            paths = {ARMS[arm].label: np.array(rows[name][arm].path) for arm in arms}
             title = _words(name) if axis in axes[0] else ""
-            paths_figure(LANDSCAPES[name], paths, axis=axis, title=title, legend=False)
+            paths_figure(place, paths, axis=axis, title=title, legend=False)
             axis.set(xlabel="", ylabel=_words(family) if axis is line[0] else "")
         _named(line[-1], loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 
-# A file, what is seen, tasks of which it needs one, and how it is drawn.
-PICTURES: tuple[tuple[str, str, Iterable[str], Callable[[Rows], "Figure"]], ...] = (
-    ("rates", "Medians at every rate (tuning seeds)", [task for task, *_ in RATES],
-     _rates_figure),
-    ("noise_and_ravines", "Losses under noise; steps in ravines and of seldom seen gradients",
-     ("noisy", *VARIABLES), _noise_figure),
-    ("landscapes", "Paths at the chosen rates: a row a family, a column a landscape",
-     LANDSCAPES, _landscapes_figure),
-)  # fmt: skip
+# By file: what is seen, and how it is drawn.
+PICTURES = {
+    "rates": ("Medians at every rate (tuning seeds)", _rates_figure),
+    "noise_and_ravines":
+        ("Losses under noise; steps in ravines and of seldom seen gradients", _noise_figure),
+    "landscapes":
+        ("Paths at the chosen rates: a row a family, a column a landscape", _landscape_figure),
+}  # fmt: skip

@@ -21,9 +21,7 @@ GRID = Grid(-12, 8)  # 1e-6 to 1e4, wide enough for the widest
 SEEN = 0.01  # probability with which a coordinate's gradient is seen
 BLOWN_UP = 1e3  # times the loss at the start: a divergence, as a loss that is not finite
 LOOKS = 5  # steps between two looks at a validation set; elsewhere the loss is seen at each
-CURVE = 120  # points kept of a curve, evenly in the step and as many in its logarithm
-FINEST = 1 / 300  # of a landscape's box: what a kept path leaves out
-LONGEST = 500  # points of a kept path
+POINTS = 240  # kept of a curve, and at most of a path
 
 FAMILIES = {
     "momentum": ("sgd", "momentum", "nag"),
@@ -38,16 +36,22 @@ DECAYING = ("sgd_cosine", "momentum_cosine", "adam_cosine", "adam_abs_cosine")
 
 def _arm(name: str) -> Arm:
     base, _, extra = name.rpartition("_")
-    if extra not in ("steady", "cosine"):
-        return Arm(name, getattr(optabs, name), evaluated=evaluated)
-    settings = {"steady": True} if extra == "steady" else {}
-    make = functools.partial(getattr(optabs, base), **settings)
-    return Arm(f"{base}, {extra}", make, evaluated=evaluated)
+    if extra == "steady":
+        make = functools.partial(getattr(optabs, base), steady=True)
+    else:
+        make = getattr(optabs, base if extra == "cosine" else name)
+    label = f"{base}, {extra}" if extra in ("steady", "cosine") else name
+    return Arm(label, make, evaluated=evaluated)
 
 
 # The steady ones at the end of a table, then the decaying ones.
 _NAMES = sorted(sum(FAMILIES.values(), ()), key=lambda name: name.endswith("_steady"))
 ARMS = {name: _arm(name) for name in (*_NAMES, *DECAYING)}
+
+
+def arms_of(task: str) -> list[str]:
+    """The optimizers that train on a task."""
+    return [arm for arm in ARMS if task == "noisy" or arm not in DECAYING]
 
 
 class Problem(NamedTuple):
@@ -177,20 +181,23 @@ def curves_of(run: Run, rates: Sequence[float], seeds: Sequence[int]) -> np.ndar
 
 
 def results_of(
-    name: str, steps: int | None, seeds: int, missing: Sequence[Key], done: Mapping[Key, Any]
+    steps: int, seeds: int, missing: Sequence[Key], done: Mapping[Key, Any]
 ) -> Iterator[tuple[Key, dict[str, Any]]]:
     """Chooses the rate on the tuning seeds, then makes what is missing of one arm's keys.
 
     They are "tuning"; "run" of each seed; "curve", the median over them; and on a landscape
     "path", from its own start.
     """
-    problem, arm = PROBLEMS[name], missing[0].arm
-    task = problem.make(None)
-    task = task._replace(steps=steps or task.steps)
-    run = functools.cache(run_of(task, arm))
+    name, arm, *_ = missing[0]
+    problem = PROBLEMS[name]
+    run = functools.cache(run_of(problem.make(None)._replace(steps=steps), arm))
 
     def losses_of(rates: Sequence[float]) -> np.ndarray:
-        return judged(curves_of(run, rates, TUNING_SEEDS), problem, task.steps)
+        return judged(curves_of(run, rates, TUNING_SEEDS), problem, steps)
+
+    def scores(curves: np.ndarray) -> dict[str, Any]:
+        found = scores_of(curves, problem.share, steps)
+        return {measure: rounded(each) for measure, each in found.items()}
 
     tuning_key = Key(name, arm, kind="tuning")
     if tuning_key in done:
@@ -198,36 +205,23 @@ def results_of(
     else:
         tuning = tune(losses_of, GRID)
         best, rates = tuning.best, tuning.rates
-        scores = scores_of(curves_of(run, rates, TUNING_SEEDS), problem.share, task.steps)
-        found = {measure: rounded(each) for measure, each in scores.items()}
-        yield tuning_key, {"best": best, "rates": rates, **found}
+        tried = scores(curves_of(run, rates, TUNING_SEEDS))
+        yield tuning_key, {"best": best, "rates": rates, **tried}
     for key in missing:
-        if key.kind == "run":
-            assert key.seed is not None
+        if key.seed is not None:
             outcome, curve = run(best, key.seed)
-            scores = scores_of(curve, problem.share, task.steps)
-            result = {"rate": best, **{name: rounded(each) for name, each in scores.items()}}
-            if outcome.test is not None and task.classifies:
+            result = {"rate": best, **scores(curve)}
+            if outcome.test is not None:
                 result["test_accuracy"] = rounded(outcome.test[1])
             yield key, result
         elif key.kind == "curve":
             losses = np.median(curves_of(run, [best], range(seeds)), (0, 1))
             last = len(losses) - 1
-            spaced = [np.linspace(0, last, CURVE), np.geomspace(1, last, CURVE)]
-            looks = np.unique(np.concatenate(spaced).round().astype(int))
-            every = task.steps // last
-            yield key, {"steps": (looks * every).tolist(), "loss": rounded(losses[looks])}
+            looks = np.unique(np.linspace(0, last, POINTS).astype(int))
+            yield key, {"steps": looks * (steps // last), "loss": rounded(losses[looks])}
         elif key.kind == "path":
-            points = path(LANDSCAPES[name], ARMS[arm].make(best), task.steps)
-            yield key, {"points": outlined(name, points)}
-
-
-def outlined(landscape: str, points: np.ndarray) -> list[list[float]]:
-    """A path to be drawn: without the points that lie where the one before them does."""
-    place = LANDSCAPES[landscape]
-    left, right, low, high = place.box
-    drawn = drawable(place, points)
-    cells = np.floor(drawn / (FINEST * np.array([right - left, high - low])))
-    moved = np.flatnonzero((cells[1:] != cells[:-1]).any(axis=1)) + 1
-    kept = np.unique([0, *moved[: LONGEST - 1], len(drawn) - 1])
-    return np.round(drawn[kept], 4).tolist()
+            place = LANDSCAPES[name]
+            drawn = drawable(place, path(place, ARMS[arm].make(best), steps))
+            # Fewer and fewer of them: a path's first steps are its widest.
+            looks = np.unique(np.geomspace(1, len(drawn), POINTS).astype(int)) - 1
+            yield key, {"points": drawn[looks].round(4)}
