@@ -53,17 +53,17 @@ def command(
     if not only_report:
         names = given.some_of(optimizers, "optimizers", steps.OURS)
         given.choice_of(state, "state", (FULL, *STATES))
-        rounds = 1 if quick else SUBJECTS[given.choice_of(subject, "subject", SUBJECTS)][0]
-        known = steps.SIZES.get(subject, ())
-        chosen = ["16"] if quick else given.some_of(sizes, "sizes", known)
+        rounds = SUBJECTS[given.choice_of(subject, "subject", SUBJECTS)][0]
+        chosen = given.some_of(sizes, "sizes", steps.SIZES.get(subject, ()))
+        rounds = 1 if quick else rounds
         units = {
             "step": lambda: steps.step_units(chosen, names, state, rounds),
-            "dao_e": lambda: steps.mixture_units(chosen, rounds),
-            "compile": lambda: steps.compile_units(rounds, quick),
+            "dao_e": lambda: steps.step_units(chosen, [steps.DAO_E], FULL, rounds),
+            "compile": lambda: steps.compile_units(rounds),
             "epoch": lambda: programs.epoch_units(data, rounds),
-            "fit": lambda: programs.fit_units(rounds, quick),
-            "population": lambda: programs.population_units(rounds, quick),
-        }[subject]()
+            "fit": lambda: programs.fit_units(rounds),
+            "population": lambda: programs.population_units(rounds),
+        }[subject]()[: 1 if quick else None]
     records = Records(prepare_folder(out or pathlib.Path("runs/timing")))
     run_units(units, records)
     sections: list[report.Table | str] = []
