@@ -3,7 +3,6 @@
 import math
 import sys
 import types
-from inspect import signature
 
 import chex
 import jax
@@ -26,11 +25,10 @@ from benchmarks.timing.steps import ADAM, DAO_E, OPTAX, OURS
 @pytest.mark.parametrize("name", [name for name in OPTAX if name != "nadam"])
 def test_sides_of_one_rule_compute_the_same_updates(name):
     with jax.enable_x64(True):
-        params = jax.random.normal(jax.random.key(0), (3, 5), float)
+        params, *draws = jax.random.normal(jax.random.key(0), (6, 3, 5), float)
         sides = [optax.with_extra_args_support(make[name]()) for make in (OURS, OPTAX)]
         states = [side.init(params) for side in sides]
-        for key in jax.random.split(jax.random.key(1), 5):
-            grads = jax.random.normal(key, params.shape, float)
+        for grads in draws:
             both = [sides[i].update(grads, states[i], params) for i in (0, 1)]
             states = [state for _, state in both]
             np.testing.assert_allclose(both[0][0], both[1][0], rtol=1e-5)
@@ -39,18 +37,16 @@ def test_sides_of_one_rule_compute_the_same_updates(name):
 @pytest.mark.parametrize("name", OURS)
 def test_no_step_moves_more_bytes_than_optax_and_absolute_rules_have_no_root(name):
     (_, make), (rival, other) = list(steps.makers_of(name).items())[:2]
-    runners = (
-        timing.runner_of(each(), jnp.zeros(4096), jnp.ones(4096)) for each in (make, other)
-    )
-    ours, theirs = (timing.cost_of(runner.compiled, 4096) for runner in runners)
     assert rival == f"optax.{name.split('_abs')[0]}"
+    ones = jnp.ones(4096)
+    runners = [timing.runner_of(each(), jnp.zeros(4096), ones) for each in (make, other)]
+    ours, theirs = (timing.cost_of(runner.compiled, 4096) for runner in runners)
     assert ours["bytes_accessed"] <= 1.02 * theirs["bytes_accessed"]
     assert (ours["roots"] == 0) == ("abs" in name or name in ("sgd", "momentum", "nag"))
     if name == "sgd":
         assert (ours["kernels"], ours["copies"]) == (1, 0)
         assert ours["bytes_accessed"] == pytest.approx(12, abs=0.5)
-    if name == "adam":
-        assert ours["transcendentals"] >= 1  # as the tables say of a CPU
+    assert ours["transcendentals"] >= (name == "adam")  # as the tables say of a CPU
 
 
 def test_turns_rotate_end_after_the_budget_and_are_divided_round_by_round():
@@ -68,17 +64,13 @@ def test_the_networks_have_their_sizes():
     kernels = [(3, 3, 3, 64), (3, 3, 64, 64), (3, 3, 512, 512), (1, 1, 256, 512), (512, 10)]
     assert [shapes.count(kernel) for kernel in kernels] == [1, 4, 3, 1, 1]
     assert sum(map(math.prod, steps.shapes_of("mlp"))) == pytest.approx(1e6, rel=0.01)
-    assert steps.shapes_of("1.6e7") == ((16_000_000,),)
 
 
 def test_every_optimizer_and_storage_is_timed_and_adam_at_the_experts_rate():
-    functions = ((name, each) for name, each in vars(optabs).items() if callable(each))
-    known = {*OURS, DAO_E}
-    assert not [
-        n
-        for n, f in functions
-        if n not in known and "learning_rate" in signature(f).parameters
-    ]
+    arguments = {
+        name: getattr(each, "__annotations__", ()) for name, each in vars(optabs).items()
+    }
+    assert {name for name in arguments if "learning_rate" in arguments[name]} <= {*OURS, DAO_E}
     made, zeros = steps.contenders(), jnp.zeros((100, 100))
     kinds = ("float32", "int8", "thinned", "uniform", "paper")
     alone = ["sgd alone", "adam alone", "rmsprop alone", "lion alone"]
@@ -129,8 +121,6 @@ def test_a_resting_population_evolves_and_learns_nothing():
     # Without mutation or learning every entry is one of the first population's.
     pairs = zip(jax.tree.leaves(ended.params), jax.tree.leaves(state.params), strict=True)
     assert all(bool((new[:, None] == old[None]).any(1).all()) for new, old in pairs)
-    judged = jax.vmap(loss_fn, in_axes=(0, None))(ended.params, validation)
-    np.testing.assert_allclose(ended.losses, judged, rtol=1e-5)
     assert np.ptp(np.asarray(told.losses)) > 0
 
 
@@ -158,11 +148,14 @@ def test_a_subject_writes_records_and_tables_and_goes_on_from_them(
     cleared, digits = [], tasks.image_splits("digits")
     monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
     monkeypatch.setattr(tasks, "image_splits", lambda name, source=None: digits)
-    for owner, name, value in (
-        (timing, "SHORTEST", 1e-4), (steps, "LEAVES", (2,)), (programs, "EPOCHS", {400: 2}),
-        (programs, "TORCH", {}), (programs, "load_torch", lambda: None),
-    ):  # fmt: skip
-        monkeypatch.setattr(owner, name, value)
+    for place, value in {
+        "benchmarks.lab.timing.SHORTEST": 1e-4,
+        "benchmarks.timing.steps.LEAVES": (2,),
+        "benchmarks.timing.programs.EPOCHS": {400: 2},
+        "benchmarks.timing.programs.TORCH": {},
+        "benchmarks.timing.programs.load_torch": list,
+    }.items():
+        monkeypatch.setattr(place, value)
     assert call(monkeypatch, f"timing {line} --quick --out {tmp_path}") == 0
     # After the record; and before each compilation that is timed.
     assert len(cleared) == (1 + len(steps.COMPILED) if line == "compile" else 1)

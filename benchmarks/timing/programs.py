@@ -4,7 +4,7 @@ import functools
 import importlib
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -89,10 +89,7 @@ def load_torch() -> tuple[Any, str]:
 
 
 def torch_epoch(params: Any, splits: Splits, size: int, form: str) -> Function:
-    """An epoch of PyTorch's Adam from such weights: () -> mean loss, validation accuracy.
-
-    The device is idle when it returns.
-    """
+    """An epoch of PyTorch's Adam from such weights: () -> mean loss, validation accuracy."""
     torch, device = load_torch()
     modules: list[Any] = []
     for _, layer in sorted(params["layers"].items()):
@@ -122,15 +119,13 @@ def torch_epoch(params: Any, splits: Splits, size: int, form: str) -> Function:
     return epoch
 
 
-def epoch_units(data: pathlib.Path | None, rounds: int) -> list[Unit]:
+def epoch_units(data: pathlib.Path | None, rounds: int) -> Iterator[Unit]:
     """Batches of three sizes; a missing PyTorch is said before the data are read."""
     load_torch()
     measure = functools.partial(measure_epochs, tasks.image_splits("mnist", data))
-    units = []
     for size in (64, 128, 256):
         asked = {"batch_size": size, "forms": list(TORCH), "rounds": rounds}
-        units.append(unit_of(Key("mnist", "adam", f"batch {size}", "epoch"), measure, **asked))
-    return units
+        yield unit_of(Key("mnist", "adam", f"batch {size}", "epoch"), measure, **asked)
 
 
 def measure_epochs(
@@ -155,14 +150,12 @@ def measure_epochs(
     return {"seconds": seconds, "first_epoch": shown}
 
 
-def fit_units(rounds: int) -> list[Unit]:
+def fit_units(rounds: int) -> Iterator[Unit]:
     """Two models, batches of three sizes and all as one."""
-    units = []
     for model, (size, epochs) in itertools.product(HIDDEN, EPOCHS.items()):
         asked = {"model": model, "batch_size": size, "epochs": epochs, "rounds": rounds}
         key = Key(model, "adam", f"batch {size or 'all'}", "fit")
-        units.append(unit_of(key, measure_fit, **asked))
-    return units
+        yield unit_of(key, measure_fit, **asked)
 
 
 def measure_fit(
@@ -188,15 +181,13 @@ def measure_fit(
     return {"seconds": seconds, "largest_difference": float(max(jax.tree.leaves(apart)))}
 
 
-def population_units(rounds: int) -> list[Unit]:
+def population_units(rounds: int) -> Iterator[Unit]:
     """MLPs with one hidden layer on digits, whose images are stretched to a side."""
-    units = []
     for side, hidden, size in itertools.product((8, 28), (16, 64, 256), (8, 32)):
         asked = {"side": side, "hidden": hidden, "population": size, "rounds": rounds}
         asked |= {"epochs": 2, "batch_size": 64, "chunk_size": 4}
         key = Key(f"mlp {side**2}-{hidden}-10", "adam", f"{size} units", "population")
-        units.append(unit_of(key, measure_population, **asked))
-    return units
+        yield unit_of(key, measure_population, **asked)
 
 
 def measure_population(

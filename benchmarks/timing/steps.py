@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import jax
@@ -89,34 +89,33 @@ def unit_of(key: Key, measure: Callable[..., Mapping[str, Any]], **config: Any) 
 
 def step_units(
     sizes: Sequence[str], names: Sequence[str], state: str, rounds: int
-) -> list[Unit]:
+) -> Iterator[Unit]:
     """Each optimizer with its rivals at each size; of DAO-E a network's training, too."""
-    units = []
     for size, name in itertools.product(sizes, names):
         asked = {"size": size, "optimizer": name, "rounds": rounds, "seconds": SECONDS}
         if name != DAO_E:
             asked |= {"state": state, "codes": STATES.get(state)}
-            units.append(unit_of(Key(size, name, state, "step"), measure_step, **asked))
+            yield unit_of(Key(size, name, state, "step"), measure_step, **asked)
             continue
         key, asked["batch_size"] = Key(size, name, "step", DAO_E), BATCH
-        units.append(unit_of(key, measure_step, **asked))
+        yield unit_of(key, measure_step, **asked)
         if size in NETWORKS:
             key = key._replace(setting="training")
-            units.append(unit_of(key, measure_training, **asked))
-    return units
+            yield unit_of(key, measure_training, **asked)
 
 
 def makers_of(name: str, state: str = FULL) -> dict[str, Maker]:
     """An optimizer, then its rivals: optax's, its parent, and itself in float32."""
     if name == DAO_E:
         return contenders()
-    parent = name.split("_abs")[0]
+    parent, own = name.split("_abs")[0], {f"optabs.{name}": OURS[name]}
     rivals = {f"optax.{parent}": OPTAX[parent], f"optabs.{parent}": OURS[parent]}
     if state == FULL:
-        return {f"optabs.{name}": OURS[name]} | rivals
-    narrow = f"optabs.{name}, {state}"
-    rivals |= {f"optabs.{name}": OURS[name]}
-    return {narrow: lambda: optabs.narrow_state(OURS[name](), STATES[state])} | rivals
+        return own | rivals
+    narrow = {
+        f"optabs.{name}, {state}": lambda: optabs.narrow_state(OURS[name](), STATES[state])
+    }
+    return narrow | rivals | own
 
 
 def contenders() -> dict[str, Maker]:
@@ -201,14 +200,12 @@ def measure_training(size: str, rounds: int, **_: Any) -> dict[str, Any]:
     return timing.repeated(timers_of(DAO_E) | timers_of(ADAM), rounds, SECONDS)
 
 
-def compile_units(rounds: int) -> list[Unit]:
+def compile_units(rounds: int) -> Iterator[Unit]:
     """A step of some optimizers on so many small arrays."""
-    units = []
     for count in LEAVES:
         asked = {"leaves": count, "optimizers": list(COMPILED), "rounds": rounds}
         key = Key(f"{count} arrays", "all", "", "compile")
-        units.append(unit_of(key, measure_compilation, **asked))
-    return units
+        yield unit_of(key, measure_compilation, **asked)
 
 
 def measure_compilation(leaves: int, optimizers: list[str], rounds: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The tables and bars of each subject, from its records."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from benchmarks.timing.steps import ADAM, ALONE, BASELINES, COPY, DAO_E, NETWORK
 Results = Mapping[str, Mapping[str, Any]]  # result by size and arm
 Times = Mapping[str, Sequence[float]]  # seconds of each side, round by round
 Ratios = Callable[[Times], dict[str, Spread]]  # by label
-Sections = list[Table | str]
+Sections = Iterable[Table | str]
 
 SHARE = 0.05  # of a generation, that an evolution without its training should take at most
 
@@ -107,28 +107,27 @@ def step_sections(records: Records) -> Sections:
     codes = {each.key.setting: each.config["codes"] for each in records.select(kind="step")}
     over = "Time of a step over the rival's, {}: median and quartiles; below 1 is faster"
     share = "Share of the speed of a plain copy of the bytes to move, {}"
-    sections: Sections = []
     for setting in sorted(codes, key=lambda each: (each != FULL, each)):
         kept = ", ".join(f"{name} in {code}" for name, code in (codes[setting] or {}).items())
         results = results_of(records, "step", setting)
-        sections.append(f"### State in {setting}{f': {kept}' if kept else ''}\n")
-        sections.append(_costs(*list(results.items())[-1]))
-        sections += _ratios(over, results, _over_rivals) + _ratios(share, results, _of_copy)
-    return sections
+        yield f"### State in {setting}{f': {kept}' if kept else ''}\n"
+        yield _costs(*list(results.items())[-1])
+        yield from _ratios(over, results, _over_rivals)
+        yield from _ratios(share, results, _of_copy)
 
 
 def mixture_sections(records: Records) -> Sections:
     """Bars and tables of DAO-E."""
     results = results_of(records, DAO_E, "step")
-    bars = bars_table(bars_of(records), "What was wanted; medians, called from Python")
+    yield from bars_table([*bars_of(records)], "What was wanted; medians, called from Python")
     over = "Time of a step over {}, {{}}: median and quartiles"
-    adams = _ratios(over.format("optax.adam's"), results, _over_adam)
-    alone = _ratios(over.format("the sum of its experts' own"), results, _over_experts)
-    costs = [_costs(*each) for each in results.items()]
-    return [*bars, *adams, *alone, _training(records), *costs]
+    yield from _ratios(over.format("optax.adam's"), results, _over_adam)
+    yield from _ratios(over.format("the sum of its experts' own"), results, _over_experts)
+    yield _training(records)
+    yield from (_costs(*each) for each in results.items())
 
 
-def bars_of(records: Records) -> list[Bar]:
+def bars_of(records: Records) -> Iterator[Bar]:
     """What a step was wanted to cost at most, at the largest size and in training."""
     found = records.select(kind=DAO_E, setting="training")
     trained = {record.key.task: record.result["seconds"] for record in found}
@@ -145,18 +144,18 @@ def bars_of(records: Records) -> list[Bar]:
     largest = max((each.result for each in found), key=lambda result: result["parameters"])
     over = _over_adam(largest["call"]["seconds"])
     sides = [side for side in over if side not in BASELINES]
-    bars = []
     if largest["leaves"] == 1:
-        name = "one array, time over Adam's"
-        bars += [bar(f"{side}: {name}", 2, over[side].median, "gpu") for side in sides]
+        for side in sides:
+            name = f"{side}: one array, time over Adam's"
+            yield bar(name, 2, over[side].median, "gpu")
     if times := trained.get("resnet18"):
         share = ratio(times[DAO_E], times[f"training, {DAO_E}"]).percent.median
-        bars.append(bar(f"{DAO_E}: ResNet-18, percent of a training step", 5, share, "gpu"))
+        yield bar(f"{DAO_E}: ResNet-18, percent of a training step", 5, share, "gpu")
     if times := trained.get("mlp"):  # 7 ms where Adam takes 3.8
         whole = ratio(times[f"training, {DAO_E}"], times[f"training, {ADAM}"]).median
-        bars.append(bar(f"{DAO_E}: MLP, training step over Adam's", 7 / 3.8, whole, "cpu"))
-    name = "bytes of state a parameter"
-    return bars + [bar(f"{x}: {name}", 20, state_of(largest, x)) for x in sides]
+        yield bar(f"{DAO_E}: MLP, training step over Adam's", 7 / 3.8, whole, "cpu")
+    for side in sides:
+        yield bar(f"{side}: bytes of state a parameter", 20, state_of(largest, side))
 
 
 def _training(records: Records) -> Table:
