@@ -151,6 +151,7 @@ def test_a_subject_writes_records_and_tables_and_goes_on_from_them(
     for place, value in {
         "benchmarks.lab.timing.SHORTEST": 1e-4,
         "benchmarks.timing.steps.LEAVES": (2,),
+        "benchmarks.timing.steps.SIZES": {"step": ["1e4"], "dao_e": ["16"]},
         "benchmarks.timing.programs.EPOCHS": {400: 2},
         "benchmarks.timing.programs.TORCH": {},
         "benchmarks.timing.programs.load_torch": list,
