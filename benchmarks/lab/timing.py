@@ -116,16 +116,10 @@ def runner_of(
 
 
 def repeated(
-    timers: Mapping[str, Callable[[int], float]], rounds: int, seconds: float, alike: bool
+    timers: Mapping[str, Callable[[int], float]], rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Repeats, and seconds per step round by round, of steps that are timed in turns.
-
-    With `alike` all repeat equally often; where some are many times slower than others, each
-    often enough takes less time.
-    """
+    """Repeats, and seconds per step round by round, of steps that are timed in turns."""
     repeats = {side: repeats_of(timer) for side, timer in timers.items()}
-    if alike:
-        repeats = dict.fromkeys(repeats, max(repeats.values()))
     runs = {side: functools.partial(timer, repeats[side]) for side, timer in timers.items()}
     return {"repeats": repeats, "seconds": in_turns(runs, rounds, seconds)}
 

@@ -1,6 +1,7 @@
 """Times of steps, compilations, epochs and populations; contenders in turns in one run."""
 
 import pathlib
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -49,23 +50,23 @@ def command(
 
     What has a record of the same settings in the folder is not timed again.
     """
-    units: list[Unit] = []
+    units: Iterable[Unit] = []
     if not only_report:
         names = given.some_of(optimizers, "optimizers", steps.OURS)
         given.choice_of(state, "state", (FULL, *STATES))
-        rounds = 1 if quick else SUBJECTS[given.choice_of(subject, "subject", SUBJECTS)][0]
-        known = steps.SIZES.get(subject, ())
-        chosen = ["16"] if quick else given.some_of(sizes, "sizes", known)
+        given.choice_of(subject, "subject", SUBJECTS)
+        chosen = given.some_of(sizes, "sizes", steps.SIZES.get(subject, ()))
+        rounds = 1 if quick else SUBJECTS[subject][0]
         units = {
             "step": lambda: steps.step_units(chosen, names, state, rounds),
-            "dao_e": lambda: steps.mixture_units(chosen, rounds),
-            "compile": lambda: steps.compile_units(rounds, quick),
+            "dao_e": lambda: steps.step_units(chosen, [steps.DAO_E], FULL, rounds),
+            "compile": lambda: steps.compile_units(rounds),
             "epoch": lambda: programs.epoch_units(data, rounds),
-            "fit": lambda: programs.fit_units(rounds, quick),
-            "population": lambda: programs.population_units(rounds, quick),
+            "fit": lambda: programs.fit_units(rounds),
+            "population": lambda: programs.population_units(rounds),
         }[subject]()
     records = Records(prepare_folder(out or pathlib.Path("runs/timing")))
-    run_units(units, records)
+    run_units(list(units)[: 1 if quick else None], records)
     sections: list[report.Table | str] = []
     for kind, (_, title, sections_of) in SUBJECTS.items():
         if records.select(kind=kind):

@@ -4,7 +4,7 @@ import functools
 import importlib
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from benchmarks.lab.study import Unit
 from benchmarks.lab.tasks import Split, Splits
 from benchmarks.lab.training import Optimizer, Task, training_step
 from benchmarks.timing.steps import RATE, unit_of
-from optabs.training.batches import take
+from optabs.training.batches import rows_of_epoch, take
 
 Function = Callable[..., Any]
 
@@ -31,225 +31,177 @@ HIDDEN = {"logistic": (), "mlp-256-128": (256, 128)}
 TORCH: Mapping[str, Mapping[str, bool]] = {  # the forms of its Adam
     "plain": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True},
 }  # fmt: skip
+EPOCHS = {16: 100, 64: 100, 256: 100, None: 1000}  # in a run, by the size of a batch
 VMAP, CHUNKS = "under vmap", "in chunks"
 SINGLY, FITS = "one by one", "optabs.fit one by one"
 LEARNING = (VMAP, CHUNKS, SINGLY, FITS)
 RATIOS = ((VMAP, SINGLY), (CHUNKS, SINGLY), (VMAP, FITS), (CHUNKS, FITS))
 EVOLVE, ITSELF = "evolve", "evolve without training"
-SHARE = 0.05  # of a generation, that an evolution without its training should take at most
 
 
-def learned(splits: Splits, *hidden: int) -> tuple[Task, Function, Function]:
+def learned(train: Split, *hidden: int) -> tuple[Task, Function, Function]:
     """A perceptron on images; key -> its parameters; they and a batch -> loss."""
-    net = tasks.mlp(splits[0].inputs[0].size, *hidden, 10)
-    task = tasks.classification("", net, splits, steps=1, batch_size=1)
-    return (
-        task,
-        lambda key: task.init(key)[0],
-        lambda params, batch: task.loss_fn(params, {}, batch)[0],
-    )
+    net = tasks.mlp(train.inputs[0].size, *hidden, 10)
+    task = tasks.classification("", net, (train,) * 3, steps=1, batch_size=1)
+
+    def loss_fn(params: Any, batch: Split) -> jax.Array:
+        return task.loss_fn(params, {}, batch)[0]
+
+    return task, lambda key: task.init(key)[0], loss_fn
 
 
-def epoch_of(task: Task, size: int | None, *, last: bool) -> Function:
-    """Adam by hand: carry, an epoch's number, training set -> carry, mean loss.
+def epoch_of(task: Task, size: int | None) -> Function:
+    """Adam by hand: carry, which is donated, and an epoch's number -> carry, mean loss.
 
-    Without a size all are one batch; `last` trains on what fills no batch, too.
+    What fills no batch is trained on, too; without a size all are one batch.
     """
     step = training_step(task.loss_fn, ADAM)
 
     def epoch(carry: Any, number: Any, train: Split) -> tuple[Any, jax.Array]:
         if size is None:
             return step(carry, train)
-        key = jax.random.fold_in(jax.random.key(0), number)
-        order = jax.random.permutation(key, len(train.labels))
+        order = rows_of_epoch(jax.random.key(0), number, len(train.labels), size, "shuffle")
         full = len(order) // size * size
         batches = order[:full].reshape(-1, size)
         carry, losses = jax.lax.scan(
             lambda at, rows: step(at, take(train, rows)), carry, batches
         )
-        if last and full < len(order):
+        if full < len(order):
             carry, loss = step(carry, take(train, order[full:]))
             losses = jnp.append(losses, loss)
         return carry, losses.mean()
 
-    return epoch
-
-
-def carry_of(params: Any) -> Any:
-    """Where an epoch begins; copies, since a program may take them for its results."""
-    params = jax.tree.map(jnp.copy, params)
-    return params, {}, ADAM.init(params)
+    compiled = jax.jit(epoch, donate_argnums=0)
+    return lambda carry, number: compiled(carry, number, task.train)
 
 
 def load_torch() -> tuple[Any, str]:
     """PyTorch, with all cores, and its name of the kind of device that JAX uses."""
+    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        raise ArgumentError(
-            f"PyTorch cannot be imported ({error}); call `make peers`."
-        ) from error
+        raise ArgumentError(f"PyTorch is missing ({error}); call `make peers`.") from None
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("PyTorch sees no GPU; set JAX_PLATFORMS=cpu or install another.")
     torch.set_num_threads(environment()["cores"] or 1)
-    backend = jax.default_backend()
-    if backend == "cpu" or (backend == "gpu" and torch.cuda.is_available()):
-        return torch, "cpu" if backend == "cpu" else "cuda"
-    raise ArgumentError(
-        f"JAX runs on {backend!r} where this PyTorch cannot follow; set JAX_PLATFORMS=cpu or "
-        "install a PyTorch for that device."
-    )
+    return torch, device
 
 
-def torch_epoch(
-    params: Any, splits: Splits, batch_size: int, variant: str
-) -> Callable[[], tuple[float, float]]:
-    """An epoch of PyTorch's Adam from such weights: () -> mean loss, validation accuracy.
-
-    The device is idle when it returns.
-    """
+def torch_epoch(params: Any, splits: Splits, size: int, form: str) -> Function:
+    """An epoch of PyTorch's Adam from such weights: () -> mean loss, validation accuracy."""
     torch, device = load_torch()
     modules: list[Any] = []
     for _, layer in sorted(params["layers"].items()):
         linear = torch.nn.Linear(*layer["kernel"].shape)
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(np.array(layer["kernel"].T)))
-            linear.bias.copy_(torch.from_numpy(np.array(layer["bias"])))
+        weights = {"weight": layer["kernel"].T, "bias": layer["bias"]}
+        linear.load_state_dict({n: torch.tensor(np.array(x)) for n, x in weights.items()})
         modules += [linear, torch.nn.ReLU()]
-    model = torch.nn.Sequential(*modules[:-1]).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, **TORCH[variant])
+    model = torch.nn.Sequential(torch.nn.Flatten(), *modules[:-1]).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, **TORCH[form])
     images, labels, held_out, held_out_labels = (
-        torch.from_numpy(np.array(leaf)).to(device) for split in splits[:2] for leaf in split
+        torch.tensor(np.array(leaf)).to(device) for split in splits[:2] for leaf in split
     )
-    images, labels, held_out = images.flatten(1), labels.long(), held_out.flatten(1)
+    labels = labels.long()
 
     def epoch() -> tuple[float, float]:
-        order = torch.randperm(len(labels), device=device)
-        batches = len(labels) // batch_size
-        total = torch.zeros((), device=device)
-        for rows in order[: batches * batch_size].view(batches, batch_size):
-            optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for rows in torch.randperm(len(labels), device=device).split(size):
+            optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
             loss.backward()
             optimizer.step()
-            total += loss.detach()  # .item() would wait for the device at every step
+            losses.append(loss.detach())  # .item() would wait for the device at every step
         with torch.no_grad():
-            right = (model(held_out).argmax(-1) == held_out_labels).float().mean()
-        return float(total) / batches, float(right)
+            right = model(held_out).argmax(-1) == held_out_labels
+        return float(torch.stack(losses).mean()), float(right.float().mean())
 
     return epoch
 
 
-def epoch_units(data: pathlib.Path | None, rounds: int) -> list[Unit]:
+def epoch_units(data: pathlib.Path | None, rounds: int) -> Iterator[Unit]:
     """Batches of three sizes; a missing PyTorch is said before the data are read."""
-    _, device = load_torch()
+    load_torch()
     measure = functools.partial(measure_epochs, tasks.image_splits("mnist", data))
-    asked: dict[str, Any] = {"dataset": "mnist", "model": "mlp-256-128", "rounds": rounds}
-    asked |= {"learning_rate": RATE, "variants": list(TORCH), "device": device}
-    return [
-        unit_of(
-            Key("mnist", "adam", f"batch {size}", "epoch"), measure, batch_size=size, **asked
-        )
-        for size in (64, 128, 256)
-    ]
+    for size in (64, 128, 256):
+        asked = {"batch_size": size, "forms": list(TORCH), "rounds": rounds}
+        yield unit_of(Key("mnist", "adam", f"batch {size}", "epoch"), measure, **asked)
 
 
 def measure_epochs(
-    splits: Splits, batch_size: int, model: str, variants: list[str], rounds: int, **_: Any
+    splits: Splits, batch_size: int, forms: list[str], rounds: int
 ) -> dict[str, Any]:
     """All start from the same weights, shuffle anew and score the validation set."""
-    train, validation, _test = splits
-    task, init_fn = learned(splits, *HIDDEN[model])[:2]
-    epoch = jax.jit(epoch_of(task, batch_size, last=False), donate_argnums=0)
-    evaluate, numbers = jax.jit(task.evaluate), itertools.count()
-    params = init_fn(jax.random.key(0))
-    carry = carry_of(params)
+    task, init_fn, _ = learned(splits[0], *HIDDEN["mlp-256-128"])
+    epoch, evaluate = epoch_of(task, batch_size), jax.jit(task.evaluate)
+    params, numbers = init_fn(jax.random.key(0)), itertools.count()
+    theirs = {f"torch, {x}": torch_epoch(params, splits, batch_size, x) for x in forms}
+    carry: Any = params, {}, ADAM.init(params)
 
     def ours() -> tuple[float, float]:
         nonlocal carry
-        carry, loss = epoch(carry, next(numbers), train)
-        params, statistics, _ = carry
-        return float(loss), float(evaluate(params, statistics, validation)[1])
+        carry, loss = epoch(carry, next(numbers))
+        return float(loss), float(evaluate(*carry[:2], splits[1])[1])
 
-    theirs = {
-        f"torch, {variant}": torch_epoch(params, splits, batch_size, variant)
-        for variant in variants
-    }
-    first, seconds = timing.timed({JAX: ours, **theirs}, rounds)
+    first, seconds = timing.timed({JAX: ours} | theirs, rounds)
     # Alike if the contenders do the same work.
     names = ("loss", "validation_accuracy")
     shown = {side: dict(zip(names, each, strict=True)) for side, each in first.items()}
     return {"seconds": seconds, "first_epoch": shown}
 
 
-def fit_units(rounds: int, quick: bool) -> list[Unit]:
+def fit_units(rounds: int) -> Iterator[Unit]:
     """Two models, batches of three sizes and all as one."""
-    models = list(HIDDEN)[: 1 if quick else None]
-    epochs = {400: 1} if quick else {16: 100, 64: 100, 256: 100, None: 1000}
-    units = []
-    for model, (size, count) in itertools.product(models, epochs.items()):
-        asked = {"model": model, "batch_size": size, "epochs": count, "rounds": rounds}
+    for model, (size, epochs) in itertools.product(HIDDEN, EPOCHS.items()):
+        asked = {"model": model, "batch_size": size, "epochs": epochs, "rounds": rounds}
         key = Key(model, "adam", f"batch {size or 'all'}", "fit")
-        units.append(unit_of(key, measure_fit, **asked))
-    return units
+        yield unit_of(key, measure_fit, **asked)
 
 
 def measure_fit(
     model: str, batch_size: int | None, epochs: int, rounds: int
 ) -> dict[str, Any]:
     """Seconds of training on digits through both, and how far their parameters are apart."""
-    splits = tasks.image_splits("digits")
-    task, init_fn, loss_fn = learned(splits, *HIDDEN[model])
-    epoch = jax.jit(epoch_of(task, batch_size, last=True), donate_argnums=0)
-    params = init_fn(jax.random.key(0))
+    train = tasks.image_splits("digits")[0]
+    task, init_fn, loss_fn = learned(train, *HIDDEN[model])
+    epoch, params = epoch_of(task, batch_size), init_fn(jax.random.key(0))
     settings: Any = {"batch_size": batch_size, "epochs": epochs, "progress": False}
 
-    def through_fit() -> tuple[Any, float]:
-        result = optabs.fit(loss_fn, params, ADAM, splits[0], **settings)
-        return result.params, float(result.history["loss"][-1])
-
-    def by_hand() -> tuple[Any, float]:
-        carry, loss = carry_of(params), jnp.nan
+    def by_hand() -> Any:
+        carry: Any = jax.tree.map(jnp.copy, params), {}, ADAM.init(params)
         for number in range(epochs):
-            carry, loss = epoch(carry, number, splits[0])
-        return carry[0], float(loss)
+            carry, _ = epoch(carry, number)
+        return carry[0]
+
+    def through_fit() -> Any:
+        return optabs.fit(loss_fn, params, ADAM, train, **settings).params
 
     first, seconds = timing.timed({FIT: through_fit, HAND: by_hand}, rounds)
-    apart = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), first[FIT][0], first[HAND][0])
+    apart = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), first[FIT], first[HAND])
     return {"seconds": seconds, "largest_difference": float(max(jax.tree.leaves(apart)))}
 
 
-def population_units(rounds: int, quick: bool) -> list[Unit]:
+def population_units(rounds: int) -> Iterator[Unit]:
     """MLPs with one hidden layer on digits, whose images are stretched to a side."""
-    cells = [(8, 4, 2)] if quick else itertools.product((8, 28), (16, 64, 256), (8, 32))
-    batch, chunk = (650, 1) if quick else (64, 4)
-    asked: dict[str, Any] = {"epochs": 2, "rounds": rounds, "learning_rate": RATE}
-    asked |= {"batch_size": batch, "chunk_size": chunk}
-    units = []
-    for side, hidden, size in cells:
-        asked |= {"side": side, "hidden": hidden, "population": size}
+    for side, hidden, size in itertools.product((8, 28), (16, 64, 256), (8, 32)):
+        asked = {"side": side, "hidden": hidden, "population": size, "rounds": rounds}
+        asked |= {"epochs": 2, "batch_size": 64, "chunk_size": 4}
         key = Key(f"mlp {side**2}-{hidden}-10", "adam", f"{size} units", "population")
-        units.append(unit_of(key, measure_population, **asked))
-    return units
-
-
-def stretched(side: int) -> Splits:
-    """Digits, whose images are stretched to the side."""
-    train, validation, test = (
-        Split(jax.image.resize(inputs, (len(labels), side, side, 1), "linear"), labels)
-        for inputs, labels in tasks.image_splits("digits")
-    )
-    return train, validation, test
+        yield unit_of(key, measure_population, **asked)
 
 
 def measure_population(
-    side: int, hidden: int, population: int, chunk_size: int, rounds: int, **options: Any
+    side: int, hidden: int, population: int, chunk_size: int, rounds: int, **settings: Any
 ) -> dict[str, Any]:
     """Seconds in which units learn together, one by one and through fit, and of evolving."""
-    train, validation, _test = splits = stretched(side)
-    _, init_fn, loss_fn = learned(splits, hidden)
-    settings = {name: options[name] for name in ("epochs", "batch_size")}
+    train, validation, _test = (
+        Split(jax.image.resize(inputs, (len(labels), side, side, 1), "linear"), labels)
+        for inputs, labels in tasks.image_splits("digits")
+    )
+    _, init_fn, loss_fn = learned(train, hidden)
     together, alone = (optabs.gadam(ADAM, units, **settings) for units in (population, 1))
     chunks = optabs.gadam(ADAM, population, chunk_size=chunk_size, **settings)
-    resting = optabs.gadam(RESTING, population)
+    resting, nothing = optabs.gadam(RESTING, population), lambda params, batch: jnp.zeros([])
     state = together.init(jax.random.key(0), init_fn)
     keys = jax.random.split(jax.random.key(1), population)
     starts = [alone.init(key, init_fn) for key in keys]
@@ -278,8 +230,3 @@ def measure_population(
     losses = {name: float(jnp.mean(first[name])) for name in LEARNING}
     steps = settings["epochs"] * -(-len(train.labels) // settings["batch_size"])
     return {"steps": steps, "seconds": seconds, "loss": losses}
-
-
-def nothing(params: Any, batch: Any) -> jax.Array:
-    """A loss of which nothing is learned."""
-    return jnp.zeros([])

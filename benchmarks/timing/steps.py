@@ -1,10 +1,10 @@
 """One step of an optimizer beside optax's, of DAO-E beside its experts', and compiling it."""
 
 import functools
-import inspect
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import jax
@@ -89,30 +89,48 @@ def unit_of(key: Key, measure: Callable[..., Mapping[str, Any]], **config: Any) 
 
 def step_units(
     sizes: Sequence[str], names: Sequence[str], state: str, rounds: int
-) -> list[Unit]:
-    """Each optimizer with its rivals at each size."""
-
-    def measured(size: str, optimizer: str, **_: Any) -> dict[str, Any]:
-        makers = makers_of(optimizer, state)
-        return measure(makers, shapes_of(size), rounds, SECONDS, copy=True)
-
-    asked = {"state": state, "codes": STATES.get(state), "rounds": rounds, "seconds": SECONDS}
-    return [
-        unit_of(Key(size, name, state, "step"), measured, size=size, optimizer=name, **asked)
-        for size in sizes
-        for name in names
-    ]
+) -> Iterator[Unit]:
+    """Each optimizer with its rivals at each size; of DAO-E a network's training, too."""
+    for size, name in itertools.product(sizes, names):
+        asked = {"size": size, "optimizer": name, "rounds": rounds, "seconds": SECONDS}
+        if name != DAO_E:
+            asked |= {"state": state, "codes": STATES.get(state)}
+            yield unit_of(Key(size, name, state, "step"), measure_step, **asked)
+            continue
+        key, asked["batch_size"] = Key(size, name, "step", DAO_E), BATCH
+        yield unit_of(key, measure_step, **asked)
+        if size in NETWORKS:
+            key = key._replace(setting="training")
+            yield unit_of(key, measure_training, **asked)
 
 
 def makers_of(name: str, state: str = FULL) -> dict[str, Maker]:
     """An optimizer, then its rivals: optax's, its parent, and itself in float32."""
-    parent = name.split("_abs")[0]
+    if name == DAO_E:
+        return contenders()
+    parent, own = name.split("_abs")[0], {f"optabs.{name}": OURS[name]}
     rivals = {f"optax.{parent}": OPTAX[parent], f"optabs.{parent}": OURS[parent]}
     if state == FULL:
-        return {f"optabs.{name}": OURS[name]} | rivals
-    narrow = f"optabs.{name}, {state}"
-    rivals |= {f"optabs.{name}": OURS[name]}
-    return {narrow: lambda: optabs.narrow_state(OURS[name](), STATES[state])} | rivals
+        return own | rivals
+    narrow = {
+        f"optabs.{name}, {state}": lambda: optabs.narrow_state(OURS[name](), STATES[state])
+    }
+    return narrow | rivals | own
+
+
+def contenders() -> dict[str, Maker]:
+    """DAO-E with each storage, other controllers, Adam at the experts' rate, each expert."""
+    made: dict[str, Maker] = {DAO_E: optabs.dao_e}
+    for storage in get_args(Storage)[1:]:  # the first is the default
+        made[f"{DAO_E}, {storage}"] = functools.partial(optabs.dao_e, previous=storage)
+    uniform, paper = optabs.Controller.uniform(), optabs.Controller.paper()
+    features = optabs.features.ALL
+    made[BASELINES[0]] = lambda: optabs.dao_e(controller=uniform)
+    made[BASELINES[1]] = lambda: optabs.dao_e(controller=paper, features=features)
+    made[ADAM] = lambda: optax.adam(experts.DEFAULT_RATE)
+    for name, make in experts.DEFAULT.items():
+        made[name + ALONE] = functools.partial(make, experts.DEFAULT_RATE)
+    return made
 
 
 @functools.cache
@@ -124,133 +142,86 @@ def shapes_of(size: str) -> tuple[tuple[int, ...], ...]:
     return tuple(leaf.shape for leaf in jax.tree.leaves(params))
 
 
-def measure(
-    makers: Mapping[str, Maker],
-    shapes: Sequence[tuple[int, ...]],
-    rounds: int,
-    seconds: float,
-    *,
-    told: Mapping[str, Any] | None = None,
-    copy: bool = False,
-) -> dict[str, Any]:
-    """Times one step of each optimizer in turns, on given gradients and what else is told.
+def told_of(size: str) -> dict[str, Any]:
+    """What DAO-E is told: a loss, and BATCH inputs of a network with their labels."""
+    instance = NETWORKS[size][1] if size in NETWORKS else IMAGE
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, *instance))
+    return {"value": jnp.ones([]), "batch": Split(inputs, jnp.arange(BATCH) % 10)}
 
-    With `copy` one of as many bytes as the first has to move is timed beside them, and all
-    repeat their step equally often.
+
+def measure_step(
+    size: str, optimizer: str, rounds: int, state: str = FULL, **_: Any
+) -> dict[str, Any]:
+    """Times one step of an optimizer and of its rivals in turns, on given gradients.
+
+    A copy of as many bytes as the first has to move is timed beside them.
     """
+    shapes = shapes_of(size)
     parameters = sum(map(math.prod, shapes))
     keys = jax.random.split(jax.random.key(0), len(shapes))
     grads = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    told = told_of(size) if optimizer == DAO_E else {}
     found: dict[str, Any] = {"parameters": parameters, "leaves": len(shapes)}
-    found |= {"must_move_bytes": {}, "cost": {}}
+    needed, cost = found["must_move_bytes"], found["cost"] = {}, {}
     runners = {}
-    for side, make in makers.items():
-        params = map(jnp.zeros, shapes)
-        runners[side] = runner = timing.runner_of(make(), [*params], grads, **(told or {}))
-        needed = timing.tree_bytes(grads) + 2 * timing.tree_bytes(runner.carry)
-        found["must_move_bytes"][side] = needed / parameters
-        found["cost"][side] = timing.cost_of(runner.compiled, parameters)
-    if copy:
-        # It reads and writes each byte once, so its array is half of the traffic.
-        half = round(parameters * next(iter(found["must_move_bytes"].values()))) // 8
-        runners[COPY] = timing.Runner(lambda x, one: x + one, jnp.zeros(half), jnp.ones([]))
+    for side, make in makers_of(optimizer, state).items():
+        runners[side] = timing.runner_of(make(), [*map(jnp.zeros, shapes)], grads, **told)
+        moved = timing.tree_bytes(grads) + 2 * timing.tree_bytes(runners[side].carry)
+        needed[side] = moved / parameters
+        cost[side] = timing.cost_of(runners[side].compiled, parameters)
+    # It reads and writes each byte once, so its array is half of the traffic.
+    half = round(parameters * next(iter(needed.values()))) // 8
+    runners[COPY] = timing.Runner(lambda x, one: x + one, jnp.zeros(half), jnp.ones([]))
     for mode in MODES:
         timers = {side: getattr(runner, mode) for side, runner in runners.items()}
-        found[mode] = timing.repeated(timers, rounds, seconds, copy)
+        found[mode] = timing.repeated(timers, rounds, SECONDS)
     return found
 
 
-def contenders() -> dict[str, Maker]:
-    """DAO-E with each storage, other controllers, Adam at the experts' rate, each expert."""
-    default = inspect.signature(optabs.dao_e).parameters["previous"].default
-    uniform, paper = optabs.Controller.uniform(), optabs.Controller.paper()
-    features = optabs.features.ALL
-    return {
-        DAO_E: optabs.dao_e,
-        **{
-            f"{DAO_E}, {storage}": functools.partial(optabs.dao_e, previous=storage)
-            for storage in get_args(Storage)
-            if storage != default
-        },
-        BASELINES[0]: lambda: optabs.dao_e(controller=uniform),
-        BASELINES[1]: lambda: optabs.dao_e(controller=paper, features=features),
-        ADAM: lambda: optax.adam(experts.DEFAULT_RATE),
-        **{
-            f"{name}{ALONE}": functools.partial(make, experts.DEFAULT_RATE)
-            for name, make in experts.DEFAULT.items()
-        },
-    }
-
-
-def batch_of(instance: tuple[int, ...]) -> Split:
-    """BATCH inputs with their labels."""
-    inputs = jax.random.normal(jax.random.key(1), (BATCH, *instance))
-    return Split(inputs, jnp.arange(BATCH) % 10)
-
-
-def mixture_units(sizes: Sequence[str], rounds: int) -> list[Unit]:
-    """The steps of DAO-E at each size and, where that is a network, its training."""
-
-    def measured(size: str, instance: tuple[int, ...], **_: Any) -> dict[str, Any]:
-        told = {"value": jnp.ones([]), "batch": batch_of(instance)}
-        return measure(contenders(), shapes_of(size), rounds, SECONDS, told=told)
-
-    asked = {"optimizer": DAO_E, "batch_size": BATCH, "rounds": rounds, "seconds": SECONDS}
-    units = []
-    for size in sizes:
-        asked |= {"size": size, "instance": NETWORKS[size][1] if size in NETWORKS else IMAGE}
-        units.append(unit_of(Key(size, DAO_E, "step", DAO_E), measured, **asked))
-        if size in NETWORKS:
-            key = Key(size, DAO_E, "training", DAO_E)
-            units.append(unit_of(key, measure_training, **asked))
-    return units
-
-
-def measure_training(size: str, rounds: int, seconds: float, **_: Any) -> dict[str, Any]:
+def measure_training(size: str, rounds: int, **_: Any) -> dict[str, Any]:
     """Training steps with DAO-E and with Adam, and each optimizer's step apart."""
-    make, instance = NETWORKS[size]
-    net, batch = make(), batch_of(instance)
-    params, statistics = jax.jit(net.init)(jax.random.key(0))
-    grads = jax.tree.map(jnp.ones_like, params)
+    net, told = NETWORKS[size][0](), told_of(size)
+    batch = told["batch"]
     loss_fn = tasks.classification("", net, (batch,) * 3, steps=1, batch_size=1).loss_fn
+    init = jax.jit(net.init)
 
     def timers_of(side: str) -> dict[str, Callable[[int], float]]:
         optimizer = contenders()[side]()
         step = training_step(loss_fn, optimizer)
-        # Copies, since what a runner is given is donated.
-        own, copied = jax.tree.map(jnp.copy, ((params, statistics), params))
-        carry = (*own, jax.jit(optimizer.init)(params))
+        # Twice, since what a runner is given is donated.
+        (params, statistics), (own, _) = (init(jax.random.key(0)) for _ in range(2))
+        carry = params, statistics, jax.jit(optimizer.init)(params)
         # XLA's convolutions are slow inside loops on CPUs, so training is called. An
         # optimizer's step inside of it is not; nor is the one that it is compared with.
         training = timing.Runner(lambda carry, batch: step(carry, batch)[0], carry, batch)
-        told = {"value": jnp.ones([]), "batch": batch}
-        apart = timing.runner_of(optimizer, copied, grads, **told)
+        apart = timing.runner_of(optimizer, own, jax.tree.map(jnp.ones_like, own), **told)
         return {f"training, {side}": training.call, side: apart.loop}
 
-    return timing.repeated(timers_of(DAO_E) | timers_of(ADAM), rounds, seconds, alike=False)
+    return timing.repeated(timers_of(DAO_E) | timers_of(ADAM), rounds, SECONDS)
 
 
-def compile_units(rounds: int, quick: bool) -> list[Unit]:
+def compile_units(rounds: int) -> Iterator[Unit]:
     """A step of some optimizers on so many small arrays."""
-    asked = {"optimizers": list(COMPILED)[: 2 if quick else None], "rounds": rounds}
-    return [
-        unit_of(
-            Key(f"{count} arrays", "all", "", "compile"),
-            measure_compilation,
-            leaves=count,
-            **asked,
-        )
-        for count in ([2] if quick else LEAVES)
-    ]
+    for count in LEAVES:
+        asked = {"leaves": count, "optimizers": list(COMPILED), "rounds": rounds}
+        key = Key(f"{count} arrays", "all", "", "compile")
+        yield unit_of(key, measure_compilation, **asked)
 
 
 def measure_compilation(leaves: int, optimizers: list[str], rounds: int) -> dict[str, Any]:
-    """Seconds of fresh compilations in turns, in one process, and lines of the programs."""
+    """Seconds of fresh compilations in turns, in one process, and lines of the programs.
+
+    A step is one on vectors of 16 and matrices of 16 x 16 numbers in turns.
+    """
+    shapes = [(16, 16) if index % 2 else (16,) for index in range(leaves)]
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     lines: dict[str, int] = {}
 
     def compiled(name: str) -> float:
         jax.clear_caches()
-        lowered = lowered_step(COMPILED[name](), leaves)
+        optimizer = COMPILED[name]()
+        carry = params, jax.eval_shape(optimizer.init, params)
+        lowered = jax.jit(timing.step_of(optimizer)).lower(carry, params)
         started = time.perf_counter()
         program = lowered.compile()
         seconds = time.perf_counter() - started
@@ -259,13 +230,3 @@ def measure_compilation(leaves: int, optimizers: list[str], rounds: int) -> dict
 
     clocks = {name: functools.partial(compiled, name) for name in optimizers}
     return {"seconds": timing.in_turns(clocks, rounds), "lines": lines}
-
-
-def lowered_step(optimizer: optax.GradientTransformation, leaves: int) -> jax.stages.Lowered:
-    """A step on vectors of 16 and matrices of 16 x 16 numbers in turns, to be compiled."""
-    params = {
-        f"w{index}": jax.ShapeDtypeStruct((16, 16) if index % 2 else (16,), jnp.float32)
-        for index in range(leaves)
-    }
-    state = jax.eval_shape(optimizer.init, params)
-    return jax.jit(timing.step_of(optimizer)).lower((params, state), params)

@@ -1,7 +1,7 @@
 """The tables and bars of each subject, from its records."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,15 @@ from benchmarks.lab.report import Bar, Table, bars_table
 from benchmarks.lab.spreads import Spread, ratio, spread
 from benchmarks.lab.timing import FULL, MODES, median
 from benchmarks.timing import programs
-from benchmarks.timing.programs import EVOLVE, ITSELF, LEARNING, RATIOS, SHARE, VMAP
+from benchmarks.timing.programs import EVOLVE, ITSELF, LEARNING, RATIOS, VMAP
 from benchmarks.timing.steps import ADAM, ALONE, BASELINES, COPY, DAO_E, NETWORKS, OURS
 
 Results = Mapping[str, Mapping[str, Any]]  # result by size and arm
 Times = Mapping[str, Sequence[float]]  # seconds of each side, round by round
 Ratios = Callable[[Times], dict[str, Spread]]  # by label
-Sections = list[Table | str]
+Sections = Iterable[Table | str]
+
+SHARE = 0.05  # of a generation, that an evolution without its training should take at most
 
 
 def results_of(records: Records, kind: str, setting: str) -> Results:
@@ -44,8 +46,7 @@ def _of_copy(times: Times) -> dict[str, Spread]:
 
 
 def _over_adam(times: Times) -> dict[str, Spread]:
-    ours = [side for side in times if side.startswith(DAO_E)]
-    return {side: ratio(times[side], times[ADAM]) for side in ours}
+    return {x: ratio(times[x], times[ADAM]) for x in times if x.startswith(DAO_E)}
 
 
 def _over_experts(times: Times) -> dict[str, Spread]:
@@ -53,18 +54,17 @@ def _over_experts(times: Times) -> dict[str, Spread]:
     return {side: ratio(times[side], alone) for side in _over_adam(times)}
 
 
-def _ratios(results: Results, titles: Mapping[str, Ratios]) -> list[Table]:
+def _ratios(title: str, results: Results, ratios_of: Ratios) -> list[Table]:
     """One of each mode: a row a label, a column a size."""
     tables = []
-    for title, ratios_of in titles.items():
-        for mode, caption in MODES.items():
-            rows: dict[str, dict[str, str]] = {}
-            for size, arms in results.items():
-                for found in arms.values():
-                    for label, each in ratios_of(found[mode]["seconds"]).items():
-                        rows.setdefault(label, {})[size] = str(each)
-            cells = [[x, *(row.get(size, "-") for size in results)] for x, row in rows.items()]
-            tables.append(Table(title.format(caption), ["", *results], cells))
+    for mode, caption in MODES.items():
+        rows: dict[str, dict[str, str]] = {}
+        for size, arms in results.items():
+            for found in arms.values():
+                for label, each in ratios_of(found[mode]["seconds"]).items():
+                    rows.setdefault(label, {})[size] = str(each)
+        cells = [[x, *(row.get(size, "-") for size in results)] for x, row in rows.items()]
+        tables.append(Table(title.format(caption), ["", *results], cells))
     return tables
 
 
@@ -107,61 +107,55 @@ def step_sections(records: Records) -> Sections:
     codes = {each.key.setting: each.config["codes"] for each in records.select(kind="step")}
     over = "Time of a step over the rival's, {}: median and quartiles; below 1 is faster"
     share = "Share of the speed of a plain copy of the bytes to move, {}"
-    sections: Sections = []
     for setting in sorted(codes, key=lambda each: (each != FULL, each)):
         kept = ", ".join(f"{name} in {code}" for name, code in (codes[setting] or {}).items())
         results = results_of(records, "step", setting)
-        sections.append(f"### State in {setting}{f': {kept}' if kept else ''}\n")
-        sections.append(_costs(*list(results.items())[-1]))
-        sections += _ratios(results, {over: _over_rivals, share: _of_copy})
-    return sections
+        yield f"### State in {setting}{f': {kept}' if kept else ''}\n"
+        yield _costs(*list(results.items())[-1])
+        yield from _ratios(over, results, _over_rivals)
+        yield from _ratios(share, results, _of_copy)
 
 
 def mixture_sections(records: Records) -> Sections:
     """Bars and tables of DAO-E."""
     results = results_of(records, DAO_E, "step")
-    adams = "Time of a step over optax.adam's, {}: median and quartiles"
-    experts = "Time of a step over the sum of its experts' own, {}: median and quartiles"
-    ratios = _ratios(results, {adams: _over_adam, experts: _over_experts})
-    bars = bars_table(bars_of(records), "What was wanted; medians, called from Python")
-    costs = [_costs(*each) for each in results.items()]
-    return [*bars, *ratios, _training(records), *costs]
+    yield from bars_table([*bars_of(records)], "What was wanted; medians, called from Python")
+    over = "Time of a step over {}, {{}}: median and quartiles"
+    yield from _ratios(over.format("optax.adam's"), results, _over_adam)
+    yield from _ratios(over.format("the sum of its experts' own"), results, _over_experts)
+    yield _training(records)
+    yield from (_costs(*each) for each in results.items())
 
 
-def bars_of(records: Records) -> list[Bar]:
-    """What a step of DAO-E was wanted to cost at most."""
-    results = results_of(records, DAO_E, "step")
+def bars_of(records: Records) -> Iterator[Bar]:
+    """What a step was wanted to cost at most, at the largest size and in training."""
     found = records.select(kind=DAO_E, setting="training")
     trained = {record.key.task: record.result["seconds"] for record in found}
-    here = records.select(kind=DAO_E)[0].environment["device"].split(":")[0]
+    found = records.select(kind=DAO_E, setting="step")
+    here = found[0].environment["device"].split(":")[0]
 
-    def bar(name: str, limit: float, value: float, device: str = "") -> Bar:
+    def bar(name: str, limit: float, measured: float, device: str = "") -> Bar:
         # As it is shown: a few numbers a leaf are no byte a parameter.
-        shown = f"{value:.3g}"
+        shown = f"{measured:.3g}"
         met = float(shown) <= limit if device in ("", here) else None
         on = f" (for a {device})" if device else ""
         return Bar(f"{name}{on}", f"at most {limit:.3g}", shown, met)
 
-    bars = []
-    for size in [size for size in results if size not in NETWORKS][-1:]:
-        for side, over in _over_adam(results[size][DAO_E]["call"]["seconds"]).items():
-            if side not in BASELINES:
-                name = f"{side}: one array, time over Adam's"
-                bars.append(bar(name, 2, over.median, "gpu"))
+    largest = max((each.result for each in found), key=lambda result: result["parameters"])
+    over = _over_adam(largest["call"]["seconds"])
+    sides = [side for side in over if side not in BASELINES]
+    if largest["leaves"] == 1:
+        for side in sides:
+            name = f"{side}: one array, time over Adam's"
+            yield bar(name, 2, over[side].median, "gpu")
     if times := trained.get("resnet18"):
         share = ratio(times[DAO_E], times[f"training, {DAO_E}"]).percent.median
-        bars.append(bar(f"{DAO_E}: ResNet-18, percent of a training step", 5, share, "gpu"))
+        yield bar(f"{DAO_E}: ResNet-18, percent of a training step", 5, share, "gpu")
     if times := trained.get("mlp"):  # 7 ms where Adam takes 3.8
-        over = ratio(times[f"training, {DAO_E}"], times[f"training, {ADAM}"])
-        name = f"{DAO_E}: MLP, training step over Adam's"
-        bars.append(bar(name, 7 / 3.8, over.median, "cpu"))
-    # Where a few numbers a leaf weigh least.
-    largest = max((each[DAO_E] for each in results.values()), key=lambda x: x["parameters"])
-    return bars + [
-        bar(f"{side}: bytes of state a parameter", 20, state_of(largest, side))
-        for side in largest["must_move_bytes"]
-        if side.startswith(DAO_E) and side not in BASELINES
-    ]
+        whole = ratio(times[f"training, {DAO_E}"], times[f"training, {ADAM}"]).median
+        yield bar(f"{DAO_E}: MLP, training step over Adam's", 7 / 3.8, whole, "cpu")
+    for side in sides:
+        yield bar(f"{side}: bytes of state a parameter", 20, state_of(largest, side))
 
 
 def _training(records: Records) -> Table:
@@ -238,15 +232,18 @@ def population_sections(records: Records) -> Sections:
         named = f"{record.key.task.removeprefix('mlp ')}|{record.config['population']}"
         ratios = [f"{ratio(times[x], times[y]).median:.2f}" for x, y in RATIOS]
         learning.append("|".join([named, *(ms[side] for side in LEARNING), *ratios]))
-        share, enough = evolution_of(times, steps)
-        added = f"{ms[EVOLVE]}|{ms[ITSELF]}|{2 * steps}|{share.percent}|{enough.median:.0f}"
+        # A generation: everyone learns, the children are bred, and learn as long.
+        pairs = list(zip(times[ITSELF], times[VMAP], strict=True))
+        share = spread([100 * own / (own + 2 * learn) for own, learn in pairs])
+        enough = median(own / learn for own, learn in pairs) * steps * (1 - SHARE) / SHARE
+        added = f"{ms[EVOLVE]}|{ms[ITSELF]}|{2 * steps}|{share}|{enough:.0f}"
         evolution.append(f"{named}|{added}")
-    sides = "|".join([*LEARNING, *(f"{x} / {y}" for x, y in RATIOS)])
+    ratios = [f"{x} / {y}" for x, y in RATIOS]
     return [
         _table(
             f"Milliseconds in which all units make {steps} steps (medians of runs in turns; "
             f"chunks are of {record.config['chunk_size']} units), and ratios of times",
-            f"MLP|units|{sides}",
+            "|".join(["MLP|units", *LEARNING, *ratios]),
             learning,
         ),
         _table(
@@ -257,14 +254,6 @@ def population_sections(records: Records) -> Sections:
             evolution,
         ),
     ]
-
-
-def evolution_of(times: Times, steps: int) -> tuple[Spread, Spread]:
-    """An evolution's share of a generation, and in how many steps of a unit it is SHARE."""
-    # A generation: everyone learns, the children are bred, and learn as long.
-    pairs = list(zip(times[ITSELF], times[VMAP], strict=True))
-    enough = [x / y * steps * (1 - SHARE) / SHARE for x, y in pairs]
-    return spread([x / (x + 2 * y) for x, y in pairs]), spread(enough)
 
 
 def _by(records: Records, kind: str, *order: str) -> list[Record]:
