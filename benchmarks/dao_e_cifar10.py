@@ -246,7 +246,6 @@ STUDY = Study(
     module=__name__,
     rate=RATE,
     settings={CONSTANT: lambda task: task, AUGMENTED: augmented},
-    downloads=True,
     sections=sections,
     figures=figures,
 )

@@ -12,7 +12,7 @@ from benchmarks.lab.models import Architecture, resnet
 from benchmarks.lab.records import Records
 from benchmarks.lab.report import Bar, Table, errors_above, grid, measured
 from benchmarks.lab.study import Grid, Study, command_of
-from benchmarks.lab.tasks import classification, image_splits, needed, perceptron, transformer
+from benchmarks.lab.tasks import classification, image_splits, perceptron, transformer
 from benchmarks.lab.timing import STATES
 from benchmarks.lab.training import Arm, Task, cosine
 
@@ -43,14 +43,14 @@ def _residual(source: pathlib.Path | None) -> Task:
     net = resnet(Architecture(CHANNELS, 1, stem_stride=2), channels=3, classes=10)
     return classification(
         f"ResNet-8 of {'-'.join(map(str, CHANNELS))} channels, cifar10 at 16 x 16",
-        net, image_splits("cifar10", needed("cifar10", source), half=True),
+        net, image_splits("cifar10", source, half=True),
         steps=600, batch_size=64, by_steps=True,
     )  # fmt: skip
 
 
 TASKS: Mapping[str, Callable[[pathlib.Path | None], Task]] = {
-    "mnist": lambda source: perceptron("mnist", needed("mnist", source)),
-    "fashion": lambda source: perceptron("fashion_mnist", needed("fashion_mnist", source)),
+    "mnist": lambda source: perceptron("mnist", source),
+    "fashion": lambda source: perceptron("fashion_mnist", source),
     "cifar10": _residual,
     "transformer": lambda source: transformer(
         128, 2, "character transformer of width 128, Python's help"

@@ -174,7 +174,6 @@ STUDY = Study(
     need_images=[name for name in TASKS if name.startswith("mnist")],
     module=__name__,
     rate=RATE,
-    downloads=True,
     sections=sections,
     figures=figures,
     timings=_timings,

@@ -202,7 +202,6 @@ STUDY = Study(
         "constant rate": lambda task: task,
         "cosine decay": lambda task: task._replace(schedule=cosine),
     },
-    downloads=True,
     test=False,
     sections=sections,
 )

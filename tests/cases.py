@@ -43,6 +43,7 @@ class Case:
     full_width: bool = True  # state is kept in promote_types(dtype, float32)
     passes_nan: bool = True  # a NaN gradient reaches the updates
     error: float = 0.0  # quantised: what rounding the state may change, relative
+    settings_of: str = ""  # the row that has the same code, under other settings
     large: bool = False  # hundreds of operations, which outside of jit are compiled one by one
 
     def make(self, learning_rate: Any = None, **numbers: Any) -> Any:
@@ -61,6 +62,11 @@ class Case:
     @functools.lru_cache(None, typed=True)  # noqa: B019  (rows live as long as the module)
     def _compiled(self, learning_rate: Any, **numbers: Any) -> Any:
         return with_compiled_update(self.make_eager(learning_rate, **numbers))
+
+    @property
+    def code(self) -> str:
+        """The row that stands for the code of this one."""
+        return self.settings_of or self.name
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -327,6 +333,7 @@ MIXTURES = [
         _dao_e_paper,
         0.03,
         1e-3,
+        settings_of="dao_e",
         moments={"mu": 1, "nu": 1, "previous": 2},
         **_MIXTURE,
     ),
@@ -344,7 +351,9 @@ def _narrow(
     return optabs.narrow_state(inner, codecs, block_size=2, min_size=1)
 
 
-def _quantised(name: str, error: float, codecs: Mapping[str, str] | None = None) -> Case:
+def _quantised(
+    name: str, error: float, codecs: Mapping[str, str] | None = None, settings_of: str = ""
+) -> Case:
     return Case(
         name,
         _narrow,
@@ -354,6 +363,7 @@ def _quantised(name: str, error: float, codecs: Mapping[str, str] | None = None)
         moments=_ADAM,
         full_width=False,
         large=True,
+        settings_of=settings_of,
         error=error,
         covers=("narrow_state",),
     )
@@ -361,7 +371,7 @@ def _quantised(name: str, error: float, codecs: Mapping[str, str] | None = None)
 
 NARROW = [
     _quantised("narrow_8", 0.1),
-    _quantised("narrow_bfloat16", 0.03, {"mu": "bfloat16", "nu": "bfloat16"}),
+    _quantised("narrow_bfloat16", 0.03, {"mu": "bfloat16", "nu": "bfloat16"}, "narrow_8"),
 ]
 
 CASES = NAMED + OPTIONS + PARTS + MIXTURES + NARROW

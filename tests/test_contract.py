@@ -2,10 +2,11 @@
 
 import inspect
 import itertools
+from typing import Any
 
 import optax
 import pytest
-from cases import CASES, MIXTURES, Case
+from cases import CASES, Case
 from checks import CHECKS
 from conftest import scope_of
 from trees import coarsely
@@ -15,7 +16,7 @@ import optabs
 
 def _marks(name: str, case: Case, variant: str | None) -> list[pytest.MarkDecorator]:
     marks = []
-    if variant is not None and variant != CHECKS[name].quick_variant(case):
+    if not CHECKS[name].is_quick(case, variant):
         marks.append(pytest.mark.slow)
     if case.error:
         # It leaves complex and float64 moments alone, and says so.
@@ -71,12 +72,22 @@ def test_every_public_transformation_has_a_row() -> None:
     assert uncovered([case for case in CASES if "adam_abs" not in case.covers]) == {"adam_abs"}
 
 
+def test_a_quick_run_has_every_check_of_every_row() -> None:
+    quick = {(run.values[0], run.values[1].code) for run in RUNS if not _is_slow(run)}
+    assert quick == {(run.values[0], run.values[1].code) for run in RUNS}
+    assert any(_is_slow(run) for run in RUNS)
+
+
+def _is_slow(run: Any) -> bool:
+    return any(mark.name == "slow" for mark in run.marks)
+
+
 def test_large_rows_are_one_workers() -> None:
     for run in RUNS:
         name, case, _ = run.values
         scope = scope_of(f"tests/test_contract.py::test_contract[{run.id}]")
         if case.large:
-            assert scope == ("dao_e" if case in MIXTURES else "narrow")
+            assert scope == case.code.removesuffix("_8")
         else:
             assert scope == name.removeprefix("check_")
 

@@ -13,7 +13,7 @@ import pytest
 from commands import assert_refused, assert_reported, call
 
 import optabs
-from benchmarks.lab import spreads, tasks, timing
+from benchmarks.lab import tasks, timing
 from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.records import FILE, Records
 from benchmarks.lab.timing import tree_bytes
@@ -55,7 +55,7 @@ def test_turns_rotate_end_after_the_budget_and_are_divided_round_by_round():
     results = timing.in_turns(clocks, rounds=9, seconds=1e-9)
     assert "".join(seen) == "abcbcacab"
     assert results == dict.fromkeys("abc", [1.0] * timing.FEWEST_ROUNDS)
-    assert spreads.ratio([2.0, 40.0, 6.0], [1.0, 20.0, 2.0]).median == 2.0  # by rounds
+    assert timing.ratio([2.0, 40.0, 6.0], [1.0, 20.0, 2.0]).median == 2.0  # by rounds
 
 
 def test_the_networks_have_their_sizes():

@@ -88,7 +88,7 @@ def _function(name: str, dimensions: int, condition: str) -> Task:
 def _network(name: str, source: pathlib.Path | None) -> Task:
     """A perceptron with one hidden layer on a data set."""
     if name == "mnist":
-        images = lab.image_splits(name, lab.needed(name, source), half=True)
+        images = lab.image_splits(name, source, half=True)
         train, validation, test = (
             lab.Split(split.inputs[:size], split.labels[:size])
             for split, size in zip(images, SUBSET, strict=True)

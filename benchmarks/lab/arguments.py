@@ -42,13 +42,14 @@ def some_of(
 def tasks_of(
     text: str, known: Collection[str], need_images: Collection[str], data: pathlib.Path | None
 ) -> list[str]:
-    """Known tasks from a list; for '' or 'all', all of them for which there are data."""
+    """Known tasks from a list; for '' or 'all', all of them for which there are data.
+
+    A task that is named has its images downloaded where none are given.
+    """
     names = some_of(text, "tasks", known)
-    missing = [name for name in names if name in need_images] if data is None else []
-    if missing and text not in ("", "all"):
-        raise ArgumentError(
-            f"tasks has {', '.join(missing)}, which need images; pass data, too."
-        )
+    if data is not None or text not in ("", "all"):
+        return names
+    missing = [name for name in names if name in need_images]
     if missing:
         typer.echo(f"Left out, since they need images (pass --data): {', '.join(missing)}")
     return [name for name in names if name not in missing]

@@ -106,11 +106,6 @@ class Records:
             if all(getattr(record.key, name) == value for name, value in wanted.items())
         ]
 
-    def finished(self, key: Key, config: Mapping[str, Any]) -> bool:
-        """Whether there is a record of the key, made by the same configuration."""
-        record = self.get(key)
-        return record is not None and record.config == plain(config)
-
     def add(self, record: Record) -> None:
         """Keeps a record, in place of another of its key; it is on the disk on return."""
         self._lines[record.key] = record

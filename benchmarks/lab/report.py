@@ -139,9 +139,6 @@ def write(
     title: str,
     sections: Sequence[Table | str],
     figures: Mapping[str, "Figure"] | None = None,
-    *,
-    name: str = "README.md",
-    show: bool = True,
 ) -> None:
     """Shows the tables, and writes sections and figures into a folder.
 
@@ -150,18 +147,16 @@ def write(
       title: of the file.
       sections: tables and paragraphs of Markdown, in their order.
       figures: by the name of its file, without its ending; a paragraph shows each.
-      name: of the file.
-      show: whether the tables are printed, too.
     """
     for section in sections:
-        if show and isinstance(section, Table):
+        if isinstance(section, Table):
             rich.console.Console().print(rich.markdown.Markdown(section.markdown()))
     texts = [each.markdown() if isinstance(each, Table) else each for each in sections]
     body = "\n".join(text for text in [f"# {title}\n", *texts] if text)
-    write_bytes(folder / name, body.encode())
+    write_bytes(folder / "README.md", body.encode())
     for stem, figure in (figures or {}).items():
         write_bytes(folder / f"{stem}.png", png(figure))
-    typer.echo(f"tables: {folder / name}")
+    typer.echo(f"tables: {folder / 'README.md'}")
 
 
 def png(figure: "Figure", *, bbox_inches: str | None = "tight") -> bytes:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.lab import arguments as given
 from benchmarks.lab import report, training
-from benchmarks.lab.records import Key, Records, plain, prepare_folder, record_of, rounded
+from benchmarks.lab.records import Key, Records, opened, plain, record_of, rounded
 from benchmarks.lab.training import Arm, Program, Task, curves_of, measures_of, program_of
 
 if TYPE_CHECKING:
@@ -209,7 +209,6 @@ class Study(NamedTuple):
     rate: float | None = None  # of every arm, where none is chosen from the grid
     # What else each task is trained under, by name: a batch size, a schedule.
     settings: Mapping[str, Callable[[Task], Task]] = {"": lambda task: task}
-    downloads: bool = False  # whether tasks that are named fetch images, where none are given
     test: bool = True  # whether the reported runs are scored on the test data
     sections: Callable[[Records], Sequence[report.Table | str]] | None = None
     """Of the README, in place of a table a task; the bars follow."""
@@ -326,7 +325,7 @@ def command_of(study: Study) -> Callable[..., None]:
         out: given.OutOption = None,
     ) -> None:
         names = given.some_of(arms, "arms", study.arms, separator=separator)
-        needy = () if study.downloads and tasks else study.need_images
+        needy = study.need_images
         chosen = [] if only_report else given.tasks_of(tasks, study.tasks, needy, data)
         if quick:
             chosen, seeds, steps = chosen[:1], min(seeds, 2), steps or QUICK_STEPS
@@ -334,7 +333,7 @@ def command_of(study: Study) -> Callable[..., None]:
             given.positive(steps, "steps")
         given.positive(seeds, "seeds")
         given.positive(workers, "workers")
-        records = Records(prepare_folder(out or pathlib.Path("runs") / study.name))
+        records = opened(study.name, out, only_report=only_report)
         if study.timings is not None:
             whole = [(name, study.task(name, data, steps)) for name in chosen]
             run_units(study.timings(whole, names), records)

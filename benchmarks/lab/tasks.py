@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import optabs
-from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.data import load, require
 from benchmarks.lab.models import MLP, SYMBOLS, WINDOW, Network, Transformer, network
 from benchmarks.lab.training import Task
@@ -259,19 +258,12 @@ def transformer(
     )  # fmt: skip
 
 
-def needed(name: str, source: pathlib.Path | None) -> pathlib.Path:
-    """Where the images of a data set are; raises ArgumentError where that was not said."""
-    if source is None:
-        raise ArgumentError(f"tasks that learn from {name} need images; pass data, too.")
-    return source
-
-
 def small_images(name: str, source: pathlib.Path | None, **options: Any) -> Task:
     """A small perceptron on images at half their size; `also` goes into the title."""
     title = f"MLP 196-32-10, {name.replace('_', ' ')} at 14 x 14"
     return classification(
         title + options.pop("also", ""),
-        mlp(196, 32, 10), image_splits(name, needed(name, source), half=True),
+        mlp(196, 32, 10), image_splits(name, source, half=True),
         steps=2000, batch_size=64, **options,
     )  # fmt: skip
 

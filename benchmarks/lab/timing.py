@@ -5,10 +5,11 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 FEWEST_ROUNDS = 3
@@ -27,6 +28,33 @@ _INSTRUCTION = re.compile(r"= (\([^)]*\)|\S+) ([a-z][\w-]*)\(")  # shape and opc
 _KERNELS = ("fusion", "copy", "call", "custom-call")
 
 median = statistics.median
+
+
+class Spread(NamedTuple):
+    """A median with its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def percent(self) -> "Spread":
+        """A hundred times as much."""
+        return Spread(*(100 * part for part in self))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return Spread(float(median), float(low), float(high))
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """Ours over theirs, round by round: a slow moment of the machine slows both."""
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def in_turns(

@@ -1,6 +1,5 @@
 """Times of steps, compilations, epochs and populations; contenders in turns in one run."""
 
-import pathlib
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from benchmarks.lab import arguments as given
 from benchmarks.lab import report
-from benchmarks.lab.records import Records, prepare_folder
+from benchmarks.lab.records import opened
 from benchmarks.lab.study import Unit, run_units
 from benchmarks.lab.timing import FULL, STATES
 from benchmarks.timing import programs, steps, tables
@@ -65,7 +64,7 @@ def command(
             "fit": lambda: programs.fit_units(rounds),
             "population": lambda: programs.population_units(rounds),
         }[subject]()
-    records = Records(prepare_folder(out or pathlib.Path("runs/timing")))
+    records = opened("timing", out, only_report=only_report)
     run_units(list(units)[: 1 if quick else None], records)
     sections: list[report.Table | str] = []
     for kind, (_, title, sections_of) in SUBJECTS.items():

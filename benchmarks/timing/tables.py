@@ -8,8 +8,7 @@ import numpy as np
 
 from benchmarks.lab.records import Record, Records
 from benchmarks.lab.report import Bar, Table, bars_table
-from benchmarks.lab.spreads import Spread, ratio, spread
-from benchmarks.lab.timing import FULL, MODES, median
+from benchmarks.lab.timing import FULL, MODES, Spread, median, ratio, spread
 from benchmarks.timing import programs
 from benchmarks.timing.programs import EVOLVE, ITSELF, LEARNING, RATIOS, VMAP
 from benchmarks.timing.steps import ADAM, ALONE, BASELINES, COPY, DAO_E, NETWORKS, OURS

@@ -1,10 +1,16 @@
 """Which checks there are, which rows each is for, and in which variants it runs."""
 
 import zlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
-from cases import Case
+from cases import CASES, Case
+
+T = TypeVar("T")
+
+
+def _one(choices: Sequence[T], of: str) -> T:
+    return choices[zlib.crc32(of.encode()) % len(choices)]
 
 
 class Check(NamedTuple):
@@ -20,10 +26,13 @@ class Check(NamedTuple):
         for each in self.variants if variant is None else [variant]:
             self.function(case, each)
 
-    def quick_variant(self, case: Case) -> str:
-        """The one that a quick run has of this row: each variant has some rows."""
-        pair = f"{self.function.__name__}-{case}".encode()
-        return self.variants[zlib.crc32(pair) % len(self.variants)]
+    def is_quick(self, case: Case, variant: str | None) -> bool:
+        """whether a quick run has it: one variant, and one of a row's settings, by hash."""
+        name = self.function.__name__
+        settings = [each.name for each in CASES if each.code == case.code]
+        variants = self.variants or (None,)
+        chosen = _one(settings, name), _one(variants, f"{name}-{case}")
+        return (case.name, variant) == chosen
 
     def applies(self, case: Case) -> bool:
         if self.replaces is not None:
