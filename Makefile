@@ -17,7 +17,7 @@ DOCS_PORT ?= 8000
 demo: $(VENV)/.benchmarks  ## the main job on embedded data: tables and a picture, in ./runs
 	$(BIN)/python -m benchmarks optimabs
 
-test: $(VENV)/.development  ## every test but the slow ones, and all docstring examples
+test: $(VENV)/.development  ## the quick tests, and all docstring examples
 	$(PYTEST) $(TESTS)
 
 test-slow: $(VENV)/.development  ## those that `make test` leaves out
@@ -62,7 +62,7 @@ docs: pages  ## builds the pages and serves them on localhost:$(DOCS_PORT)
 wheel: $(VENV)/.development
 	$(BIN)/python -m build --wheel --outdir dist .
 
-check: lint types test-all notebooks pages wheel  ## what continuous integration runs, and the slow tests
+check: lint types test-all notebooks pages wheel  ## what continuous integration runs
 
 peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for timing
 	$(INSTALL) "torch==2.13.0"

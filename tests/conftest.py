@@ -67,12 +67,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def scope_of(nodeid: str) -> str:
     """What one worker runs in a row, because it shares what is compiled.
 
-    A file; of the contract, the rows of a check, which have its operations in common, or all
-    checks of the large rows, which have most operations for themselves.
+    A file; of the contract, the rows of a module's checks, which have operations in common,
+    or all checks of the large rows, which have most operations for themselves.
     """
     path, _, test = nodeid.partition("::")
     found = re.fullmatch(r"test_contract\[(\w+)-((dao_e|narrow)?.*)\]", test)
-    return path if found is None else found[3] or found[1]
+    if found is None:
+        return path
+    from checks import CHECKS  # only the process that schedules needs it
+
+    return found[3] or CHECKS[f"check_{found[1]}"].function.__module__
 
 
 _EVERY = 4  # rows of a parametrised test

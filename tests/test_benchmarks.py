@@ -19,6 +19,7 @@ from benchmarks.lab.tasks import Split, classification, digits_splits, mlp
 from benchmarks.lab.training import Arm, Task
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on_and_a_finished_one_makes_nothing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -37,6 +38,7 @@ def test_an_interrupted_study_goes_on_and_a_finished_one_makes_nothing(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_optimabs_trains_times_and_reports(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +59,7 @@ def test_optimabs_trains_times_and_reports(
         assert np.all(np.diff(run.result["curves"]["loss"][::10]) < 0)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_finished_runs_and_nothing_half_written(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +75,7 @@ def test_a_full_disk_leaves_finished_runs_and_nothing_half_written(
     assert not any("test_accuracy" in record.result for record in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["optimabs", "steady", "narrow", "codecs", "longest_step", "gadam"]
 )
@@ -137,6 +141,7 @@ def test_an_epoch_visits_every_image_once_and_is_timed_for_all_arms_together() -
     assert unit.config["steps"] == 1300 // 64
 
 
+@pytest.mark.slow
 def test_permuted_pixels_are_those_of_the_phase() -> None:
     plain, task = steady.TASKS["digits"](None), steady.TASKS["digits-permuted"](None)
     params, statistics = task.init(jax.random.key(0))
@@ -170,6 +175,7 @@ def small(source: pathlib.Path | None) -> Task:
     return classification("digits", mlp(64, 32, 10), digits_splits(), steps=20, batch_size=32)
 
 
+@pytest.mark.slow
 def test_narrow_judges_what_it_trained(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

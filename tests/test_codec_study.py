@@ -29,6 +29,7 @@ def test_the_exact_average_is_that_of_the_gradients() -> None:
     np.testing.assert_allclose(now[0], exact, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_codec_and_a_frozen_average_is_seen() -> None:
     """To nearest in bfloat16 a mean that is steady in the end stood still on its way there."""
     found = codecs.measured(
@@ -47,6 +48,7 @@ def test_errors_are_those_of_the_codec_and_a_frozen_average_is_seen() -> None:
     assert nearest > 10 * stochastic
 
 
+@pytest.mark.slow
 def test_command_writes_records_tables_and_a_picture(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

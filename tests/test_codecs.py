@@ -78,6 +78,7 @@ def node_of(codec: Codec, codes: np.ndarray, blocks: int) -> Any:
     return codec.node(jnp.asarray(codes), jnp.full((len(codes), blocks), 3.0))
 
 
+@pytest.mark.slow
 @OF_BLOCKS
 def test_every_code_is_read_and_written_back(codec: Codec) -> None:
     last = 255 if codec.sizes else 127
@@ -116,6 +117,7 @@ def test_blocks_of_any_range_have_steps_as_fine_as_their_codes_allow(
         assert np.all(found > 0)
 
 
+@pytest.mark.slow
 @FLOATS
 def test_a_number_rounds_up_by_a_cell_at_most(codec: Codec) -> None:
     """What bounds the growth of a step in one encoding: 1.25 for mu, 1 / 1.125 for nu."""
@@ -157,6 +159,7 @@ def test_numbers_below_the_least_normal_one(codec: Codec) -> None:
                 assert np.all(found <= np.maximum(value, found[found > 0].min(initial=1.0)))
 
 
+@pytest.mark.slow
 @ALL
 def test_only_zeros_become_zeros(codec: Codec) -> None:
     value = numbers(codec, 3.0)
@@ -230,6 +233,7 @@ def test_bytes_of_an_entry(codec: Codec) -> None:
     assert others.shape == (16, 4)
 
 
+@pytest.mark.slow
 @ALL
 def test_a_salt_may_be_used_again_in_another_trace(codec: Codec) -> None:
     for value in (numbers(codec), 2 * numbers(codec)):

@@ -81,6 +81,7 @@ def kernels(optimizer: optax.GradientTransformation, leaves: int) -> int:
     return len({body for body in plain if "[16,16]" in body})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["narrow_state", "dao_e"])
 def test_leaves_of_one_shape_share_their_kernels(form: str) -> None:
     # The order in which equal kernels read their operands may differ.
@@ -97,6 +98,7 @@ def test_a_constant_of_its_own_gives_each_leaf_a_kernel() -> None:
     assert kernels(optax.stateless(update), 8) == 2 * kernels(optax.stateless(update), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 def test_a_barrier_changes_neither_numbers_nor_slopes(compiled: bool) -> None:
     def squares(x: jax.Array) -> jax.Array:

@@ -89,7 +89,7 @@ def test_large_rows_are_one_workers() -> None:
         if case.large:
             assert scope == case.code.removesuffix("_8")
         else:
-            assert scope == name.removeprefix("check_")
+            assert scope == CHECKS[name].function.__module__
 
 
 def test_names_are_unique() -> None:

@@ -42,6 +42,7 @@ def test_the_new_row_passes_checks(shown: dict[str, Any], name: str) -> None:
     CHECKS[name].run(row)
 
 
+@pytest.mark.slow
 def test_the_new_check_accepts_the_row_and_rejects_its_control(shown: dict[str, Any]) -> None:
     name = "check_a_rate_of_zero_moves_nothing"
     new = checks.registry.CHECKS[name]
@@ -51,6 +52,7 @@ def test_the_new_check_accepts_the_row_and_rejects_its_control(shown: dict[str, 
         new.run(control.case)
 
 
+@pytest.mark.slow
 def test_the_new_study_runs(shown: dict[str, Any], tmp_path: pathlib.Path) -> None:
     study, records = shown["STUDY"], Records(tmp_path)
     run_units(study.units(["digits"], ["adam", "abs_0.99"], seeds=2, steps=20), records)

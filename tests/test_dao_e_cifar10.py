@@ -80,6 +80,7 @@ def test_a_block_adds_to_its_shortcut():
     assert alone.shape == (2, 2, 2, 5)
 
 
+@pytest.mark.slow
 def test_a_run_through_the_command_line(source, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "PIECE", 9)
     line = f"dao_e_cifar10 --data {source} --tasks tiny --seeds 1 --arms dao_e"
@@ -99,6 +100,7 @@ def test_a_run_through_the_command_line(source, tmp_path, monkeypatch):
     np.testing.assert_allclose([rate(step) for step in range(11)], expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_committed_records_give_the_committed_tables(source, tmp_path, monkeypatch):
     assert_reported("dao_e_cifar10", tmp_path, monkeypatch)
 

@@ -94,6 +94,7 @@ def on_one_device() -> Any:
     return run_all(*jax.tree.map(jnp.asarray, (network(), images(STEPS))))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", SPREAD)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_eight_devices(kind: AxisType, layout: str, on_one_device: Any) -> None:

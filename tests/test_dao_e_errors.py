@@ -220,6 +220,7 @@ TRACE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("name", TRACE)
 def test_at_the_first_trace(name: str, compiled: bool) -> None:
@@ -290,6 +291,7 @@ def test_gradients_parameters_and_state_belong_together(name: str) -> None:
     assert_sentence(str(error.value))
 
 
+@pytest.mark.slow
 def test_a_large_tree_is_shown_where_it_changed() -> None:
     listing = stateless(lambda tree: {**tree, "layer_number_31": {"w": jnp.ones(2)}})
     optimizer = optabs.dao_e(experts={"more": listing})

@@ -53,6 +53,7 @@ def run(request: pytest.FixtureRequest) -> Any:
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-20, 1e-10, 2.0**-60, 2.0**60, 1e10, 1e20])
 def test_the_scale_of_the_loss_changes_nothing(run: Any, scale: float) -> None:
     wanted, ours = run(1.0, 1.0), run(scale, 1.0)
@@ -60,6 +61,7 @@ def test_the_scale_of_the_loss_changes_nothing(run: Any, scale: float) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), ours, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump", [1e-20, 1e20])
 def test_a_scale_that_jumps_leaves_everything_finite(run: Any, jump: float) -> None:
     weights, multiplier, params = run(1.0, jump)
@@ -108,6 +110,7 @@ class TestOneThatWasShutOut:
         feedback = Feedback(products, jnp.float32(1.0), jnp.int32(7))
         return control.learn(controller, state, feedback, None)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", CONTROLLERS)
     def test_the_others_learn_as_if_it_did_not_exist(self, name: str) -> None:
         controller = CONTROLLERS[name]._replace(floor=0.0, multiplier_rate=None, decay=0.0)
@@ -119,6 +122,7 @@ class TestOneThatWasShutOut:
         # Its own bias moves with the centre of all alone: theirs moved by as much up as down.
         assert float(three.matrix[0, 2, 0]) == pytest.approx(-0.3, abs=1e-6)
 
+    @pytest.mark.slow
     def test_its_zero_would_have_been_evidence(self) -> None:
         """A control: a product of 0 of an expert that did move counts."""
         controller = Controller(floor=0.0, multiplier_rate=None, decay=0.0)

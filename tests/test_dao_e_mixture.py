@@ -44,6 +44,7 @@ def programs(optimizer: Any) -> list[str]:
 
 
 class TestOneAndEqualExperts:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "features"),
         [("adam", ()), ("lion", ()), ("sgd", optabs.features.LEARNING)],
@@ -65,6 +66,7 @@ class TestOneAndEqualExperts:
             position = optax.apply_updates(position, updates)
         assert_equal(mixed_state.experts["only"].inner, state)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("rule", ["relative", "adam"])
     def test_equal_ones_are_that_expert(self, rule: Any) -> None:
         controller = PLAIN._replace(rule=rule)
@@ -74,6 +76,7 @@ class TestOneAndEqualExperts:
         assert_close(positions, wanted, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(states.controller.mixing, 1 / 3, atol=1e-3)
 
+    @pytest.mark.slow
     def test_the_order_of_the_mapping_is_free(self) -> None:
         forth, back = (
             programs(optabs.dao_e(experts=dict(order)))
@@ -81,6 +84,7 @@ class TestOneAndEqualExperts:
         )
         assert forth == back
 
+    @pytest.mark.slow
     def test_the_default_experts_are_the_papers(self) -> None:
         named = {name: make(1e-3) for name, make in MAKERS.items()}
         wanted = programs(optabs.dao_e(experts=named))
@@ -105,6 +109,7 @@ ANY_KIND: Mapping[str, Any] = {
 
 
 class TestAnyExpert:
+    @pytest.mark.slow
     def test_uniform_is_the_mean_and_each_keeps_its_own_state(self) -> None:
         optimizer = optabs.dao_e(experts=ANY_KIND, controller=Controller.uniform())
 
@@ -167,6 +172,7 @@ def fragile(rate: float) -> optax.GradientTransformationExtraArgs:
 
 
 class TestFailingExperts:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "controller", [Controller(), Controller.paper()], ids=["measured", "paper"]
     )
@@ -199,6 +205,7 @@ class TestFailingExperts:
         counts = optax.tree.get_all_with_path(states.experts["adam"].inner, "count")
         assert {int(count[-1]) for _, count in counts} == {20}
 
+    @pytest.mark.slow
     def test_all_are_shut_out_and_nothing_moves(self) -> None:
         optimizer = optabs.dao_e(
             experts={"a": fragile(0.1), "b": fragile(0.2)}, features=optabs.features.LEARNING
@@ -212,6 +219,7 @@ class TestFailingExperts:
             assert_equal(now, before)
         assert int(states.count[-1]) == 10 - sick.sum()
 
+    @pytest.mark.slow
     def test_a_gradient_that_is_not_finite_changes_nothing(self) -> None:
         not_a_number, infinite = (
             jax.tree.map(lambda leaf, x=entry: leaf.at[(0,) * leaf.ndim].set(x), GRADS[5])

@@ -66,6 +66,7 @@ def numbers(count: int, seed: int = 0) -> np.ndarray:
 
 
 class TestStandardisation:
+    @pytest.mark.slow
     def test_running_moments_against_numpy(self) -> None:
         """A drifting, a large, a rare and a never finite number."""
         steps = 300
@@ -104,6 +105,7 @@ class TestStandardisation:
 
 
 class TestAbsence:
+    @pytest.mark.slow
     @pytest.mark.parametrize("controller", [MEASURED, optabs.Controller.paper()])
     @pytest.mark.parametrize(
         ("missing", "columns"), [("batch", BATCH_COLUMNS), ("value", LOSS_COLUMNS)]
@@ -133,6 +135,7 @@ class TestAbsence:
         assert np.all(inputs[:, columns] == 0)
         assert np.all(np.delete(inputs, columns, axis=1) != 0)
 
+    @pytest.mark.slow
     def test_a_loss_that_is_not_finite_is_absent_for_its_steps(self) -> None:
         losses = 3 * numbers(40, 5)[:, 0]
         losses[[5, 8, 20, 21]] = np.nan, np.inf, -np.inf, np.nan
@@ -152,6 +155,7 @@ class TestAbsence:
         for leaf in jax.tree.leaves(states):
             assert np.isfinite(leaf).all()
 
+    @pytest.mark.slow
     def test_the_gradients_variance_is_unknown_in_the_first_step(self) -> None:
         """The mean of what is known later is not that of log(1e-30) and the rest."""
         optimizer, params = two(MEASURED, *features.ALL), jnp.ones(3)
@@ -171,6 +175,7 @@ MIXED = two(MEASURED, *features.ALL)
 ANYTHING = jax.jit(lambda *xs: walked(MIXED, xs[0], xs[1], value=xs[2], batch=xs[3]))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     hnp.arrays(np.float32, (STEPS, 3), elements=ANY | HARMLESS),
@@ -222,6 +227,7 @@ class TestGradientVariance:
             means = [mean + rate * away for mean, away in zip(means, aways, strict=True)]
         return np.asarray(estimate), true
 
+    @pytest.mark.slow
     def test_independent_noise_about_a_mean(self) -> None:
         random = np.random.default_rng(7)
         runs = [
@@ -232,6 +238,7 @@ class TestGradientVariance:
         # The mean of about 2100 squares of normal numbers.
         assert estimate.mean() == pytest.approx(true.mean(), rel=0.15)
 
+    @pytest.mark.slow
     def test_noise_along_one_direction_of_one_sign(self) -> None:
         """Where the plain sum of a leaf would be off by its number of entries."""
         random = np.random.default_rng(8)
@@ -244,6 +251,7 @@ class TestGradientVariance:
         ratio = np.median(estimate / true)
         assert 0.2 < ratio < 5
 
+    @pytest.mark.slow
     def test_numbers_are_measured_exactly(self) -> None:
         random = np.random.default_rng(9)
         estimate, true = self.measured(list(np.float32(random.normal(size=(3, 2, 150)))))

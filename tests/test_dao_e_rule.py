@@ -91,6 +91,7 @@ def program(controller: Controller) -> Callable[..., Any]:
 
 
 class TestTheRule:
+    @pytest.mark.slow
     @pytest.mark.parametrize("features", [(), (GIVEN,)], ids=["b", "W f + b"])
     @pytest.mark.parametrize("name", ["measured", "paper"])
     def test_the_defaults(self, name: str, features: Any) -> None:
@@ -104,6 +105,7 @@ class TestTheRule:
         wanted = by_hand(CONTROLLERS[name], ALL, with_features=bool(features))
         assert_follows(wanted, positions, states.controller)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", CONTROLLERS)
     def test_each_part_on_and_off(self, name: str) -> None:
         numbers = numbers_of(CONTROLLERS[name])
@@ -120,6 +122,7 @@ class TestTheRule:
         wanted = by_hand(Controller(), names, with_features=False, with_loss=False)
         assert_follows(wanted, positions, states.controller)
 
+    @pytest.mark.slow
     def test_no_part_is_idle(self) -> None:
         """Each setting above ends elsewhere than every other, so none is checked in vain."""
         controllers = [c for c in CONTROLLERS.values() if c.rate is not None]
@@ -135,6 +138,7 @@ class TestTheMultiplier:
     STEEP = Controller(multiplier_rate=0.1, rate_floor=1.0, shrink=1.0)
     ONE = optabs.dao_e(experts={"sgd": optabs.sgd(0.01)}, controller=STEEP, previous="float32")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("sign", "end"), [(1.0, 3.0), (-1.0, -7.0)])
     def test_it_stays_in_its_range(self, sign: float, end: float) -> None:
         """Gradients that agree for ever, and gradients that turn around in every step."""

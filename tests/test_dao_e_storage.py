@@ -194,6 +194,7 @@ def begun(storage: Any, count: int) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("storage", STORAGES)
 class TestTraining:
+    @pytest.mark.slow
     def test_a_restored_state_continues_bit_for_bit(
         self, storage: Any, tmp_path: Path
     ) -> None:
@@ -208,6 +209,7 @@ class TestTraining:
             advanced(storage, *restored, range(5, 10)), advanced(storage, *saved, range(5, 10))
         )
 
+    @pytest.mark.slow
     def test_a_real_problem_in_complex_dress_is_the_same(self, storage: Any) -> None:
         turn = np.complex64(0.6 + 0.8j)
         params = placed(position())
@@ -226,6 +228,7 @@ class TestTraining:
             turned.controller.mixing, state.controller.mixing, atol=atol
         )
 
+    @pytest.mark.slow
     def test_narrow_storage_hardly_moves_the_weights(self, storage: Any) -> None:
         ours, wanted = (begun(each, 20)[1].controller.mixing for each in (storage, "float32"))
         atol = {"float32": 0.0, "bfloat16": 0.01, "int8": 0.01, "thinned": 0.3}[storage]
@@ -233,6 +236,7 @@ class TestTraining:
         assert np.abs(wanted - 0.5).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("storage", ["int8", "thinned"])
 def test_sharded_leaves(storage: Any, kind: AxisType) -> None:

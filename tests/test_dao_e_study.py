@@ -63,6 +63,7 @@ def test_every_task_has_a_finite_loss_and_a_gradient_for_all_parameters(name):
     assert (task.scope == "few") == (name in ("long", "transformer"))
 
 
+@pytest.mark.slow
 def test_data_drift_as_they_say():
     task = {name: TASKS[name](None) for name in ("noisy_labels", "new_class", "brighter")}
     # As many places as would be drawn in a hundred steps.
@@ -83,6 +84,7 @@ def test_data_drift_as_they_say():
     assert float(task["brighter"].validation.inputs.min()) == 1.0
 
 
+@pytest.mark.slow
 def test_every_arm_builds_under_a_schedule_momentum_and_decay():
     plain, decay = tasks.quadratic()._replace(steps=6), TASKS["decay"](pathlib.Path())
     hard = plain._replace(schedule=decay.schedule, wrap=decay.wrap)
@@ -162,6 +164,7 @@ def test_ratios_and_differences_are_paired_by_seed():
     assert report._ratio(runs, "dao_e", "area", "features", [A]) == "2.000"
 
 
+@pytest.mark.slow
 def test_the_committed_records_give_the_committed_tables(tmp_path, monkeypatch):
     assert_reported("dao_e", tmp_path, monkeypatch)
     runs = Runs(Records(tmp_path))
@@ -171,6 +174,7 @@ def test_the_committed_records_give_the_committed_tables(tmp_path, monkeypatch):
             assert rates == study.rates_in(setting, config["rates"]["tuned"])
 
 
+@pytest.mark.slow
 def test_finalists_see_the_test_data_and_ablations_do_not(tmp_path, monkeypatch):
     def mostly_invented(task, arm, *, test):
         if arm.label == "DAO-E" and task.scope == "all":

@@ -81,6 +81,7 @@ def without_features() -> Any:
 
 
 class TestLoops:
+    @pytest.mark.slow
     def test_scan_is_the_loop_of_compiled_steps(self, donating: Callable[..., Any]) -> None:
         params = regression.params()
         state = MIXED.init(params)
@@ -89,6 +90,7 @@ class TestLoops:
         assert_close((params, state), trained(MIXED), rtol=1e-4, atol=1e-5)
         assert list(state.observing.seen) == [8, 8, 8, 8, 7, 8, 7]
 
+    @pytest.mark.slow
     def test_donated_buffers_are_used(self, donating: Callable[..., Any]) -> None:
         params = regression.params()
         state = MIXED.init(params)
@@ -97,6 +99,7 @@ class TestLoops:
             params, state = donating(params, state, batch)
             assert all(leaf.is_deleted() for leaf in given)
 
+    @pytest.mark.slow
     def test_fit_passes_the_loss_and_the_batch(self) -> None:
         optimizer = optabs.dao_e(0.1, FACTORIES, features=optabs.features.ALL)
         result = optabs.fit(
@@ -115,6 +118,7 @@ class TestLoops:
 
 
 class TestWrappers:
+    @pytest.mark.slow
     def test_clipping_before_and_decay_after(self) -> None:
         """The mixture sees clipped gradients, and has no share in the decay."""
         chained = optax.chain(
@@ -130,6 +134,7 @@ class TestWrappers:
             theta = jax.tree.map(lambda p, u: p + u - 0.01 * p, theta, updates)
         assert_close((params, state[1]), (theta, own), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_multi_steps_is_one_step_on_the_mean(self) -> None:
         _, state = trained(optax.MultiSteps(TOLD, 2))
         params, own = regression.params(), TOLD.init(regression.params())
@@ -142,6 +147,7 @@ class TestWrappers:
             params = optax.apply_updates(params, updates)
         assert_close(state.inner_opt_state, own, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_an_injected_rate_changes_without_another_compilation(self) -> None:
         injected = injecting(PLAIN)
         traces = []
@@ -161,6 +167,7 @@ class TestWrappers:
         assert not np.array_equal(step(still, state, batch)[0]["w"], still["w"])
         assert len(traces) == 1
 
+    @pytest.mark.slow
     def test_nnx_optimizer_is_the_loop_on_its_parameters(self) -> None:
         model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
         optimizer = nnx.Optimizer(model, TOLD, wrt=nnx.Param)
@@ -202,6 +209,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 
 class TestMixingWeights:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", WRAPPERS)
     def test_inside(self, name: str, without_features: Any) -> None:
         _, state = trained(WRAPPERS[name](PLAIN))

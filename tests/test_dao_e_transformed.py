@@ -38,6 +38,7 @@ def trained(
     return params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec("x")], ids=str)
 def test_inside_shard_map(spec: PartitionSpec, check_vma: bool) -> None:
@@ -101,6 +102,7 @@ COMPILED = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_strict")
 @COMPILED
 @pytest.mark.parametrize(

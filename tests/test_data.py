@@ -175,6 +175,7 @@ def test_bad_arguments_and_missing_packages_are_named(tmp_path, monkeypatch):
             data.load(name)
 
 
+@pytest.mark.slow
 def test_files_are_fetched_once_through_tfds_without_tensorflow(
     tmp_path, monkeypatch, published
 ):

@@ -56,6 +56,7 @@ def test_optimizers(case: Case, compiled: Any) -> None:
             _, state = update(grads, state, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [eager, jax.jit])
 @pytest.mark.parametrize("name", NAMES)
 def test_losses(name: str, compiled: Any) -> None:
@@ -88,6 +89,7 @@ def test_fit(options: dict[str, Any]) -> None:
     assert all(np.isfinite(column).all() for column in result.history.values())
 
 
+@pytest.mark.slow
 def test_fit_with_checkpoints(tmp_path: pathlib.Path) -> None:
     for epochs in (2, 4):
         optabs.fit(
@@ -101,6 +103,7 @@ def test_fit_with_checkpoints(tmp_path: pathlib.Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_gadam_runs(tmp_path: pathlib.Path) -> None:
     learner = optabs.gadam(population_size=4, batch_size=2, validation_batch_size=3)
     for generations in (2, 3):
@@ -116,6 +119,7 @@ def test_gadam_runs(tmp_path: pathlib.Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_gadam_step_by_step() -> None:
     learner = optabs.gadam(population_size=2, inheritance="crossover")
     state = learner.init(jax.random.key(KEY), init_fn)

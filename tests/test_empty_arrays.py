@@ -30,6 +30,7 @@ def loss_fn(params: Any, batch: Any) -> jax.Array:
     return optabs.losses.mse(predictions, y).mean() + jnp.sum(jnp.asarray(NOTHING))
 
 
+@pytest.mark.slow
 def test_fit_keeps_and_goes_on(tmp_path: pathlib.Path) -> None:
     def train(epochs: int, folder: pathlib.Path | None = None) -> Any:
         return optabs.fit(
@@ -47,6 +48,7 @@ def test_fit_keeps_and_goes_on(tmp_path: pathlib.Path) -> None:
     chex.assert_trees_all_equal(train(4, tmp_path).params, train(4).params, strict=True)
 
 
+@pytest.mark.slow
 def test_gadam_keeps_and_goes_on(tmp_path: pathlib.Path) -> None:
     learner = optabs.gadam(population_size=2, batch_size=4)
 

@@ -33,6 +33,7 @@ def test_vanilla_descent_is_the_loop_by_hand(name: str) -> None:
     assert result.message == "not converged: stopped after 30 epochs, 30 steps."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 5, 11, COUNT])
 def test_mini_batches_are_the_loop_by_hand(size: int) -> None:
     optimizer = ADAM
@@ -81,6 +82,7 @@ def test_an_epoch_visits_every_instance_once_in_another_order() -> None:
     assert seen[:10] != seen[10:]
 
 
+@pytest.mark.slow
 def test_keys_give_other_orders_and_the_same_key_the_same_bits() -> None:
     def trained(key: jax.Array | None) -> Any:
         return optabs.fit(
@@ -140,6 +142,7 @@ def test_params_tolerance_stops_where_no_parameter_moves_by_more() -> None:
     assert both.steps < result.steps  # the first test that is met stops it
 
 
+@pytest.mark.slow
 def test_max_steps_stops_inside_an_epoch_which_keeps_a_row() -> None:
     def after(steps: int | None) -> Any:
         return optabs.fit(
@@ -196,6 +199,7 @@ def test_validation_loss_and_metrics_are_taken_at_the_end_of_each_epoch() -> Non
         np.testing.assert_allclose(result.history[name][-1], value, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_parameters_before() -> None:
     inputs, targets = regression.data()
     poisoned = (inputs.at[13, 0].set(jnp.nan), targets)

@@ -23,6 +23,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [1, 2, 3, 4])
 def test_interrupted_after_some_calls(
     calls: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
@@ -43,6 +44,7 @@ def test_interrupted_after_some_calls(
     assert_same(train(tmp_path / "run"), whole)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_and_not_trained_again(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,11 +55,13 @@ def test_a_finished_run_is_read_and_not_trained_again(
     assert contents(tmp_path / "run") == kept
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on(tmp_path: pathlib.Path) -> None:
     train(tmp_path / "run", epochs=10)
     assert_same(train(tmp_path / "run", epochs=20), train(epochs=20))
 
 
+@pytest.mark.slow
 def test_inside_an_epoch(tmp_path: pathlib.Path) -> None:
     train(tmp_path / "run", max_steps=13)
     assert_same(train(tmp_path / "run"), train())
@@ -101,6 +105,7 @@ def test_killed_at_any_moment(tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_announced_and_the_one_before_taken(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -116,6 +121,7 @@ def test_a_damaged_checkpoint_is_announced_and_the_one_before_taken(
     assert_same(result, train())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_and_never_deleted(tmp_path: pathlib.Path) -> None:
     train(tmp_path / "run", max_steps=7)
     train(tmp_path / "run", max_steps=13)
@@ -127,6 +133,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_never_deleted(tmp_path: pathlib.P
     assert [name.rsplit("_", 1)[0] for name in aside] == ["unread_step_13"]
 
 
+@pytest.mark.slow
 def test_other_folders_beside_the_checkpoints_are_left_alone(tmp_path: pathlib.Path) -> None:
     train(tmp_path / "run", max_steps=7)
     for name in ("3", "2024", "notes"):
@@ -158,6 +165,7 @@ def test_damaged_checkpoints_only(tmp_path: pathlib.Path) -> None:
         train(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_bad_loss_leaves_the_last_good_checkpoint(tmp_path: pathlib.Path) -> None:
     inputs, targets = regression.data()
     poisoned = (inputs.at[3].set(jnp.nan), targets)

@@ -171,6 +171,7 @@ def test_labels_out_of_range_are_found_before_training(
     assert "check" not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_labels_are_checked_too(kind: AxisType) -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
@@ -189,6 +190,7 @@ def test_sharded_labels_are_checked_too(kind: AxisType) -> None:
                 optabs.fit(*arguments, batch_size=size, epochs=1)
 
 
+@pytest.mark.slow
 def test_labels_in_range_train() -> None:
     labels = (INPUTS[:, 0] > 0).astype(jnp.int32)
     result = optabs.fit(

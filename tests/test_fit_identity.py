@@ -14,6 +14,7 @@ from regression import loss_fn
 import optabs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
@@ -46,6 +47,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_alone(
     assert contents(tmp_path / "run") == kept
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model(tmp_path: pathlib.Path) -> None:
     def loss(params: Any, batch: Any) -> jax.Array:
         inputs, targets = batch
@@ -56,6 +58,7 @@ def test_a_checkpoint_of_another_model(tmp_path: pathlib.Path) -> None:
         train(tmp_path / "run", params={"w": jnp.ones((3, 2))}, loss_fn=loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [lambda loss: loss, jax.jit], ids=["plain", "jitted"])
 def test_constants_of_the_loss_are_part_of_the_run(
     wrapped: Callable[..., Any], tmp_path: pathlib.Path
@@ -80,6 +83,7 @@ def test_a_shorter_run_than_the_one_kept_is_refused(
     assert contents(tmp_path / "run") == kept
 
 
+@pytest.mark.slow
 def test_losses_with_checks_resume_whatever_was_traced_before(tmp_path: pathlib.Path) -> None:
     inputs, targets = regression.data()
     classes = (targets[:, 0] > 0).astype(jnp.int32)

@@ -26,6 +26,7 @@ import optabs
 from optabs.training import loop, program
 
 
+@pytest.mark.slow
 def test_what_is_given_is_neither_changed_nor_donated() -> None:
     params, data = regression.params(), regression.data()
     first = optabs.fit(loss_fn, params, optabs.adam(0.1), data, epochs=2)
@@ -137,6 +138,7 @@ def test_multi_steps_is_taken_as_it_is() -> None:
     assert_close(ours.params, two.params)
 
 
+@pytest.mark.slow
 def test_line_searches_and_plateaus_work() -> None:
     result = optabs.fit(
         loss_fn, regression.params(), optax.lbfgs(), regression.data(), epochs=20
@@ -168,6 +170,7 @@ def test_double_precision() -> None:
         assert result.params["w"].dtype == jnp.float64
 
 
+@pytest.mark.slow
 def test_a_flax_model() -> None:
     model = nnx.Sequential(
         nnx.Linear(3, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 2, rngs=nnx.Rngs(1))
@@ -184,6 +187,7 @@ def test_a_flax_model() -> None:
     assert loss(nnx.state(model), regression.data()) < before / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("size", [None, 16, 6])
 def test_sharded_data_train_as_on_one_device(kind: AxisType, size: int | None) -> None:

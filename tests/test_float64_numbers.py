@@ -55,6 +55,7 @@ def test_a_wide_leaf_has_a_wide_offset() -> None:
         assert [leaf.dtype.name for leaf in eval_params.values()] == ["float32", "float64"]
 
 
+@pytest.mark.slow
 def test_the_rest() -> None:
     key = jax.random.key(0)
     with jax.enable_x64(True):

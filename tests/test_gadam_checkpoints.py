@@ -41,7 +41,8 @@ def assert_same(ours: optabs.GadamResult, theirs: optabs.GadamResult) -> None:
     assert ours.message == theirs.message
 
 
-@pytest.mark.parametrize("made", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("made", [1, 2])
 def test_interrupted_between_generations(
     made: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def newest(folder: pathlib.Path) -> int:
     return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_and_more_generations_go_on(tmp_path: pathlib.Path) -> None:
     first = networks.run(checkpoint_dir=tmp_path / "run")
     assert_same(networks.run(checkpoint_dir=tmp_path / "run"), first)
@@ -125,6 +127,7 @@ def wider(key: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: 2 * leaf, networks.init_fn(key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "learns", "name"),
     [
@@ -164,6 +167,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_same_run_is_known_from_functions_written_again(kept: pathlib.Path) -> None:
     again = networks.run(
         loss_fn=offset_loss(1.0),

@@ -75,6 +75,7 @@ def test_chunks_on_devices(on_one_device: optabs.GadamResult) -> None:
     assert_same_run(networks.run(learns={"mesh": mesh, "chunk_size": 3}), on_one_device)
 
 
+@pytest.mark.slow
 def test_a_population_made_elsewhere_is_laid_out_where_it_is_needed() -> None:
     wanted, spread = networks.learner(), networks.learner(mesh=mesh_of())
     state = jax.device_get(wanted.init(KEY, init_fn)._replace(key=jnp.zeros(())))
@@ -109,6 +110,7 @@ def bred_on_one_device() -> Any:
     return bred(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
 def test_the_operators_are_the_same_bit_for_bit(devices: int, bred_on_one_device: Any) -> None:
     """Of equal losses, children, parents and survivors on any number of devices."""
@@ -127,6 +129,7 @@ def compiled(name: str, learner: optabs.Gadam, state: optabs.GadamState) -> str:
     return program.lower(*arguments).compile().as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_nothing_is_sent_while_units_learn(kind: AxisType) -> None:
     learner = networks.learner(mesh=mesh_of(kind))
@@ -134,6 +137,7 @@ def test_nothing_is_sent_while_units_learn(kind: AxisType) -> None:
     assert received(compiled("learn", learner, state)) == {}
 
 
+@pytest.mark.slow
 def test_an_evolution_sends_every_parent_and_every_child_once() -> None:
     """Their parameters d and Adam's two moments: 6 g d numbers, as the survey's O(g d)."""
     learner = networks.learner(mesh=mesh_of())

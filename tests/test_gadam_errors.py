@@ -234,6 +234,7 @@ def test_labels_out_of_range(where: str, spread: bool, stateful: bool) -> None:
         learner.run(KEY, start, loss_fn, **named)
 
 
+@pytest.mark.slow
 def test_labels_in_range_are_no_matter() -> None:
     good = data()[0], np.arange(networks.COUNT) % 8
     result = quadratic.learner(batch_size=10).run(

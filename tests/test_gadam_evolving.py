@@ -18,6 +18,7 @@ KEY = jax.random.key(11)
 FROZEN = optabs.sgd(0.0)  # children are not trained
 
 
+@pytest.mark.slow
 def test_an_evolution_is_what_the_operators_say_bit_for_bit() -> None:
     learner = quadratic.learner(FROZEN, mutation_rate=0.5, pressure=2.0)
     state = learner.init(KEY, quadratic.init_fn)
@@ -52,6 +53,7 @@ def test_an_evolution_is_what_the_operators_say_bit_for_bit() -> None:
         np.testing.assert_allclose(loss, quadratic.loss_fn(params, None), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_diversity_is_the_distance_from_the_mean() -> None:
     learner = quadratic.learner(FROZEN)
     state, evolution = learner.evolve(learner.init(KEY, quadratic.init_fn), quadratic.loss_fn)
@@ -62,6 +64,7 @@ def test_diversity_is_the_distance_from_the_mean() -> None:
     np.testing.assert_allclose(evolution.diversity, wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.01, 3.0], ids=["training helps", "training harms"])
 def test_one_unit_keeps_the_better_of_itself_and_its_trained_child(rate: float) -> None:
     learner = quadratic.learner(optabs.sgd(rate), population_size=1, epochs=1)
@@ -80,6 +83,7 @@ def noisy(params: Any, batch: Any) -> jax.Array:
     return quadratic.loss_fn(params, None) + 20 * jnp.mean(batch)
 
 
+@pytest.mark.slow
 def test_the_best_is_never_above_the_best_parent_on_the_same_batch() -> None:
     learner = quadratic.learner(optabs.sgd(0.001), validation_batch_size=4, batch_size=4)
     values = np.random.default_rng(0).normal(size=32).astype(np.float32)
@@ -98,6 +102,7 @@ def test_the_best_is_never_above_the_best_parent_on_the_same_batch() -> None:
     assert 0.05 < children < 0.95
 
 
+@pytest.mark.slow
 def test_each_evaluation_has_one_batch_for_all_units() -> None:
     learner = quadratic.learner(FROZEN, validation_batch_size=4, mutation_rate=0.0)
     values = np.random.default_rng(0).normal(size=32).astype(np.float32)
@@ -115,6 +120,7 @@ def test_each_evaluation_has_one_batch_for_all_units() -> None:
         np.testing.assert_allclose(found, 20 * values[np.asarray(drawn)].mean(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_fitness_fn_replaces_the_loss_in_selection() -> None:
     learner = quadratic.learner()
     state = learner.init(KEY, quadratic.init_fn)
@@ -134,6 +140,7 @@ def with_bad(bad: list[int], value: float) -> optabs.GadamState:
     return state._replace(params=params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_a_unit_that_diverged_is_no_parent_does_not_spread_and_is_replaced(
     value: float,
@@ -148,6 +155,7 @@ def test_a_unit_that_diverged_is_no_parent_does_not_spread_and_is_replaced(
             assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.slow
 def test_a_population_that_diverged_stays_so_and_its_best_is_a_unit_of_it() -> None:
     learner = quadratic.learner()
     state, evolution = learner.evolve(with_bad([0, 1, 2, 3], np.nan), quadratic.loss_fn)
@@ -159,6 +167,7 @@ def test_a_population_that_diverged_stays_so_and_its_best_is_a_unit_of_it() -> N
     assert np.all(np.isnan(best["w"]))
 
 
+@pytest.mark.slow
 def test_equal_losses_keep_the_parents_and_select_them_uniformly() -> None:
     learner = quadratic.learner(FROZEN)
 
@@ -177,6 +186,7 @@ def test_equal_losses_keep_the_parents_and_select_them_uniformly() -> None:
     np.testing.assert_allclose(shares, 1 / SIZE, atol=0.03)
 
 
+@pytest.mark.slow
 def test_the_run_stops_where_the_sum_of_the_losses_converges() -> None:
     learner = quadratic.learner(optabs.sgd(0.4), epochs=5)
     arguments = (KEY, quadratic.init_fn, quadratic.loss_fn, None, None)

@@ -25,6 +25,7 @@ def keys_of(state: optabs.GadamState, size: int) -> jax.Array:
     return jax.random.split(jax.random.split(state.key)[1], size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 7], ids=["whole", "batches"])
 def test_a_population_of_one_learns_as_fit_does(batch_size: int | None) -> None:
     learner = networks.learner(population_size=1, batch_size=batch_size, epochs=4)
@@ -46,6 +47,7 @@ def test_a_population_of_one_learns_as_fit_does(batch_size: int | None) -> None:
     np.testing.assert_allclose(losses[0], wanted.history["loss"][-1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_population_of_one_is_its_optimizer_bit_for_bit() -> None:
     learner = quadratic.learner(ADAM, population_size=1, epochs=20)
     state = learner.init(KEY, quadratic.init_fn)
@@ -55,6 +57,7 @@ def test_a_population_of_one_is_its_optimizer_bit_for_bit() -> None:
     chex.assert_trees_all_equal(unit_of(after.opt_state, 0), wanted.opt_state, strict=True)
 
 
+@pytest.mark.slow
 def test_every_unit_learns_as_a_loop_of_optax_and_no_two_see_the_same_batches() -> None:
     learner = networks.learner()
     state = learner.init(KEY, init_fn)
@@ -126,6 +129,7 @@ def test_dtypes_stay(dtype: str, inheritance: Any) -> None:
         assert float(evolution.diversity) > 0
 
 
+@pytest.mark.slow
 def test_training_losses_are_along_the_way_and_fitness_at_its_end() -> None:
     learner = quadratic.learner(epochs=1)
     state = learner.init(KEY, quadratic.init_fn)

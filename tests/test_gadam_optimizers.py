@@ -97,6 +97,7 @@ def bred(inheritance: str, losses: list[float], unit: Any = networks.ADAM) -> An
     return units, children, np.asarray(pairs)
 
 
+@pytest.mark.slow
 def test_the_optimizers_state_follows_the_parameters() -> None:
     losses = [0.5, 0.1, 0.9, 0.3]
     units, children, pairs = bred("crossover", losses)
@@ -125,6 +126,7 @@ def test_the_optimizers_state_follows_the_parameters() -> None:
     assert mixed >= 2
 
 
+@pytest.mark.slow
 def test_what_is_not_shaped_like_the_parameters_comes_from_the_better_parent() -> None:
     losses = [0.5, 0.1, 0.9, 0.3]
     unit = optax.adafactor(0.1, min_dim_size_to_factor=2)
@@ -136,6 +138,7 @@ def test_what_is_not_shaped_like_the_parameters_comes_from_the_better_parent() -
         np.testing.assert_array_equal(children.opt_state[0].v_row["w"][child], rows[better])
 
 
+@pytest.mark.slow
 def test_a_fresh_state_is_that_of_init() -> None:
     _, children, _ = bred("fresh", [0.5, 0.1, 0.9, 0.3])
     wanted = jax.vmap(networks.ADAM.init)(children.params)

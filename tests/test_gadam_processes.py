@@ -48,7 +48,8 @@ def assert_same(ours: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> N
         np.testing.assert_allclose(ours[name], wanted[name], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
 def test_the_run_of_one_process(devices: int, on_two_processes: dict[str, np.ndarray]) -> None:
     mesh = jax.make_mesh((devices,), ("population",), devices=jax.devices()[:devices])
     wanted = networks.run(learns={"mesh": mesh}, relearn=False)

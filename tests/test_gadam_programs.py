@@ -26,6 +26,7 @@ def counted(traces: list[int]) -> Any:
     return loss_fn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [False, True], ids=["one device", "mesh"])
 def test_one_compilation_for_all_generations_and_rates(
     spread: bool, caplog: pytest.LogCaptureFixture
@@ -62,6 +63,7 @@ def test_one_compilation_for_all_generations_and_rates(
     assert len(traces) > first_traces
 
 
+@pytest.mark.slow
 def test_a_run_compiles_no_second_program() -> None:
     traces: list[int] = []
     loss_fn = counted(traces)
@@ -110,6 +112,7 @@ def test_the_same_key_gives_the_same_run_and_another_one_another() -> None:
     np.testing.assert_allclose(old.history["losses"], first.history["losses"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_is_its_steps() -> None:
     result, learner = networks.uninterrupted(), networks.learner()
     state = learner.init(jax.random.key(3), networks.init_fn)

@@ -29,6 +29,7 @@ def _ranks_of_evosax_are_promoted() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arm", "spent"),
     [
@@ -83,6 +84,7 @@ def test_no_arm_spends_more_gradients_than_the_best_of_g(name: str) -> None:
     assert len({arm.label for arm in arms.values()}) == len(arms)
 
 
+@pytest.mark.slow
 def test_the_best_of_g_is_what_optax_loops_give() -> None:
     task, rate = tasks.task_of("ackley-3-shifted")._replace(units=4, epochs=10), 1e-2
     (curve,) = program_of(task, Arm("best", restarts=1))([rate], [5]).curve
@@ -175,6 +177,7 @@ def test_a_study_with_methods_is_made_once_and_reports(
     assert (tmp_path / FILE).read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
 def test_a_method_finds_a_minimum_and_tells_where(name: str) -> None:
     """Around 3, in two leaves; points without a loss are the worst; judged on its own."""

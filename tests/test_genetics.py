@@ -110,6 +110,7 @@ def test_a_child_takes_as_much_as_equation_47_says(
     assert_frequencies([taken, DRAWS - taken], [share, 1 - share])
 
 
+@pytest.mark.slow
 def test_every_entry_comes_from_one_parent_and_nothing_leaks() -> None:
     a = {"w": jnp.full((200, 3), NAN), "n": jnp.arange(50), "b": jnp.ones(70, jnp.bfloat16)}
     b = {"w": jnp.full((200, 3), 2.0), "n": -jnp.arange(50), "b": jnp.zeros(70, jnp.bfloat16)}
@@ -211,6 +212,7 @@ def test_the_fittest_survive(losses: list[float], wanted: list[int]) -> None:
     assert ours.tolist() == wanted
 
 
+@pytest.mark.slow
 def test_a_population_is_made_by_vmap_and_is_the_loop_over_its_individuals() -> None:
     keys = jax.random.split(jax.random.key(8), 3)
     start = params()

@@ -37,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return kept.folder
 
 
+@pytest.mark.slow
 def test_a_study_makes_its_records_and_report(folder: pathlib.Path) -> None:
     kept = Records(folder)
     assert len(kept) == 2 * (1 + 2)
@@ -52,6 +53,7 @@ def test_a_study_makes_its_records_and_report(folder: pathlib.Path) -> None:
     assert "| runs | 4 | 4 | - |" in text
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_not_made_again_and_its_bytes_are_of_any_order(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +68,7 @@ def test_a_finished_study_is_not_made_again_and_its_bytes_are_of_any_order(
     assert (tmp_path / records.FILE).read_bytes() == content
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_finished_runs_and_the_same_call_goes_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +87,7 @@ def test_ctrl_c_keeps_finished_runs_and_the_same_call_goes_on(
     assert len(tunings) == 1  # that of adam was kept
 
 
+@pytest.mark.slow
 def test_a_cut_line_is_left_out_and_mended_and_a_file_of_something_else_named(
     folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

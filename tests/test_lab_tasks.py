@@ -34,6 +34,7 @@ def test_large_images_are_halved() -> None:
     assert small[0, 0, 1, 0] == np.mean([2, 3, 30, 31])
 
 
+@pytest.mark.slow
 def test_a_program_is_what_a_hand_written_loop_gives() -> None:
     task = tasks.quadratic()._replace(steps=6)
     outcome = program_of(task, ADAM)(0.1, 3)
@@ -58,6 +59,7 @@ def test_a_program_is_what_a_hand_written_loop_gives() -> None:
     assert (outcome.test, outcome.watched) == (None, {})
 
 
+@pytest.mark.slow
 def test_a_training_by_steps_is_that_of_one_program() -> None:
     task = tasks.digits(tasks.mlp(64, 10), "softmax", steps=20)._replace(scored=True)
     one, other = (
@@ -100,6 +102,7 @@ LITERATURE: dict[str, Callable[[np.ndarray], float]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_is_the_literature_s_with_its_minimum_where_a_key_puts_it(
     name: str,
@@ -130,6 +133,7 @@ def test_schwefel_does_not_fall_beyond_its_box() -> None:
     assert jax.vmap(FUNCTIONS["schwefel"].value)(jnp.concatenate([far, -far])).min() > 100.0
 
 
+@pytest.mark.slow
 def test_noise_is_in_the_gradients_alone_and_another_one_at_every_point() -> None:
     function = FUNCTIONS["rastrigin"]
     value, _ = function.placed(jax.random.key(0), 8, rotated=False)

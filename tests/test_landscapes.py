@@ -24,6 +24,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 EVERY = pytest.mark.parametrize("landscape", LANDSCAPES.values(), ids=LANDSCAPES)
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_landscape_is_0_at_its_minima_and_curves_both_ways_at_its_saddles(
     landscape: Landscape,
@@ -46,6 +47,7 @@ def test_a_landscape_is_0_at_its_minima_and_curves_both_ways_at_its_saddles(
         assert low < y < high
 
 
+@pytest.mark.slow
 def test_the_rotated_ravine_is_the_ravine() -> None:
     places = [LANDSCAPES[name] for name in ("ravine", "rotated_ravine")]
     straight, rotated = (jax.hessian(place.function)(jnp.zeros(2)) for place in places)
@@ -56,6 +58,7 @@ def test_the_rotated_ravine_is_the_ravine() -> None:
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nag", "adamw_abs"])
 def test_a_path_is_what_a_hand_written_loop_visits_explored_or_not(name: str) -> None:
     place, optimizer = LANDSCAPES["beale"], getattr(optabs, name)(0.01)
@@ -82,6 +85,7 @@ def test_a_path_is_what_a_hand_written_loop_visits_explored_or_not(name: str) ->
     assert diverging.axes[1].get_title() == "diverged"
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_figure_of_paths_keeps_colours_and_leaves_matplotlib_as_it_was(
     landscape: Landscape,
@@ -105,6 +109,7 @@ def test_a_figure_of_paths_keeps_colours_and_leaves_matplotlib_as_it_was(
     assert not hasattr(figure, "number")  # as pyplot's figures have
 
 
+@pytest.mark.slow
 def test_every_control_redraws_and_compiles_no_more_than_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

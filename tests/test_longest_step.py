@@ -20,6 +20,7 @@ def test_the_longest_step_is_that_of_the_optimizer() -> None:
     np.testing.assert_allclose(signs, study.RATE, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_command_writes_records_and_tables(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

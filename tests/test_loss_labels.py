@@ -81,6 +81,7 @@ class TestTracedLabelsOutOfRange:
         labels = jnp.asarray(second).at[2].set(bad)
         return jnp.asarray(first), labels, f"hold {bad}; pass "
 
+    @pytest.mark.slow
     def test_value_and_gradient_of_their_instance_are_nan(self, name: str) -> None:
         first, labels, _ = self.arguments(name)
         function = getattr(losses, name)
@@ -94,6 +95,7 @@ class TestTracedLabelsOutOfRange:
         assert np.isnan(slope[2]).all()
         assert np.isfinite(slope[others,]).all()
 
+    @pytest.mark.slow
     def test_checkify_has_the_sentence(self, name: str) -> None:
         first, labels, words = self.arguments(name)
         function = getattr(losses, name)
@@ -114,6 +116,7 @@ class TestTracedLabelsOutOfRange:
             assert words in (sentence(inside, first, labels) or ""), place
             assert sentence(inside, first, good) is None, place
 
+    @pytest.mark.slow
     def test_without_checkify_it_costs_nothing(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -179,6 +182,7 @@ def test_sharded_batches(name: str, kind: AxisType) -> None:
         assert said is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_classes_may_be_sharded_on_an_explicit_mesh(name: str) -> None:
     mesh = jax.make_mesh((4, 2), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)

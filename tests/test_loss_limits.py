@@ -128,6 +128,7 @@ class TestLimits:
         found = compiled(getattr(losses, name))(x, y)
         np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.slow
     def test_slopes(
         self, name: str, first: Any, second: Any, value: float, slope: Any, compiled: Any
     ) -> None:
@@ -154,6 +155,7 @@ class TestLimits:
             np.testing.assert_allclose(other, forward, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first"),
     [("softmax_cross_entropy", [-INF, 0.3, 1.0]), ("cross_entropy", [0.0, 0.25, 0.75])],
@@ -167,6 +169,7 @@ def test_the_slope_in_a_row_agrees_too(name: str, first: list[float]) -> None:
         np.testing.assert_allclose(slope, [0.0, -logs[1], -logs[2]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_finite_scores_may_lie_further_apart_than_the_largest_number() -> None:
     scores = jnp.array([3e38, -3e38, 0.0])
     row = jnp.array([1.0, 0.0, 0.0])

@@ -141,6 +141,7 @@ class TestOptax:
         np.testing.assert_allclose(losses.cosine_distance(vector, vector), 0.0, atol=1e-6)
         np.testing.assert_allclose(losses.cosine_distance(vector, -vector), 2.0, atol=1e-6)
 
+    @pytest.mark.slow
     def test_cross_entropies(self) -> None:
         logits, classes = map(jnp.asarray, batch_of("softmax_cross_entropy"))
         expected = optax.softmax_cross_entropy_with_integer_labels(logits, classes)

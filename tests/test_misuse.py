@@ -163,6 +163,7 @@ class TestMissingData:
         assert "validation_data is None" in message
 
 
+@pytest.mark.slow
 def test_the_bar_shows_the_best_finite_loss(capsys: pytest.CaptureFixture[str]) -> None:
     """Of units the first of which is NaN for ever."""
 

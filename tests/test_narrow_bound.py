@@ -85,6 +85,7 @@ def test_no_step_is_much_longer_than_in_float32(name: str) -> None:
     assert np.all(found >= 0.9)  # nothing stands still either
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_other_codecs_have_no_such_bound(name: str) -> None:
     found = ratios(name, FORMER)

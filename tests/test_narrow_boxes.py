@@ -50,6 +50,7 @@ def nodes(state: Any) -> list[Any]:
     return [leaf for leaf in leaves if is_node(leaf)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMPTY)
 def test_around_nothing_there_is_no_box(name: str) -> None:
     assert not is_box(EMPTY[name]())
@@ -66,6 +67,7 @@ def test_around_nothing_there_is_no_box(name: str) -> None:
     assert jax.tree.structure(again) == jax.tree.structure(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
 def test_the_parts_of_a_node_are_in_the_box_of_their_array(name: str) -> None:
     box = FULL[name]()
@@ -192,6 +194,7 @@ def test_names_that_match_nothing_are_refused(options: Any, sentence: str) -> No
         assert len(str(error.value)) <= 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1.0, np.float32(1.0), 1])
 def test_leaves_that_are_numbers_of_python(number: Any) -> None:
     params = {"w": WEIGHT, "temperature": number}

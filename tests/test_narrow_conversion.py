@@ -55,6 +55,7 @@ def stored(path: pathlib.Path, state: Any, like: Any) -> Any:
         return checkpointer.restore(path, like)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_former_codecs_goes_on_with_the_default(tmp_path: pathlib.Path) -> None:
     old, new = narrow(FORMER), narrow()
     params, state = trained(old, 15)
@@ -79,6 +80,7 @@ def test_a_run_of_the_former_codecs_goes_on_with_the_default(tmp_path: pathlib.P
     assert np.sqrt(np.mean(np.square(found["w"] - wanted["w"]))) < 0.1 * way
 
 
+@pytest.mark.slow
 def test_an_optimizer_refuses_a_state_of_the_former_codecs() -> None:
     _, state = trained(narrow(FORMER), 1)
     for update in (narrow().update, jax.jit(narrow().update)):
@@ -95,6 +97,7 @@ def in_the_places_of(state: Any, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [optabs.adam, optabs.adam_abs])
 def test_a_former_checkpoint_in_the_places_of_the_default_is_refused(unit: Any) -> None:
     old, new = narrow(FORMER, unit), narrow(None, unit)
@@ -128,6 +131,7 @@ def test_a_former_checkpoint_in_the_places_of_the_default_is_refused(unit: Any) 
     assert np.all(np.isnan(updates["w"]))
 
 
+@pytest.mark.slow
 def test_a_restore_into_other_places_never_goes_on(tmp_path: pathlib.Path) -> None:
     """The parts of a node have names of their own, or the format tells."""
     old, new = narrow(FORMER), narrow()

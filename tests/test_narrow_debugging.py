@@ -52,6 +52,7 @@ def test_init_and_updates_of_healthy_gradients(name: str, compiled: Any) -> None
         again(state)
 
 
+@pytest.mark.slow
 def test_the_default_is_silent_eagerly_too() -> None:
     optimizer = optabs.narrow_state(optabs.adam_abs(1e-3), min_size=1)
     state = optimizer.init(PARAMS)
@@ -59,6 +60,7 @@ def test_the_default_is_silent_eagerly_too() -> None:
         _, state = optimizer.update({"w": grads}, state, PARAMS)
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_gradients_is_still_found() -> None:
     optimizer = optabs.narrow_state(optabs.adam_abs(1e-3), min_size=1)
     state = optimizer.init(PARAMS)

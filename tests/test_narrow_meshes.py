@@ -41,13 +41,6 @@ def two_steps(optimizer: Any, put: Any) -> tuple[Any, Any]:
     return jax.device_get((updates, state))
 
 
-QUICK = {
-    (AxisType.Explicit, "8 bits", P()),
-    (AxisType.Auto, "8 bits", P("data")),
-    (AxisType.Auto, "8 bits", P(None, "data")),
-}
-
-
 @pytest.fixture(scope="module")
 def on_one_device() -> dict[str, Any]:
     return {
@@ -56,23 +49,20 @@ def on_one_device() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "context",
-    [
-        pytest.param(False, id="no context"),
-        pytest.param(True, id="set_mesh", marks=pytest.mark.slow),
-    ],
+    [pytest.param(False, id="no context"), pytest.param(True, id="set_mesh")],
 )
 @pytest.mark.parametrize(
     ("kind", "bits", "spec"),
-    [
-        pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow)
-        for each in itertools.product(
+    list(
+        itertools.product(
             (AxisType.Auto, AxisType.Explicit),
             ("8 bits", "16 bits"),
             (P(), P("data"), P(None, "data")),
         )
-    ],
+    ),
     ids=str,
 )
 def test_replicated_and_sharded_as_on_one_device(
@@ -131,7 +121,7 @@ def blocks(state: Any) -> dict[str, int]:
 
 @pytest.mark.parametrize("make", [partitioned, of_nnx])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("size", [64, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [64, 32])
 def test_blocks_are_made_before_the_arrays_are_laid_out(
     make: Any, width: int, size: int
 ) -> None:
@@ -180,7 +170,7 @@ def test_names_of_axes_that_no_mesh_knows(names: Any) -> None:
     assert blocks(jax.eval_shape(NARROW.init, few)) == {"mu": 24, "nu": 24}
 
 
-@pytest.mark.parametrize("check", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("spec", [P(), P("data"), P(None, "data")], ids=str)
 @KINDS
 def test_inside_shard_map(kind: AxisType, spec: P, check: bool) -> None:
@@ -223,6 +213,7 @@ def test_a_population_of_narrow_units(kind: AxisType) -> None:
         assert {part.data.shape[0] for part in leaf.addressable_shards} == {1}
 
 
+@pytest.mark.slow
 def test_a_population_of_narrow_units_learns() -> None:
     unit = optabs.narrow_state(optax.adamw(0.02), min_size=1, block_size=8)
     learner = gadam_problem.learner(unit=unit, mesh=mesh_of(AxisType.Auto, "population"))

@@ -196,6 +196,7 @@ def _rows() -> list[Any]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _rows())
 def test_training_goes_where_it_goes_in_float32(name: str) -> None:
     optimizer = ROWS[name][0]()
@@ -212,6 +213,7 @@ def test_training_goes_where_it_goes_in_float32(name: str) -> None:
     assert np.sqrt(np.mean(apart**2)) <= close * np.sqrt(np.mean(way**2))
 
 
+@pytest.mark.slow
 def test_sophia() -> None:
     """Its estimate of the curvature, `nu`, has either sign."""
     optimizer = contrib.sophia(RATE)
@@ -272,6 +274,7 @@ def test_every_state_with_a_usual_field_has_roles() -> None:
     assert set(ROLES) <= set(states())
 
 
+@pytest.mark.slow
 def test_fields_of_an_unknown_class_stay_as_they_are_and_it_says_so_once() -> None:
     class OwnState(NamedTuple):
         mu: Any

@@ -73,6 +73,7 @@ WANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_of_large_leaves_are_encoded_and_steps_stay_close(name: str) -> None:
     inner = OPTIMIZERS[name]
@@ -92,6 +93,7 @@ def test_moments_of_large_leaves_are_encoded_and_steps_stay_close(name: str) -> 
         assert np.sqrt(np.mean(apart**2) / np.mean(np.square(wanted["w"]))) < 0.05
 
 
+@pytest.mark.slow
 def test_copies_of_weights_and_sums_of_gradients_are_left_alone() -> None:
     narrow = optabs.narrow_state
     free = narrow(optax.contrib.schedule_free_adamw(1e-3, b1=0.9))
@@ -143,6 +145,7 @@ def test_codecs_by_field_by_name_and_by_function() -> None:
     assert len(kinds(state_of(min_size=64 * 128))) == 4
 
 
+@pytest.mark.slow
 def test_bytes_of_a_parameter() -> None:
     params = {"w": jnp.zeros((512, 512)), "v": jnp.zeros((1024, 256))}
     state = optabs.narrow_state(optabs.adam_abs(1e-3)).init(params)
@@ -151,6 +154,7 @@ def test_bytes_of_a_parameter() -> None:
     assert size / (512 * 512 + 1024 * 256) <= 2.1
 
 
+@pytest.mark.slow
 def test_a_slow_average_moves() -> None:
     """Towards a tenth of its value; where it is rounded to nearest, nothing moves at all."""
     grads = {"w": jnp.full((64, 128), 1.0)}
@@ -174,6 +178,7 @@ def test_a_slow_average_moves() -> None:
         np.testing.assert_allclose(found, wanted, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_runs_repeat_and_seeds_differ() -> None:
     def run(seed: Any) -> Any:
         return stepped(optabs.narrow_state(optabs.adam(1e-3), seed=seed))[1]
@@ -186,6 +191,7 @@ def test_runs_repeat_and_seeds_differ() -> None:
     )
 
 
+@pytest.mark.slow
 def test_under_scan_with_donation_and_vmap() -> None:
     narrow = optabs.narrow_state(optabs.adam_abs(1e-3))
 
@@ -230,6 +236,7 @@ def test_with_a_flax_model_and_injected_rates() -> None:
     assert losses[-1] < 0.05 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_codecs_and_without() -> None:
     narrow = optabs.narrow_state(optabs.adam_abs(1e-3))
     halves = optabs.narrow_state(optabs.adam_abs(1e-3), {"mu": "bfloat16", "nu": "bfloat16"})
@@ -249,6 +256,7 @@ def test_a_run_goes_on_with_other_codecs_and_without() -> None:
     jax.tree.map(np.testing.assert_array_equal, again, wide)
 
 
+@pytest.mark.slow
 def test_helpers_look_inside() -> None:
     narrow = optabs.narrow_state(optabs.nag(1e-2), min_size=1)
     params = {"w": jnp.ones((64, 128))}
@@ -276,6 +284,7 @@ def test_dtypes_of_the_codes() -> None:
     assert UInt8.__doc__
 
 
+@pytest.mark.slow
 def test_a_derivative_sees_no_moments_but_the_last_gradient() -> None:
     def last_update(scales: jax.Array) -> jax.Array:
         optimizer = optabs.narrow_state(optabs.adam_abs(1e-3))

@@ -52,15 +52,9 @@ def followed(state: Any, mesh: Mesh) -> None:
                 assert part.sharding.is_equivalent_to(wanted, part.ndim), (name, part.sharding)
 
 
-@pytest.mark.parametrize(
-    ("kind", "codecs"),
-    [
-        (AxisType.Auto, None),
-        pytest.param(AxisType.Explicit, None, marks=pytest.mark.slow),
-        pytest.param(AxisType.Auto, HALVES, marks=pytest.mark.slow),
-        (AxisType.Explicit, HALVES),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("codecs", [None, HALVES])
 def test_nothing_is_sent_and_leaves_stay_where_they_are(kind: AxisType, codecs: Any) -> None:
     narrow = optabs.narrow_state(optabs.adam_abs(1e-3), codecs)
     mesh, params, grads = made(kind)
@@ -83,9 +77,8 @@ def test_nothing_is_sent_and_leaves_stay_where_they_are(kind: AxisType, codecs: 
         np.testing.assert_allclose(updates[name], alone[name], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_blocks_follow_abstract_shardings(kind: AxisType) -> None:
     narrow = optabs.narrow_state(optabs.adam_abs(1e-3))
     mesh, params, _ = made(kind)
@@ -99,6 +92,7 @@ def test_blocks_follow_abstract_shardings(kind: AxisType) -> None:
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found)
 
 
+@pytest.mark.slow
 def test_a_shard_without_a_block_stays_float32() -> None:
     mesh = jax.make_mesh((8,), ("x",))
     sharding = NamedSharding(mesh, PartitionSpec(None, "x"))

@@ -50,6 +50,7 @@ def test_refused_at_construction(
     assert str(error.value).endswith(".")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
@@ -72,6 +73,7 @@ def test_refused_at_init(
         assert len(str(error.value)) <= 300
 
 
+@pytest.mark.slow
 def test_a_state_of_another_optimizer_is_not_encoded() -> None:
     like = narrow().init(PARAMS)
     other = optabs.adam_abs(1e-3).init({"v": jnp.ones(3)})
@@ -81,6 +83,7 @@ def test_a_state_of_another_optimizer_is_not_encoded() -> None:
         assert len(str(error.value)) <= 300
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_numbers() -> None:
     state = narrow(block_size=np.int64(32), min_size=np.int32(16)).init(PARAMS)
     assert optax.tree.get(state, "nu")["w"].ranges.shape == (64, 4)
@@ -104,6 +107,7 @@ def test_a_state_of_other_codecs_is_refused() -> None:
         narrow().update(GRADS, optabs.adam_abs(1e-3).init(PARAMS), PARAMS)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_codecs_is_never_silently_wrong() -> None:
     """Codes of one map restored into the places of another have the same shapes."""
     old, new = narrow({"nu": "uint8_linear"}), narrow({"nu": "uint8_square"})
@@ -129,6 +133,7 @@ def test_a_checkpoint_of_other_codecs_is_never_silently_wrong() -> None:
     np.testing.assert_allclose(after["w"], updates["w"], rtol=0.05)
 
 
+@pytest.mark.slow
 def test_complex_moments_are_left_alone_and_it_says_so() -> None:
     params = {"c": jnp.ones((64, 128), jnp.complex64), **PARAMS}
     with pytest.warns(UserWarning, match=r"narrow_state leaves .*\['c'\] \(complex64\)"):

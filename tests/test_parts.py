@@ -66,6 +66,7 @@ def at_most(a: Any, b: Any) -> Any:
     return a <= b * (1 + 1e-12) + 1e-300
 
 
+@pytest.mark.slow
 @quick
 @given(gradient_runs())
 def test_mean_size_is_at_most_the_root_mean_square(run: list[Any]) -> None:
@@ -74,6 +75,7 @@ def test_mean_size_is_at_most_the_root_mean_square(run: list[Any]) -> None:
     assert each(at_most, sizes, roots)
 
 
+@pytest.mark.slow
 @quick
 @given(gradient_runs())
 def test_a_rising_size_is_at_least_the_running_maximum_of_the_mean(run: list[Any]) -> None:
@@ -84,6 +86,7 @@ def test_a_rising_size_is_at_least_the_running_maximum_of_the_mean(run: list[Any
     assert each(at_most, rising[:-1], rising[1:])
 
 
+@pytest.mark.slow
 @quick
 @given(gradient_runs())
 def test_a_rising_size_without_memory_is_the_largest_size(run: list[Any]) -> None:
@@ -113,6 +116,7 @@ BOUNDED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "bound"), BOUNDED)
 @quick
 @given(run=gradient_runs())
@@ -142,6 +146,7 @@ def test_the_bound_of_abs_is_reached_by_a_gradient_after_zeros(steady: bool) -> 
     assert float(updates[0]) == pytest.approx(-10.0, rel=1e-6)
 
 
+@pytest.mark.slow
 @quick
 @given(gradient_runs(), st.floats(1e-6, 1e6))
 def test_ratios_do_not_depend_on_the_scale_of_the_gradient(

@@ -74,6 +74,7 @@ def test_fit(name: str) -> None:
     optabs.fit(squared, PLAIN, optimizer, DATA, epochs=1, opt_state=found.opt_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inheritance", ["fresh", "crossover"])
 def test_gadam(inheritance: Any) -> None:
     learner = optabs.gadam(population_size=4, inheritance=inheritance)
@@ -104,6 +105,7 @@ def test_numbers_that_do_not_mutate() -> None:
     assert child["steps"] == 3
 
 
+@pytest.mark.slow
 def test_losses() -> None:
     for name in ("mse", "mae", "huber", "cosine_distance"):
         function = getattr(losses, name)

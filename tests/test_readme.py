@@ -4,6 +4,7 @@ import pathlib
 import re
 from typing import Any
 
+import pytest
 from checks import CHECKS
 
 import optabs
@@ -11,6 +12,7 @@ import optabs
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_python_examples_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks

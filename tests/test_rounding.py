@@ -52,6 +52,7 @@ def test_entries_of_a_row_and_steps_of_an_entry_fill_the_circle() -> None:
     assert largest_gap(independent) > 6 / 64
 
 
+@pytest.mark.slow
 def test_the_moments_of_a_parameter_share_their_numbers() -> None:
     optimizer = optabs.narrow_state(
         optabs.adam_abs(1e-3, b1=0.9, b2=0.9), {"mu": "bfloat16", "nu": "bfloat16"}, min_size=1

@@ -31,6 +31,7 @@ def test_every_optimizer_of_optabs_has_a_row_in_one_family() -> None:
             assert name in ARMS
 
 
+@pytest.mark.slow
 def test_noise_sparsity_and_cases_are_as_declared() -> None:
     key = jax.random.key(0)
     noisy, sparse, cancer = (
@@ -57,6 +58,7 @@ def test_noise_sparsity_and_cases_are_as_declared() -> None:
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nag", "sgd_cosine"])
 def test_a_run_is_what_a_hand_written_loop_gives(name: str) -> None:
     task = PROBLEMS["noisy"].make(None)._replace(steps=6)
@@ -92,6 +94,7 @@ def test_a_target_is_reached_where_the_loss_stays_below_it() -> None:
     np.testing.assert_array_equal(judged(curves, by_end, 80), scores["final"])
 
 
+@pytest.mark.slow
 def test_the_choice_reads_no_reported_seed_and_no_test_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -132,6 +135,7 @@ def test_end_to_end(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert unit.missing(kept) == []  # the same call makes nothing
 
 
+@pytest.mark.slow
 def test_the_committed_records_give_the_committed_tables(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

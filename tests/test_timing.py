@@ -58,6 +58,7 @@ def test_turns_rotate_end_after_the_budget_and_are_divided_round_by_round():
     assert timing.ratio([2.0, 40.0, 6.0], [1.0, 20.0, 2.0]).median == 2.0  # by rounds
 
 
+@pytest.mark.slow
 def test_the_networks_have_their_sizes():
     shapes = steps.shapes_of("resnet18")
     assert (len(shapes), sum(map(math.prod, shapes))) == (62, 11_173_962)
@@ -129,6 +130,7 @@ POPULATION = [*programs.LEARNING, programs.EVOLVE, programs.ITSELF]
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "kept", "sides", "cell"),
     [
@@ -187,6 +189,7 @@ def test_a_subject_writes_records_and_tables_and_goes_on_from_them(
     assert (tmp_path / FILE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_committed_records_give_the_committed_tables(tmp_path, monkeypatch):
     assert_reported("timing", tmp_path, monkeypatch)
     kept = Records(tmp_path / "gpu")

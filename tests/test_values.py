@@ -232,6 +232,7 @@ class TestWhereOptaxDiffers:
             assert not np.allclose(ours, theirs, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, 0.25, 0.5, 0.999])
 def test_bias_correction_has_its_slope_by_the_decay(decay: float) -> None:
     """Of gradients 1 and 0 the corrected mean size is b (1 - b) / (1 - b**2)."""

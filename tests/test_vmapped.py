@@ -87,6 +87,7 @@ def loss_fn(params: Any, batch: Any) -> jax.Array:
     return jnp.mean((nnx.merge(GRAPH, params)(inputs) - targets) ** 2)
 
 
+@pytest.mark.slow
 def test_an_own_loop_with_an_evolution_between_its_epochs() -> None:
     with jax.numpy_rank_promotion("allow"):  # flax promotes
         learner = networks.learner(batch_size=None, epochs=10)
