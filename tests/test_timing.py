@@ -84,22 +84,22 @@ def test_every_optimizer_and_storage_is_timed_and_adam_at_the_experts_rate():
         np.testing.assert_allclose(update, -1e-3 * jnp.sign(grads), rtol=1e-4)
 
 
-def test_steps_are_told_a_loss_and_a_batch_and_training_takes_the_gradient():
+def test_steps_take_a_loss_and_a_batch_and_training_takes_the_gradient():
     def update(grads, state, params=None, *, value, batch):
-        # Whatever it is told has a share in the step.
+        # Whatever it takes has a share in the step.
         return -0.1 * value * jnp.var(batch.inputs) * (grads + 0.01 * params), state + 1
 
     def loss_fn(params, statistics, batch):
         return jnp.mean((batch.inputs @ params) ** 2), statistics
 
-    told, params = steps.told_of("mlp"), jnp.full(784, 0.1)
-    batch = told["batch"]
+    extra, params = steps.extra_of("mlp"), jnp.full(784, 0.1)
+    batch = extra["batch"]
     assert [part.shape for part in batch] == [(128, 784), (128,)]
     optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
-    (told["value"], _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, {}, batch)
+    (extra["value"], _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, {}, batch)
     trained, loss = training_step(loss_fn, optimizer)((params, {}, jnp.int32(0)), batch)
-    np.testing.assert_allclose(loss, told["value"], rtol=1e-5)
-    runners = [timing.runner_of(optimizer, +params, grads, **told) for _ in timing.MODES]
+    np.testing.assert_allclose(loss, extra["value"], rtol=1e-5)
+    runners = [timing.runner_of(optimizer, +params, grads, **extra) for _ in timing.MODES]
     for runner, mode in zip(runners, timing.MODES, strict=True):
         getattr(runner, mode)(1)
         chex.assert_trees_all_close(runner.carry, (trained[0], trained[2]), rtol=1e-5)
@@ -118,11 +118,11 @@ def test_a_resting_population_evolves_and_learns_nothing():
     state = optabs.gadam(programs.ADAM, 4, 0.0).init(jax.random.key(0), init_fn)
     rested, _ = resting.learn(state, nothing)
     chex.assert_trees_all_equal(rested.units, state.units, strict=True)
-    ended, told = resting.evolve(state, nothing, None, validation, fitness_fn=loss_fn)
+    ended, evolution = resting.evolve(state, nothing, None, validation, fitness_fn=loss_fn)
     # Without mutation or learning every entry is one of the first population's.
     pairs = zip(jax.tree.leaves(ended.params), jax.tree.leaves(state.params), strict=True)
     assert all(bool((new[:, None] == old[None]).any(1).all()) for new, old in pairs)
-    assert np.ptp(np.asarray(told.losses)) > 0
+    assert np.ptp(np.asarray(evolution.losses)) > 0
 
 
 NARROW = ["optabs.adam_abs, 8bit", "optax.adam", "optabs.adam", "optabs.adam_abs"]

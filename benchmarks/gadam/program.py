@@ -59,10 +59,10 @@ def run(task: Task, arm: Arm, rate: Any, seed: Any) -> Outcome:
         if arm.restarts:
             losses = jax.vmap(lambda params: problem.judge(params, validation))(state.params)
         else:
-            state, told = learner.evolve(
+            state, evolution = learner.evolve(
                 state, loss_fn, data, validation, fitness_fn=problem.judge
             )
-            losses, diversity = state.losses, told.diversity
+            losses, diversity = state.losses, evolution.diversity
         first = genetics.survivors(losses, 1)[0]
         unit = jax.tree.map(lambda units: units[first], state.params)
         best = best.lower(Best(losses[first], unit))
@@ -148,7 +148,7 @@ def search(
         state, best = carry
         ask_key, tell_key = jax.random.split(jax.random.fold_in(run_key, index))
         points, state = method.ask(ask_key, state, params)
-        # A method that was told a NaN would be lost.
+        # A method that is given a NaN is lost.
         losses = jnp.nan_to_num(losses_of(points), nan=jnp.inf, posinf=jnp.inf)
         state, _ = method.tell(tell_key, points, losses, state, params)
         first = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], points)

@@ -123,24 +123,24 @@ class Runner:
 
 
 def step_of(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
-    """One step: (params, state), gradients and what `update` is told -> (params, state)."""
+    """One step: (params, state), gradients and what else `update` takes -> (params, state)."""
     update = optax.with_extra_args_support(optimizer).update
 
-    def step(carry: tuple[Any, Any], grads: Any, **told: Any) -> tuple[Any, Any]:
+    def step(carry: tuple[Any, Any], grads: Any, **extra: Any) -> tuple[Any, Any]:
         params, state = carry
-        updates, state = update(grads, state, params, **told)
+        updates, state = update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
     return step
 
 
 def runner_of(
-    optimizer: optax.GradientTransformation, params: Any, grads: Any, **told: Any
+    optimizer: optax.GradientTransformation, params: Any, grads: Any, **extra: Any
 ) -> Runner:
-    """Steps of an optimizer whose `update` is told more; the parameters are donated."""
+    """Steps of an optimizer whose `update` takes more; the parameters are donated."""
     step = step_of(optimizer)
     carry = (params, jax.jit(optimizer.init)(params))
-    return Runner(lambda carry, fed: step(carry, fed[0], **fed[1]), carry, (grads, told))
+    return Runner(lambda carry, fed: step(carry, fed[0], **fed[1]), carry, (grads, extra))
 
 
 def repeated(

@@ -142,8 +142,8 @@ def shapes_of(size: str) -> tuple[tuple[int, ...], ...]:
     return tuple(leaf.shape for leaf in jax.tree.leaves(params))
 
 
-def told_of(size: str) -> dict[str, Any]:
-    """What DAO-E is told: a loss, and BATCH inputs of a network with their labels."""
+def extra_of(size: str) -> dict[str, Any]:
+    """What DAO-E takes, too: a loss, and BATCH inputs of a network with their labels."""
     instance = NETWORKS[size][1] if size in NETWORKS else IMAGE
     inputs = jax.random.normal(jax.random.key(1), (BATCH, *instance))
     return {"value": jnp.ones([]), "batch": Split(inputs, jnp.arange(BATCH) % 10)}
@@ -160,12 +160,12 @@ def measure_step(
     parameters = sum(map(math.prod, shapes))
     keys = jax.random.split(jax.random.key(0), len(shapes))
     grads = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
-    told = told_of(size) if optimizer == DAO_E else {}
+    extra = extra_of(size) if optimizer == DAO_E else {}
     found: dict[str, Any] = {"parameters": parameters, "leaves": len(shapes)}
     needed, cost = found["must_move_bytes"], found["cost"] = {}, {}
     runners = {}
     for side, make in makers_of(optimizer, state).items():
-        runners[side] = timing.runner_of(make(), [*map(jnp.zeros, shapes)], grads, **told)
+        runners[side] = timing.runner_of(make(), [*map(jnp.zeros, shapes)], grads, **extra)
         moved = timing.tree_bytes(grads) + 2 * timing.tree_bytes(runners[side].carry)
         needed[side] = moved / parameters
         cost[side] = timing.cost_of(runners[side].compiled, parameters)
@@ -180,8 +180,8 @@ def measure_step(
 
 def measure_training(size: str, rounds: int, **_: Any) -> dict[str, Any]:
     """Training steps with DAO-E and with Adam, and each optimizer's step apart."""
-    net, told = NETWORKS[size][0](), told_of(size)
-    batch = told["batch"]
+    net, extra = NETWORKS[size][0](), extra_of(size)
+    batch = extra["batch"]
     loss_fn = tasks.classification("", net, (batch,) * 3, steps=1, batch_size=1).loss_fn
     init = jax.jit(net.init)
 
@@ -194,7 +194,7 @@ def measure_training(size: str, rounds: int, **_: Any) -> dict[str, Any]:
         # XLA's convolutions are slow inside loops on CPUs, so training is called. An
         # optimizer's step inside of it is not; nor is the one that it is compared with.
         training = timing.Runner(lambda carry, batch: step(carry, batch)[0], carry, batch)
-        apart = timing.runner_of(optimizer, own, jax.tree.map(jnp.ones_like, own), **told)
+        apart = timing.runner_of(optimizer, own, jax.tree.map(jnp.ones_like, own), **extra)
         return {f"training, {side}": training.call, side: apart.loop}
 
     return timing.repeated(timers_of(DAO_E) | timers_of(ADAM), rounds, SECONDS)
