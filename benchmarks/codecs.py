@@ -199,7 +199,7 @@ def command(
     units = [unit_of(setting, seeds) for setting in SETTINGS]
     if quick:
         units = [unit_of(Setting("mean_size", "student_t4", 0.9, 1.0), min(seeds, 2), ways=6)]
-    records = opened("codecs", out, only_report=only_report)
+    records = opened("codecs", out, only_report=only_report, quick=quick)
     if not only_report:
         run_units(units, records)
     known = [name for name in STATISTICS if records.select(task=name)]

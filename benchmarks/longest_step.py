@@ -67,7 +67,7 @@ def command(
     positive(seeds, "seeds")
     if quick:
         chosen, seeds = chosen[:1], min(seeds, 2)
-    records = opened("longest_step", out, only_report=only_report)
+    records = opened("longest_step", out, only_report=only_report, quick=quick)
     if not only_report:
         steps = QUICK_STEPS if quick else STEPS
         run_units([unit_of(name, steps, seeds) for name in chosen], records)

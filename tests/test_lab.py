@@ -11,7 +11,7 @@ import optabs
 from benchmarks.lab import records, report, study, tasks
 from benchmarks.lab.records import Key, Records
 from benchmarks.lab.study import Grid, Study, run_units
-from benchmarks.lab.training import Arm
+from benchmarks.lab.training import Arm, cosine
 
 STUDY = Study(  # what is tried and what is claimed
     name="tiny",
@@ -117,6 +117,25 @@ def test_the_grid_grows_while_the_best_rate_is_at_its_edge_but_not_for_ever(
     found = study.tune(losses_of, Grid(-4, -2))
     assert found.rates == [study.half_decade(place) for place in range(tried[0], tried[1] + 1)]
     assert found.best == study.half_decade(min(best, tried[1]))
+
+
+@pytest.mark.slow
+def test_settings_have_a_table_each_and_quick_runs_a_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"": lambda task: task, "cosine": lambda task: task._replace(schedule=cosine)}
+    tried = STUDY._replace(rate=0.1, settings=settings, arms={"adam": STUDY.arms["adam"]})
+    monkeypatch.chdir(tmp_path)
+    command = study.command_of(tried)
+    command(quick=True)
+    command(steps=20, seeds=1)
+    for name, steps, seeds in (("tiny-quick", 40, 2), ("tiny", 20, 1)):
+        kept = Records(tmp_path / "runs" / name)
+        assert len(kept) == 2 * seeds
+        text = (kept.folder / "README.md").read_text()
+        for setting in ("", ", cosine"):
+            assert f"noisy gradients{setting}, {steps} steps; {seeds} seeds" in text
+        assert "| Adam | 0.1 | - |" in text
 
 
 def test_several_workers_make_the_same_records(

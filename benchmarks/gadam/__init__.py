@@ -51,7 +51,7 @@ def command(
     if peers:  # which run for as long as the tuned rule
         require(program.EVOSAX, "peers")
         wanted = list(dict.fromkeys([*wanted, TUNED]))
-    records = opened("gadam", out, only_report=only_report)
+    records = opened("gadam", out, only_report=only_report, quick=quick)
     if not only_report:
         made = {name: known.task_of(name, data, 4 if quick else 1) for name in names}
         run_units(units_of(made, wanted, seeds), records)

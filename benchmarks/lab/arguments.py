@@ -21,7 +21,7 @@ ReportOption = Annotated[
 ]
 OutOption = Annotated[
     pathlib.Path | None,
-    typer.Option(help="folder of results; default: runs/NAME", show_default=False),
+    typer.Option(help="folder of results; default: runs/NAME or, if quick, runs/NAME-quick"),
 ]
 
 

@@ -233,9 +233,15 @@ def prepare_folder(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def opened(name: str, out: pathlib.Path | None, *, only_report: bool) -> Records:
-    """The records of a study, by default in `runs/NAME`; a report alone needs some."""
-    records = Records(prepare_folder(out or pathlib.Path("runs") / name))
+def opened(
+    name: str, out: pathlib.Path | None, *, only_report: bool, quick: bool = False
+) -> Records:
+    """The records of a study; a report alone needs some.
+
+    By default they are in `runs/NAME`, those of a quick run apart from the others.
+    """
+    folder = out or pathlib.Path("runs") / (f"{name}-quick" if quick else name)
+    records = Records(prepare_folder(folder))
     if only_report and not len(records):
         raise StoreError(
             f"out is {str(records.folder)!r}, without records; call without --report first."

@@ -59,7 +59,9 @@ def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def errors_above(own: np.ndarray, other: np.ndarray) -> float:
-    """How far one mean is above another, in the standard errors of their difference."""
+    """How far one mean is above another, in standard errors of their difference, or NaN."""
+    if min(len(own), len(other)) < 2:
+        return np.nan
     error = np.sqrt(own.var(ddof=1) / len(own) + other.var(ddof=1) / len(other))
     difference = own.mean() - other.mean()
     return float(difference / error) if error > 0 else float(np.sign(difference) * np.inf)
@@ -108,28 +110,33 @@ def measured(records: Records, measure: str, **key: Any) -> np.ndarray:
 
 
 def comparison(
-    records: Records, task: str, arms: Sequence[str], measures: Mapping[str, Measure]
+    records: Records,
+    task: str,
+    setting: str,
+    arms: Sequence[str],
+    measures: Mapping[str, Measure],
 ) -> Table:
     """A row an arm: its rate, the bytes of its state for each parameter, and measures."""
-    runs = {arm: records.select(kind="run", task=task, arm=arm) for arm in arms}
-    runs = {arm: found for arm, found in runs.items() if found}
+    keys = [{"task": task, "setting": setting, "arm": arm} for arm in arms]
+    keys = [key for key in keys if records.select(kind="run", **key)]
     shown = {
         name: measure
         for name, measure in measures.items()
-        if not all(np.isnan(measured(records, name, task=task, arm=arm)).all() for arm in runs)
+        if not all(np.isnan(measured(records, name, **key)).all() for key in keys)
     }
     rows = []
-    for arm, found in runs.items():
-        (tuning,) = records.select(kind="tuning", task=task, arm=arm)
-        row = [found[0].config["label"], f"{found[0].result['rate']:g}"]
-        row.append(f"{tuning.result['bytes']:.2f}")
+    for key in keys:
+        first, tuning = (records.select(kind=kind, **key)[:1] for kind in ("run", "tuning"))
+        row = [first[0].config["label"], f"{first[0].result['rate']:g}"]
+        row.append(f"{tuning[0].result['bytes']:.2f}" if tuning else "-")
         for name, each in shown.items():
-            values = each.factor * measured(records, name, task=task, arm=arm)
+            values = each.factor * measured(records, name, **key)
             row.append(mean_and_spread(list(values), each.digits))
         rows.append(row)
-    first = next(iter(runs.values()))
-    asked = "{title}, {steps} steps".format_map(first[0].config)
-    title = f"{asked}; {len(first)} seeds, mean ± standard deviation"
+    found = records.select(kind="run", **keys[0])
+    asked = ", ".join(filter(None, ["{title}", setting, "{steps} steps"]))
+    asked = asked.format_map(found[0].config)
+    title = f"{asked}; {len(found)} seeds, mean ± standard deviation"
     header = ["arm", "rate", "bytes a parameter", *(each.title for each in shown.values())]
     return Table(title, header, rows)
 

@@ -265,11 +265,11 @@ class Study(NamedTuple):
         run_units(self.units(tasks, arms, **asked), records, workers=workers)
 
     def tables(self, records: Records) -> list[report.Table]:
-        """A table a task: its arms with their rates, their bytes of state and measures."""
+        """A table a task and setting: its arms' rates, bytes of state and measures."""
         return [
-            report.comparison(records, task, list(self.arms), report.MEASURES)
-            for task in self.tasks
-            if records.select(task=task)
+            report.comparison(records, *each, list(self.arms), report.MEASURES)
+            for each in itertools.product(self.tasks, self.settings)
+            if records.select(task=each[0], setting=each[1], kind="run")
         ]
 
     def report(self, records: Records) -> None:
@@ -333,7 +333,7 @@ def command_of(study: Study) -> Callable[..., None]:
             given.positive(steps, "steps")
         given.positive(seeds, "seeds")
         given.positive(workers, "workers")
-        records = opened(study.name, out, only_report=only_report)
+        records = opened(study.name, out, only_report=only_report, quick=quick)
         if study.timings is not None:
             whole = [(name, study.task(name, data, steps)) for name in chosen]
             run_units(study.timings(whole, names), records)

@@ -64,7 +64,7 @@ def command(
             "fit": lambda: programs.fit_units(rounds),
             "population": lambda: programs.population_units(rounds),
         }[subject]()
-    records = opened("timing", out, only_report=only_report)
+    records = opened("timing", out, only_report=only_report, quick=quick)
     run_units(list(units)[: 1 if quick else None], records)
     sections: list[report.Table | str] = []
     for kind, (_, title, sections_of) in SUBJECTS.items():

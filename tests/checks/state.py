@@ -88,7 +88,8 @@ def check_moments_are_found(case: Case) -> None:
     shapes = [leaf.shape for leaf in jax.tree.leaves(params())]
     for name in {"mu", "nu", "nu_max", *case.moments}:
         found = [value for _, value in optax.tree.get_all_with_path(state, name)]
-        assert len(found) == case.moments.get(name, 0), name
+        declared = case.moments.get(name, 0)
+        assert len(found) == declared, f"the row's moments: {name} {declared}"
         for moment in found:
             assert [leaf.shape for leaf in jax.tree.leaves(moment)] == shapes
         if len(found) == 1:
@@ -110,7 +111,7 @@ def check_params_in_state_are_mapped(case: Case) -> None:
     )
     found = [_mark(leaf) for leaf in jax.tree.leaves(marked, is_leaf=is_node)]
     each = len(jax.tree.leaves(params()))
-    assert found.count("parameter") == each * sum(case.moments.values())
+    assert found.count("parameter") == each * sum(case.moments.values()), "the row's moments"
 
 
 def _mark(leaf: Any) -> Any:
