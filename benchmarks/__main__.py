@@ -42,7 +42,7 @@ def main() -> None:
         typer.echo("\n".join(f"  {each:{width}}  {text}" for each, text in known.items()))
         if name == "--help":
             sys.exit(0)
-        typer.echo(f"\nError: there is no {name!r}; name one of these.", err=True)
+        typer.echo(f"\nError: there is no {name[:60]!r}; name one of these.", err=True)
         sys.exit(2)
     command = importlib.import_module(f"benchmarks.{name}").command
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -227,7 +227,8 @@ def summary_of(records: Records, statistic: str) -> report.Table:
         if setting.gradients != "sparse" or setting.decay >= 0.99
     ]
     rows = []
-    for label in own[0]:
+    whole = own[0] if own else {}
+    for label in (each for each in whole if all(each in found for found in own)):
         errors, tails, biases, frozen = (
             np.array([100 * np.mean(np.abs(found[label].result[name])) for found in own])
             for name in ("median_error", "90_percentile", "bias", "frozen")
@@ -252,7 +253,7 @@ def figure_of(records: Records, statistics: Sequence[str]) -> "Figure":
         curves = []
         for label, way in WAYS.items():
             drawn = way.rounding == "stochastic" and way.block in (0, DRAWN)
-            if drawn and label in own[0][1]:
+            if drawn and own and all(label in runs for _, runs in own):
                 errors = [runs[label].result["median_error"] for _, runs in own]
                 # Codes of sizes and of signed numbers have one colour.
                 name = way.codec.removeprefix("u").removesuffix("_size")

@@ -131,7 +131,7 @@ def table_of(records: Records, form: str) -> report.Table:
 
     def cell(name: str, course: str) -> str:
         runs = records.select(task=course, arm=name, setting=form)
-        return f"{np.max([run.result['ratio'] for run in runs]):.3g}"
+        return f"{np.max([run.result['ratio'] for run in runs]):.3g}" if runs else "-"
 
     title = (
         f"The longest step from {form} over the longest from float32: the largest of all "

@@ -79,6 +79,16 @@ def scope_of(nodeid: str) -> str:
     return found[3] or CHECKS[f"check_{found[1]}"].function.__module__
 
 
+def _is_named(config: pytest.Config) -> bool:
+    return any("::" in given for given in config.args)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A test that is asked for by its name runs, and all its rows, slow or not."""
+    if _is_named(config) and config.option.markexpr == "not slow":
+        config.option.markexpr = ""
+
+
 _EVERY = 4  # rows of a parametrised test
 
 
@@ -86,14 +96,15 @@ _EVERY = 4  # rows of a parametrised test
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A quick run has every row of the contract, and of other tests a part by hash.
 
-    The other rows are slow ones; a test that is asked for by its name has all rows.
+    The other rows are slow ones.
     """
-    if any("::" in given for given in config.args):
+    if _is_named(config):
         return
     rows = collections.defaultdict(list)
     for item in items:
         name, bracket, _ = item.nodeid.partition("[")
-        if bracket and not name.endswith("::test_contract"):
+        quick = not (name.endswith("::test_contract") or item.get_closest_marker("slow"))
+        if bracket and quick:
             rows[name].append(item)
     for each in rows.values():
         each.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))

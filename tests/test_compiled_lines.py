@@ -26,9 +26,6 @@ FORMS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
-QUICK = {"narrow_state", "dao_e"}
-
-
 def program(optimizer: optax.GradientTransformation, params: Any) -> str:
     """The optimized text of a step."""
 
@@ -52,10 +49,8 @@ def growth(optimizer: optax.GradientTransformation) -> float:
     return (many - more) / 8 / ((more - few) / 4)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [pytest.param(form, marks=() if form in QUICK else pytest.mark.slow) for form in FORMS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 def test_a_leaf_adds_as_much_among_many_as_among_few(form: str) -> None:
     assert growth(FORMS[form]()) <= STEADY
 

@@ -63,10 +63,11 @@ def test_inside_shard_map(spec: PartitionSpec, check_vma: bool) -> None:
     assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen",
     [
-        pytest.param((), marks=pytest.mark.slow, id="none"),
+        pytest.param((), id="none"),
         pytest.param(features.ALL, id="all"),
     ],
 )
@@ -125,6 +126,7 @@ def test_healthy_training_makes_no_number_that_is_not_finite(
 class TestPythonScalars:
     """Leaves that are numbers of Python are arrays without axes."""
 
+    @pytest.mark.slow
     @COMPILED
     def test_as_parameters_and_as_gradients(self, compiled: bool) -> None:
         optimizer = optabs.dao_e(0.01)

@@ -45,12 +45,13 @@ def assert_same_run(ours: optabs.GadamResult, wanted: optabs.GadamResult) -> Non
     chex.assert_trees_all_close(ours.params, wanted.params, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [
         mesh_of(AxisType.Auto),
-        pytest.param(mesh_of(AxisType.Explicit), marks=pytest.mark.slow),
-        pytest.param(mesh_of(AxisType.Auto, 4, 2), marks=pytest.mark.slow),
+        mesh_of(AxisType.Explicit),
+        mesh_of(AxisType.Auto, 4, 2),
         mesh_of(AxisType.Explicit, 2, 4),
     ],
     ids=["auto", "explicit", "auto, two axes", "explicit, two axes"],

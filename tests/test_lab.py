@@ -119,6 +119,29 @@ def test_the_grid_grows_while_the_best_rate_is_at_its_edge_but_not_for_ever(
     assert found.best == study.half_decade(min(best, tried[1]))
 
 
+def test_two_calls_do_not_write_into_one_folder(tmp_path: pathlib.Path) -> None:
+    first, second = Records(tmp_path), Records(tmp_path)
+    record = records.record_of(Key("task", "arm"), {}, {"loss": 1.0})
+    with first.locked():
+        first.add(record)
+        with pytest.raises(records.StoreError, match="another call writes into"):
+            run_units([], second)
+    run_units([], second)  # which knows what the first has written
+    assert list(Records(tmp_path)) == list(second) == [record]
+
+
+def test_tables_and_statistics() -> None:
+    table = report.Table("Losses", ["arm", "loss"], [["Adam", "1"], ["SGD", "2"]])
+    body = "| arm | loss |\n| --- | ---: |\n| Adam | 1 |\n| SGD | 2 |\n"
+    assert table.markdown() == f"**Losses**\n\n{body}"
+    assert report.mean_and_spread([1.0, 3.0]) == "2.00 ± 1.41"
+    assert report.mean_and_spread([1.0], 1) == "1.0"
+    assert report.mean_and_spread([]) == "-"
+    own, other = np.array([4.0, 6.0]), np.array([1.0, 3.0])  # variances of 2, means of 5 and 2
+    np.testing.assert_allclose(report.errors_above(own, other), 3 / np.sqrt(2))
+    assert np.isnan(report.errors_above(own[:1], other))
+
+
 @pytest.mark.slow
 def test_settings_have_a_table_each_and_quick_runs_a_folder(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

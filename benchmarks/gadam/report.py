@@ -33,10 +33,15 @@ PICTURES = {  # of which curves, not drawn below what, under which title
 
 
 class Results:
-    """The records by task and arm, in the order of the tasks: those that are finished."""
+    """The records by task and arm, in the order of the tasks: those that are finished.
+
+    A task needs the best of g, which everything is compared with.
+    """
 
     def __init__(self, records: Records) -> None:
         wholes = [*records.select(kind="curves"), *records.select(kind="peer", seed=None)]
+        compared = {key.task for key, *_ in wholes if key.arm == BASELINE}
+        wholes = [each for each in wholes if each.key.task in compared]
         wholes.sort(key=lambda record: TASKS.index(record.key.task))
         self.wholes = {each.key[:2]: each for each in wholes}
         self.results = {record.key: record.result for record in records}

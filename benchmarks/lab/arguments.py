@@ -14,7 +14,7 @@ DataOption = Annotated[
 StepsOption = Annotated[int | None, typer.Option(help="in place of each task's own number")]
 WorkersOption = Annotated[int, typer.Option(help="processes, each on a core of its own")]
 QuickOption = Annotated[
-    bool, typer.Option("--quick", help="one task, few steps, 2 seeds: whether it works")
+    bool, typer.Option("--quick", help="one task, two arms, 2 seeds, few steps: does it work")
 ]
 ReportOption = Annotated[
     bool, typer.Option("--report", help="from the records that are there; nothing is run")
@@ -58,8 +58,9 @@ def tasks_of(
 def choice_of(text: str, name: str, known: Collection[str]) -> str:
     """One of the known names."""
     if text not in known:
-        some = textwrap.shorten(", ".join(known), 200, placeholder=" ...")
-        raise ArgumentError(f"{name} is {text!r}; choose from {some.rstrip('.')}.")
+        some = textwrap.shorten(", ".join(known), 180, placeholder=" ...")
+        asked = text if len(text) <= 60 else f"{text[:60]}..."
+        raise ArgumentError(f"{name} is {asked!r}; choose from {some.rstrip('.')}.")
     return text
 
 

@@ -22,6 +22,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
 FILE = "records.jsonl.gz"
 PACKAGES = ("optabs", "jax", "jaxlib", "optax", "flax", "numpy", "torch")
 DIGITS = 6  # significant digits that a record keeps of a number
@@ -119,6 +124,28 @@ class Records:
             file.write(_packed(_text([record])))
         self._whole = True
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Reads what others wrote, keeps them from writing, and at last closes the records."""
+        place = (
+            os.open(self.folder, os.O_RDONLY) if fcntl else None
+        )  # Windows has no such lock
+        try:
+            if place is not None:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"another call writes into {str(self.folder)!r}; wait for its end, or pass "
+                "another folder as out."
+            ) from None
+        self._lines, self._sorted = {each.key: each for each in read(self.folder)}, None
+        try:
+            yield
+        finally:
+            self.close()
+            if place is not None:
+                os.close(place)
+
     def close(self) -> None:
         """Writes all records in their order, so that the same ones give the same bytes."""
         if self._lines:
@@ -147,13 +174,15 @@ def read(folder: pathlib.Path) -> list[Record]:
                 continue
             key = Key(**{name: each[name] for name in Key._fields if name in each})
             env = environments[each["environment"]]
-            records.append(Record(key, each["config"], each["result"], each["date"], env))
-    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+            record = Record(key, each["config"], dict(each["result"]), each["date"], env)
+            records.append(record)
+        return sorted({record.key: record for record in records}.values(), key=_order)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+            zlib.error) as error:  # fmt: skip
         raise StoreError(
             f"{str(path)!r} is no readable file of records ({error}); move it away and call "
             "again."
         ) from error
-    return list({record.key: record for record in records}.values())
 
 
 def _lines_of(path: pathlib.Path) -> Iterator[bytes]:

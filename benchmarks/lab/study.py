@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -131,6 +132,17 @@ def run_units(units: Sequence[Unit], records: Records, *, workers: int = 1) -> N
     A bar shows how many are left and an estimate of the time. Several workers are processes,
     each on a core of its own. Raises Interrupted on Ctrl-C.
     """
+    try:
+        with records.locked():
+            _run(units, records, workers)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped; finished runs are kept in {str(records.folder)!r}, and the same call "
+            "goes on from there."
+        ) from None
+
+
+def _run(units: Sequence[Unit], records: Records, workers: int) -> None:
     todo = [
         (unit, missing, unit.done(records))
         for unit in units
@@ -144,22 +156,14 @@ def run_units(units: Sequence[Unit], records: Records, *, workers: int = 1) -> N
         bar.set_postfix_str(" ".join(filter(None, (key.task, key.setting, key.arm))))
         bar.update()
 
-    try:
-        with bar:
-            if workers == 1:
-                for unit, missing, done in todo:
-                    for key, result in unit.make(missing, done):
-                        keep(unit, key, result)
-                    jax.clear_caches()
-            else:
-                _in_processes(todo, keep, workers)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Stopped; finished runs are kept in {str(records.folder)!r}, and the same call "
-            "goes on from there."
-        ) from None
-    finally:
-        records.close()
+    with bar:
+        if workers > 1:
+            _in_processes(todo, keep, workers)
+            return
+        for unit, missing, done in todo:
+            for key, result in unit.make(missing, done):
+                keep(unit, key, result)
+            jax.clear_caches()
 
 
 def _in_processes(todo: Sequence[Any], keep: Callable[..., None], workers: int) -> None:
@@ -176,6 +180,8 @@ def _in_processes(todo: Sequence[Any], keep: Callable[..., None], workers: int) 
                     keep(futures[future], key, result)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()  # else a second Ctrl-C waits for it for ever
             raise
 
 
@@ -187,6 +193,7 @@ def _made(unit: Unit, missing: Sequence[Key], done: Mapping[Key, Any]) -> list[A
 
 def _pin(number: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
     """Gives this process one core, before JAX counts its threads by them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
     with number.get_lock():
         place = number.value
         number.value += 1
@@ -327,8 +334,12 @@ def command_of(study: Study) -> Callable[..., None]:
         names = given.some_of(arms, "arms", study.arms, separator=separator)
         needy = study.need_images
         chosen = [] if only_report else given.tasks_of(tasks, study.tasks, needy, data)
+        if not chosen and not only_report:
+            raise given.ArgumentError("tasks has none without images; pass data or name one.")
         if quick:
-            chosen, seeds, steps = chosen[:1], min(seeds, 2), steps or QUICK_STEPS
+            chosen, seeds = chosen[:1], min(seeds, 2)
+            names = names[: 2 if arms == "all" else None]
+            steps = QUICK_STEPS if steps is None else steps
         if steps is not None:
             given.positive(steps, "steps")
         given.positive(seeds, "seeds")

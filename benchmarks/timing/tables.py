@@ -131,6 +131,8 @@ def bars_of(records: Records) -> Iterator[Bar]:
     found = records.select(kind=DAO_E, setting="training")
     trained = {record.key.task: record.result["seconds"] for record in found}
     found = records.select(kind=DAO_E, setting="step")
+    if not found:
+        return
     here = found[0].environment["device"].split(":")[0]
 
     def bar(name: str, limit: float, measured: float, device: str = "") -> Bar:

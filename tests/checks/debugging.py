@@ -18,8 +18,8 @@ def _with_empty(tree: Any) -> Any:
 def _gradients() -> Iterator[list[Any]]:
     first, second = map(_with_empty, gradients(2))
     zero = filled(first, 0.0)
-    yield [first, second, zero]
-    yield [zero, first]
+    yield [first, second, zero, zero]
+    yield [zero, zero, first]
 
 
 def _decays_of_zero(case: Case) -> dict[str, float]:
