@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jax
@@ -218,6 +218,12 @@ def found_in(records: Records, statistic: str) -> list[tuple[Setting, dict[str, 
     return [(setting, runs) for setting, runs in found if runs]
 
 
+def shared_by(settings: Sequence[Mapping[str, Record]]) -> list[str]:
+    """The ways that all of these settings have records of, in the order of the study."""
+    found = [label for label in WAYS if all(label in runs for runs in settings)]
+    return found if settings else []
+
+
 def summary_of(records: Records, statistic: str) -> report.Table:
     """A row a codec, the least error first, over all settings that leave no zeros."""
     own = [
@@ -227,8 +233,7 @@ def summary_of(records: Records, statistic: str) -> report.Table:
         if setting.gradients != "sparse" or setting.decay >= 0.99
     ]
     rows = []
-    whole = own[0] if own else {}
-    for label in (each for each in whole if all(each in found for found in own)):
+    for label in shared_by(own):
         errors, tails, biases, frozen = (
             np.array([100 * np.mean(np.abs(found[label].result[name])) for found in own])
             for name in ("median_error", "90_percentile", "bias", "frozen")
@@ -251,9 +256,9 @@ def figure_of(records: Records, statistics: Sequence[str]) -> "Figure":
         found = found_in(records, statistic)
         own = [each for each in found if each[0].gradients == "student_t4"][-len(SPREADS) :]
         curves = []
-        for label, way in WAYS.items():
-            drawn = way.rounding == "stochastic" and way.block in (0, DRAWN)
-            if drawn and own and all(label in runs for _, runs in own):
+        for label in shared_by([runs for _, runs in own]):
+            way = WAYS[label]
+            if way.rounding == "stochastic" and way.block in (0, DRAWN):
                 errors = [runs[label].result["median_error"] for _, runs in own]
                 # Codes of sizes and of signed numbers have one colour.
                 name = way.codec.removeprefix("u").removesuffix("_size")

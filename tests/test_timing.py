@@ -129,7 +129,6 @@ def test_a_resting_population_evolves_and_learns_nothing():
 
 NARROW = ["optabs.adam_abs, 8bit", "optax.adam", "optabs.adam", "optabs.adam_abs"]
 POPULATION = [*programs.LEARNING, programs.EVOLVE, programs.ITSELF]
-SLOW = pytest.mark.slow
 
 
 @pytest.mark.slow
@@ -140,10 +139,8 @@ SLOW = pytest.mark.slow
         ("compile", "lines", list(steps.COMPILED), "| adam_abs | 2 |"),
         ("epoch", "first_epoch", [programs.JAX], "| jax, optabs.adam | 64 |"),
         ("fit", "seconds", [programs.FIT, programs.HAND], "| logistic | 400 |"),
-        pytest.param(
-            "dao_e", "cost", list(steps.contenders()), "| dao_e, paper |", marks=SLOW
-        ),
-        pytest.param("population", "seconds", POPULATION, "| 64-16-10 | 8 |", marks=SLOW),
+        ("dao_e", "cost", list(steps.contenders()), "| dao_e, paper |"),
+        ("population", "seconds", POPULATION, "| 64-16-10 | 8 |"),
     ],
 )
 def test_a_subject_writes_records_and_tables_and_goes_on_from_them(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from cases import Case
+from cases import Case, with_compiled_update
 
 import optabs
 
@@ -69,9 +69,7 @@ def plain(case: Case) -> tuple[list[Any], Any]:
 
 
 def compiled(optimizer: Any) -> optax.GradientTransformationExtraArgs:
-    return optax.GradientTransformationExtraArgs(
-        jax.jit(optimizer.init), jax.jit(optimizer.update)
-    )
+    return with_compiled_update(optimizer)._replace(init=jax.jit(optimizer.init))
 
 
 def with_traced(
