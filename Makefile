@@ -10,9 +10,11 @@ CONSTRAINTS = constraints$(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) \
   -c 'import sys; print("-newest" * (sys.version_info >= (3, 12)))').txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 DOCS_PORT ?= 8000
+# By default apart: where these compilers are installed, jax looks for their devices.
+ACCELERATORS = $(if $(filter file,$(origin VENV)),.venv-accelerators,$(VENV))
 
 .PHONY: demo test test-slow test-all test-newest lint format types notebooks store-notebooks \
-  pages docs wheel check peers clean
+  pages docs wheel check peers accelerators clean
 
 demo: $(VENV)/.benchmarks  ## the main job on embedded data: tables and a picture, in ./runs
 	$(BIN)/python -m benchmarks optimabs
@@ -66,6 +68,10 @@ check: lint types test-all notebooks pages wheel  ## what continuous integration
 
 peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for timing
 	$(INSTALL) "torch==2.13.0"
+
+accelerators:  ## compiles steps for a GPU and a TPU that are not there, in ./runs
+	$(MAKE) $(ACCELERATORS)/.accelerators VENV=$(ACCELERATORS)
+	$(ACCELERATORS)/bin/python -m benchmarks accelerators
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,202 @@
+"""What a program that is compiled for an accelerator costs, read from its text."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from commands import assert_refused, call
+
+from benchmarks import accelerators
+from benchmarks.lab.hlo import collectives_of, kernels_of
+from benchmarks.lab.records import FILE, Key, Records
+
+# What was recorded: the entry of a step of [256, 128] for an H100, with what it calls.
+GPU = """\
+HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (1, {}, may-alias) }
+
+%fused_reduce (param_0.1: f32[256,128]) -> f32[] {
+  %param_0.1 = f32[256,128]{1,0} parameter(0)
+  %constant_1 = f32[] constant(0)
+  ROOT %reduce_sum.1 = f32[] reduce(%param_0.1, %constant_1), dimensions={0,1}, to_apply=%add
+}
+
+%region_1.3 (arg_tuple.1: (f32[], f32[256,128])) -> (f32[], pred[]) {
+  %arg_tuple.1 = (f32[], f32[256,128]{1,0}) parameter(0)
+  %get-tuple-element.2.0 = f32[] get-tuple-element(%arg_tuple.1), index=0
+  %get-tuple-element.3.0 = f32[256,128]{1,0} get-tuple-element(%arg_tuple.1), index=1
+  %input_reduce_fusion.9 = f32[] fusion(%get-tuple-element.3.0), kind=kInput, \
+calls=%fused_reduce
+  %wrapped_is-finite.1 = pred[] fusion(%input_reduce_fusion.9), kind=kLoop, calls=%wrapped
+  ROOT %tuple.54 = (f32[], pred[]) tuple(%input_reduce_fusion.9, %wrapped_is-finite.1)
+}
+
+%region_2.4 (arg_tuple.2: (f32[], pred[])) -> (f32[], pred[]) {
+  %arg_tuple.2 = (f32[], pred[]) parameter(0)
+  %get-tuple-element.4.0 = f32[] get-tuple-element(%arg_tuple.2), index=0
+  %copy.4 = f32[] copy(%get-tuple-element.4.0)
+  %wrapped_is-finite.2 = pred[] fusion(%copy.4), kind=kLoop, calls=%wrapped
+  ROOT %tuple.55 = (f32[], pred[]) tuple(%copy.4, %wrapped_is-finite.2)
+}
+
+ENTRY %main.7 (g.3: f32[256,128], p.1: f32[256,128], m.1: bf16[256,128]) -> f32[256,128] {
+  %m.1 = bf16[256,128]{1,0} parameter(2), metadata={op_name="state[0].mu['w']"}
+  %p.1 = f32[256,128]{1,0} parameter(1), sharding={replicated}
+  %g.3 = f32[256,128]{1,0} parameter(0)
+  %input_add_reduce_fusion = (f32[128]{0}, u16[256,128]{1,0}, pred[]) fusion(%g.3, %m.1), \
+kind=kInput, calls=%fused_add_reduce, metadata={op_name="jit(f)/reduce_sum" stack_frame_id=2}
+  %get-tuple-element.15 = u16[256,128]{1,0} \
+get-tuple-element(%input_add_reduce_fusion), index=1
+  %bitcast.4 = bf16[256,128]{1,0} bitcast(%get-tuple-element.15)
+  %get-tuple-element.13 = f32[128]{0} get-tuple-element(%input_add_reduce_fusion), index=0
+  %get-tuple-element.12 = pred[] get-tuple-element(%input_add_reduce_fusion), index=2
+  %input_reduce_fusion.1 = f32[] fusion(%get-tuple-element.13), kind=kInput, \
+calls=%fused_reduce.1
+  %tuple.2 = (f32[], f32[256,128]{1,0}) tuple(%input_reduce_fusion.1, %g.3)
+  %tuple.3 = (f32[], pred[]) tuple(%input_reduce_fusion.1, %get-tuple-element.12)
+  %cond.5 = (f32[], pred[]) conditional(%get-tuple-element.12, %tuple.3, %tuple.2), \
+true_computation=%region_2.4, false_computation=%region_1.3, metadata={op_name="jit(f)/cond"}
+  %cond.6.0 = f32[] get-tuple-element(%cond.5), index=0
+  %copy.1 = f32[256,128]{1,0} copy(%p.1)
+  ROOT %loop_subtract_fusion = f32[256,128]{1,0} fusion(%copy.1, %bitcast.4, %cond.6.0, \
+/*index=3*/%get-tuple-element.12), kind=kLoop, calls=%fused_subtract
+}
+
+"""
+# The same for a TPU; what is marked by S(1) or S(6) is kept on its chip.
+TPU = """\
+HloModule jit_f, is_scheduled=true
+
+ENTRY %main.7 (g.3: f32[256,128], p.1: f32[256,128], m.1: f32[256,128]) -> f32[256,128] {
+  %constant.9 = f32[]{:T(128)} constant(1e+30)
+  %g.3 = f32[256,128]{1,0:T(8,128)} parameter(0)
+  %copy-start = (f32[256,128]{1,0:T(8,128)S(1)}, f32[256,128]{1,0:T(8,128)}, u32[]{:S(2)}) \
+copy-start(%g.3)
+  %m.1 = f32[256,128]{1,0:T(8,128)} parameter(2)
+  %slice-start = ((f32[256,128]{1,0:T(8,128)}), f32[64,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \
+slice-start(%m.1), slice={[0:64], [0:128]}
+  %p.1 = f32[256,128]{1,0:T(8,128)} parameter(1)
+  %copy-done = f32[256,128]{1,0:T(8,128)S(1)} copy-done(%copy-start)
+  %multiply_reduce_fusion.1 = (f32[]{:T(128)}, f32[256,128]{1,0:T(8,128)}) \
+fusion(%copy-done, %m.1), kind=kLoop, calls=%fused_computation.2
+  %get-tuple-element.9 = f32[256,128]{1,0:T(8,128)} get-tuple-element(\
+%multiply_reduce_fusion.1), index=1
+  %get-tuple-element.4 = f32[]{:T(128)} get-tuple-element(%multiply_reduce_fusion.1), index=0
+  %gt.1 = pred[]{:T(512)S(6)} compare(%get-tuple-element.4, %constant.9), direction=GT
+  %slice-done = f32[64,128]{1,0:T(8,128)S(1)} slice-done(%slice-start)
+  ROOT %sub.0 = f32[256,128]{1,0:T(8,128)} subtract(%p.1, %get-tuple-element.9)
+}
+"""
+ARRAY = 256 * 128  # entries
+
+
+def test_the_kernels_of_a_gpu_and_what_they_move() -> None:
+    assert kernels_of(GPU) == [
+        ("input_add_reduce_fusion", "fusion", 4 * ARRAY + 2 * ARRAY + 512 + 2 * ARRAY + 1),
+        ("input_reduce_fusion.1", "fusion", 512 + 4),
+        # The larger branch: that of the other copies a number.
+        ("input_reduce_fusion.9", "fusion", 4 * ARRAY + 4),
+        ("wrapped_is-finite.1", "fusion", 4 + 1),
+        ("copy.1", "copy", 8 * ARRAY),
+        ("loop_subtract_fusion", "fusion", 4 * ARRAY + 2 * ARRAY + 4 + 1 + 4 * ARRAY),
+    ]
+
+
+def test_the_kernels_of_a_tpu_and_what_leaves_its_memory() -> None:
+    assert kernels_of(TPU) == [
+        ("copy-done", "copy-done", 4 * ARRAY),  # to the chip
+        ("multiply_reduce_fusion.1", "fusion", 4 * ARRAY + 4 + 4 * ARRAY),
+        ("slice-done", "slice-done", ARRAY),  # a quarter
+        ("sub.0", "subtract", 12 * ARRAY),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("program", "old", "new", "more"),
+    [
+        (GPU, "%copy.1 = f32[256,128]{1,0} copy(%p.1)", "", None),
+        (GPU, "m.1 = bf16[256,128]", "m.1 = f32[256,128]", 2 * ARRAY),
+        (GPU, "copy.4 = f32[]", "copy.4 = f32[512,128]", 12 * ARRAY - 4),
+        (TPU, "(8,128)S(1)} copy-done", "(8,128)} copy-done", 8 * ARRAY),
+        (TPU, "slice-done = f32[64,", "slice-done = f32[128,", ARRAY),
+    ],
+)
+def test_another_text_gives_other_numbers(
+    program: str, old: str, new: str, more: int | None
+) -> None:
+    assert program.count(old) == 1
+    other = program.replace(old, new)
+    if more is None:  # what it reads is nowhere
+        with pytest.raises(KeyError):
+            kernels_of(other)
+        return
+    both = [sum(each.moved for each in kernels_of(text)) for text in (program, other)]
+    assert both[1] - both[0] == more
+
+
+def test_collectives_are_counted_with_what_each_device_receives() -> None:
+    program = """
+  %all-reduce.12 = (f32[]{:T(128)}, f32[4]{0:T(128)}) all-reduce(%a, %b), channel_id=10
+  %all-reduce-start = f32[62]{0} all-reduce-start(%c), to_apply=%add
+  %all-reduce-done = f32[62]{0} all-reduce-done(%all-reduce-start)
+  %all-gather-start = (f32[8,4]{1,0}, f32[64,4]{1,0}) all-gather-start(%d), dimensions={0}
+  %all-gather-done = f32[64,4]{1,0} all-gather-done(%all-gather-start)
+  %fusion.1 = f32[64,4]{1,0} fusion(%all-gather-done, %all-reduce.12), kind=kLoop
+"""
+    received = {"all-reduce": (2, 4 + 16 + 248), "all-gather": (1, 1024)}
+    assert collectives_of(program) == received
+    assert collectives_of(GPU + TPU) == {}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {"w": (64, 32), "b": (32,)}
+    tree = {name: jax.ShapeDtypeStruct(each, jnp.float32) for name, each in shapes.items()}
+    monkeypatch.setattr(accelerators, "TREES", {"small": lambda: tree})
+
+
+@pytest.mark.usefixtures("small")
+def test_a_row_is_compiled_for_the_cpu_recorded_and_shown(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f"accelerators --rows sgd --devices cpu --out {tmp_path}"
+    assert call(monkeypatch, line) == 0
+    (record,) = Records(tmp_path)
+    # A kernel an array: a gradient and parameters read and written, and no copy.
+    assert record.result["kernels"] == {"fusion": 2}
+    for cost in ("bytes", "least_bytes"):
+        assert record.result[cost] == pytest.approx(12, abs=0.1)
+    text = (tmp_path / "README.md").read_text()
+    assert "compiled for this CPU (not run) by jaxlib" in text
+    assert "| sgd | 2 (0) | 2 | 12.0 | 12.0 | 0.0 |" in text
+    before = (tmp_path / FILE).read_bytes()
+    assert call(monkeypatch, line) == 0
+    assert call(monkeypatch, f"accelerators --report --out {tmp_path}") == 0
+    assert (tmp_path / FILE).read_bytes() == before
+    assert (tmp_path / "README.md").read_text() == text
+
+
+@pytest.mark.usefixtures("small")
+def test_without_the_compilers_one_sentence_says_what_to_install(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(accelerators, "installed", lambda package: package == "jaxlib")
+    needed = "need jax-cuda13-plugin, nvidia-cuda-nvcc{}; call `make accelerators` or install "
+    left = "optabs[accelerators]; what is left: cpu."
+    sentence = f"devices h100 {needed.format('')}{left}"
+    named = "accelerators --devices h100,cpu"
+    assert_refused(named, sentence, tmp_path, monkeypatch, capsys)
+    assert call(monkeypatch, f"accelerators --rows sgd --out {tmp_path}") == 0
+    printed = capsys.readouterr().out
+    assert f"devices h100, v5e {needed.format(', libtpu')}{left}\n" in printed
+    assert [each.key for each in Records(tmp_path)] == [Key("small", "sgd", "cpu")]
+
+
+def test_bad_input_is_one_sentence(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line, sentence in {
+        "--rows adagram": "rows is 'adagram'; choose from optax.adam, optax.lion,",
+        "--devices a100": "devices is 'a100'; choose from h100, v5e, cpu.",
+    }.items():
+        assert_refused(f"accelerators {line}", sentence, tmp_path, monkeypatch, capsys)
