@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import typer
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optabs
 from benchmarks.lab import report
@@ -50,13 +50,10 @@ LIBTPU = {
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_core_limit: 2048 threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  core_count: 132
-  fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  core_count: 132 fpus_per_core: 128
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800
   clock_rate_ghz: 1.98
   device_memory_size: 84929347584
   shared_memory_per_block_optin: 232448
@@ -166,8 +163,7 @@ def command(
     state. `make accelerators` installs the compilers; without them the CPU is left.
     """
     chosen, trees = some_of(rows, "rows", ROWS), list(TREES)
-    if quick:
-        chosen, trees = chosen[:1], trees[:1]
+    chosen, trees = (each[: 1 if quick else None] for each in (chosen, trees))
     found = [] if only_report else devices_of(devices)
     records = opened("accelerators", out, only_report=only_report, quick=quick)
     jax.config.update("jax_platforms", "cpu")  # nothing runs elsewhere
@@ -227,7 +223,9 @@ def lower(
     optimizer: optax.GradientTransformation, params: Any, target: Device, count: int
 ) -> jax.stages.Lowered:
     """A step on so many devices, each with its share of every array that can be divided."""
-    mesh = Mesh(np.array(target.described()[:count]), ("data",))
+    devices = np.array(target.described()[:count])
+    # Explicit axes tell `init` how the parameters lie, so that the state lies like them.
+    mesh = Mesh(devices, ("data",), axis_types=(AxisType.Explicit,))
     update = optax.with_extra_args_support(optimizer).update
 
     def step(grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
@@ -236,15 +234,17 @@ def lower(
 
     def placed(leaf: Any) -> Any:
         # Along the first axis of which every device can have eight entries.
-        shared = [n % count == 0 and n >= 8 * count for n in leaf.shape]
-        axes = [*[None] * shared.index(True), "data"] if any(shared) else []
-        sharding = NamedSharding(mesh, PartitionSpec(*axes))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        shared = [n % count == 0 and n >= 8 * count > 8 for n in leaf.shape]
+        spec = [None] * shared.index(True) + ["data"] if any(shared) else []
+        own = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)
 
-    given = jax.tree.map(placed, (params, params, jax.eval_shape(optimizer.init, params)))
-    # Results in the order of what is donated, or XLA copies to repair it.
-    traced = jax.jit(step, donate_argnums=(1, 2)).trace(*given)
-    return traced.lower(lowering_platforms=(target.platform,))
+    with jax.set_mesh(mesh):
+        given = jax.tree.map(placed, params)
+        state = jax.eval_shape(optimizer.init, given)
+        # Results in the order of what is donated, or XLA copies to repair it.
+        traced = jax.jit(step, donate_argnums=(1, 2)).trace(given, given, state)
+        return traced.lower(lowering_platforms=(target.platform,))
 
 
 TITLE = "A step, compiled for accelerators and not run on them"
