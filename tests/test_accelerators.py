@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import pytest
-from commands import assert_refused, call
+from commands import RESULTS, assert_refused, assert_reported, call
 
 from benchmarks import accelerators
 from benchmarks.lab.hlo import collectives_of, kernels_of
@@ -200,3 +200,23 @@ def test_bad_input_is_one_sentence(
         "--devices a100": "devices is 'a100'; choose from h100, v5e, cpu.",
     }.items():
         assert_refused(f"accelerators {line}", sentence, tmp_path, monkeypatch, capsys)
+
+
+def test_committed_records_give_the_committed_tables(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_reported("accelerators", tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["optax.adam", "adam", "dao_e"])
+def test_a_step_for_an_h100_moves_the_bytes_of_its_record(row: str) -> None:
+    device, tree = accelerators.DEVICES["h100"], "4096x4096"
+    if device.lacks:
+        pytest.skip(f"{', '.join(device.lacks)}: not installed; call `make accelerators`")
+    record = Records(RESULTS / "accelerators").get(Key(tree, row, "h100"))
+    assert record is not None
+    if record.config["compiler"] != device.compiler:
+        pytest.skip(f"recorded with {record.config['compiler']}, here is {device.compiler}")
+    found = accelerators.measure(tree, row, "h100")
+    assert found["bytes"] == pytest.approx(record.result["bytes"], rel=0.02)
