@@ -90,12 +90,12 @@ def _windows(symbols: np.ndarray) -> jnp.ndarray:
 
 
 @functools.cache
-def breast_cancer_splits() -> Splits:
+def breast_cancer_splits(places: tuple[int, int] = BREAST_CANCER_SPLIT) -> Splits:
     """Training, validation and test cases, standardised by the training cases' statistics."""
     bunch = require("sklearn.datasets", "benchmarks").load_breast_cancer()
     # RandomState, unlike Generator, promises the same stream in every numpy.
     order = np.random.RandomState(0).permutation(len(bunch.target))
-    parts = np.split(order, BREAST_CANCER_SPLIT)
+    parts = np.split(order, places)
     mean, deviation = bunch.data[parts[0]].mean(0), bunch.data[parts[0]].std(0)
     inputs = ((bunch.data - mean) / deviation).astype(np.float32)
     labels = bunch.target.astype(np.int32)
@@ -238,11 +238,15 @@ def autoencoder() -> Task:
 
 
 def transformer(
-    width: int = 40, heads: int = 4, title: str = "character transformer, Python's help"
+    width: int = 40,
+    heads: int = 4,
+    title: str = "character transformer, Python's help",
+    blocks: int = 2,
+    **options: Any,
 ) -> Task:
-    """A character-level language model of two blocks, on the text of Python's help."""
+    """A character-level language model of two blocks or more, on the text of Python's help."""
     train, validation, test = text_splits()
-    made = network(lambda rngs: Transformer(width, heads, 2, rngs=rngs))
+    made = network(lambda rngs: Transformer(width, heads, blocks, rngs=rngs))
 
     def loss_of(params: Any, windows: jax.Array) -> jax.Array:
         logits, _ = made.apply(params, {}, windows[:, :-1], True)
@@ -255,7 +259,7 @@ def transformer(
         title, 600, made.init, loss_of, feed=feed,
         batch=lambda symbols, starts: symbols[starts[:, None] + jnp.arange(WINDOW)[None]],
         train=train, validation=validation, test=test, scope="few",
-    )  # fmt: skip
+    )._replace(**options)  # fmt: skip
 
 
 def small_images(name: str, source: pathlib.Path | None, **options: Any) -> Task:
@@ -274,10 +278,11 @@ def digits(network: Network, title: str, **options: Any) -> Task:
     return classification(f"{title}, digits", network, digits_splits(), **settings)
 
 
-def breast_cancer() -> Task:
+def breast_cancer(
+    places: tuple[int, int] = BREAST_CANCER_SPLIT,
+    title: str = "logistic regression, breast cancer",
+) -> Task:
     """Logistic regression."""
-    splits = breast_cancer_splits()
-    return classification(
-        "logistic regression, breast cancer", mlp(splits[0].inputs.shape[1], 2), splits,
-        steps=400, batch_size=32,
-    )  # fmt: skip
+    splits = breast_cancer_splits(places)
+    network = mlp(splits[0].inputs.shape[1], 2)
+    return classification(title, network, splits, steps=400, batch_size=32)
