@@ -67,8 +67,35 @@ def test_a_training_by_steps_is_that_of_one_program() -> None:
         for by_steps in (False, True)
     )
     assert one.watched["validation_loss"].shape == (math.gcd(20, task.points),)
+    assert one.best_test is None
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), one, other)
     np.testing.assert_allclose(one.watched["validation_loss"][-1], one.validation[0])
+
+
+@pytest.mark.parametrize("by_steps", [False, True])
+def test_the_test_data_are_seen_at_the_point_of_the_lowest_validation_loss(
+    by_steps: bool,
+) -> None:
+    """A sawtooth: the parameter is the number of steps modulo 5, of which 3 is the best."""
+    saw = optax.GradientTransformation(
+        lambda params: jnp.zeros(()),
+        lambda updates, at, params: ({"at": jnp.where(at == 4, -4.0, 1.0)}, (at + 1) % 5),
+    )
+    task = tasks.unscored(
+        "a sawtooth", 12, lambda key: ({"at": jnp.zeros(())}, {}),
+        lambda params, data: jnp.where(params["at"] == 1, jnp.nan, (params["at"] - 3) ** 2)
+        + jnp.sum(data),
+        feed=lambda key, steps: jnp.zeros((steps, 1)), batch=lambda train, item: item,
+        train=jnp.zeros(1), validation=jnp.zeros(1), test=jnp.ones(1),
+        points=12, scored=True, best_tested=True, by_steps=by_steps,
+    )  # fmt: skip
+    arm = Arm("saw", lambda rate: saw)
+    outcome = program_of(task, arm, test=True)(1.0, 0)
+    assert outcome.validation[0] == 1.0
+    measures = measures_of(outcome)
+    assert (measures["test_loss"], measures["best_test_loss"]) == (2.0, 1.0)
+    unseen = program_of(task, arm)(1.0, 0)
+    assert (unseen.test, unseen.best_test) == (None, None)
 
 
 def test_divergence_is_bounded_and_seen():
