@@ -28,6 +28,28 @@ def test_the_splits_are_fixed_and_apart(read: Any) -> None:
     assert len(set.union(*cases)) == sum(map(len, cases))
 
 
+def test_rows_are_held_out_in_turns() -> None:
+    turns = [tasks.held_out_in_turns(np.arange(569), turn) for turn in range(tasks.TURNS)]
+    for parts in turns:
+        assert [*map(len, parts)] == [343, 113, 113]
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(569))
+    validated = [set(parts[1].tolist()) for parts in turns]
+    tested = set(np.concatenate([parts[2] for parts in turns]).tolist())
+    assert set.union(*validated[:3]) == set.union(*validated) == set(range(285))
+    assert tested == set(range(285, 569))
+
+
+def test_a_seed_has_its_own_split() -> None:
+    task = tasks.breast_cancer(in_turns=True)._replace(steps=2)
+    program = program_of(task, Arm("still", lambda rate: optax.set_to_zero()), test=True)
+    for seed in (1, 7):
+        outcome, (_, *held_out) = program(1.0, seed), tasks.breast_cancer_splits(seed % 5)
+        params, statistics = task.init(jax.random.split(jax.random.key(seed))[0])
+        wanted = [task.evaluate(params, statistics, split) for split in held_out]
+        np.testing.assert_allclose([outcome.validation, outcome.test], wanted, rtol=1e-5)
+    assert not np.array_equal(held_out[1].labels, task.test.labels)
+
+
 def test_large_images_are_halved() -> None:
     small = tasks.halved(np.arange(28 * 28.0).reshape(1, 28, 28, 1))
     assert small.shape == (1, 14, 14, 1)

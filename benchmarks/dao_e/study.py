@@ -25,9 +25,6 @@ CHANGE = 0.5  # share of the steps after which labels get noisy, or a class appe
 NOISY_LABELS = 0.4  # share of the labels that are then drawn at random
 NEW_CLASS = 9
 BRIGHTNESS = 1.0  # added to all pixels at the end, from 0 at the start
-# Where validation and test begin, of 569 cases: with 100 for validation one case that is
-# wrong and sure of it is a third of the loss.
-CASES = (229, 399)
 VALIDATED = 1000  # images for validation, at every point, of the networks that are slow
 
 
@@ -102,9 +99,7 @@ def _images(name: str, title: str, net: Network, splits: tasks.Splits, steps: in
 # Made when they are wanted: most read data.
 TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     "quadratic": lambda source: tasks.quadratic(),
-    "logistic": lambda source: tasks.breast_cancer(
-        CASES, f"logistic regression, {CASES[0]} cases of breast cancer"
-    ),
+    "logistic": lambda source: tasks.breast_cancer(in_turns=True),
     "softmax": lambda source: tasks.digits(tasks.mlp(64, 10), "softmax regression"),
     "autoencoder": lambda source: tasks.autoencoder(),
     "mnist": lambda source: tasks.small_images("mnist", source),

@@ -69,6 +69,9 @@ class Task(NamedTuple):
     scored: bool = False  # by the validation data at every point, not only at the end
     best_tested: bool = False  # where test data are seen: at the best of these points, too
     by_steps: bool = False  # on CPUs, a call of each step; see `program_of`
+    splits_of: Callable[[int], tuple[Any, Any, Any]] | None = None
+    """From a seed to data of the same shapes, for training, validation and test, that it has
+    in place of the others."""
     scope: str = "all"  # which of the study's arms train on it
 
     def optimizer(self, arm: "Arm", rate: Rate) -> optax.GradientTransformationExtraArgs:
@@ -121,10 +124,12 @@ def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
 
     def program(rate: Rate, seed: int) -> Outcome:
         rate = jax.tree.map(np.float32, rate)
-        found = run(rate, np.asarray(seed), task.train, task.validation)
+        data = task.train, task.validation, task.test
+        train, validation, held_out = task.splits_of(seed) if task.splits_of else data
+        found = run(rate, np.asarray(seed), train, validation)
         last, best, losses, scores, watched = found
         seen, best_seen = (
-            _floats(evaluate(*model, task.test)) if test and model else None
+            _floats(evaluate(*model, held_out)) if test and model else None
             for model in (last, best)
         )
         watched = {name: np.asarray(values) for name, values in watched.items()}
