@@ -25,7 +25,8 @@ CHANGE = 0.5  # share of the steps after which labels get noisy, or a class appe
 NOISY_LABELS = 0.4  # share of the labels that are then drawn at random
 NEW_CLASS = 9
 BRIGHTNESS = 1.0  # added to all pixels at the end, from 0 at the start
-VALIDATED = 1000  # images for validation, at every point, of the networks that are slow
+# Images of the networks that are slow: for validation, at every point, and for the test.
+HELD_OUT = (1000, 5000)
 
 
 class Draw(NamedTuple):
@@ -89,10 +90,13 @@ def _drifting(batch: Callable[[Split, Draw], Split], title: str) -> Task:
 def _images(name: str, title: str, net: Network, splits: tasks.Splits, steps: int) -> Task:
     """A convolutional network that took no part in any choice, scored on fewer images."""
     train, validation, test = splits
-    few = jax.tree.map(lambda leaf: leaf[:VALIDATED], validation)
+    few = (
+        Split(split.inputs[:count], split.labels[:count])
+        for split, count in zip((validation, test), HELD_OUT, strict=True)
+    )
     return tasks.classification(
-        f"{title}, {name.replace('_', ' ')}", in_pieces(net), (train, few, test),
-        steps=steps, batch_size=64, by_steps=True, scope="new",
+        f"{title}, {name.replace('_', ' ')}", in_pieces(net), (train, *few),
+        steps=steps, batch_size=32, by_steps=True, scope="new",
     )  # fmt: skip
 
 
@@ -123,7 +127,7 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     "cnn": lambda source: _images(
         "fashion_mnist", "convnet of 16-32 channels with batch norm",
         network(lambda rngs: Convnet((16, 32), 10, rngs=rngs)),
-        tasks.image_splits("fashion_mnist", source), 600,
+        tasks.image_splits("fashion_mnist", source), 800,
     ),
     "gpt": lambda source: tasks.transformer(
         144, 4, "character transformer of four blocks of width 144, Python's help", 4,
@@ -131,7 +135,7 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     ),
     "resnet8": lambda source: _images(
         "cifar10", "ResNet-8 at 16 x 16", resnet(RESNETS["resnet8"], channels=3, classes=10),
-        tasks.image_splits("cifar10", source, half=True), 800,
+        tasks.image_splits("cifar10", source, half=True), 1000,
     ),
     "noisy_labels": lambda source: _drifting(
         noisy_labels, "40% of the labels random from 50% of the steps on"
