@@ -127,7 +127,7 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     "cnn": lambda source: _images(
         "fashion_mnist", "convnet of 16-32 channels with batch norm",
         network(lambda rngs: Convnet((16, 32), 10, rngs=rngs)),
-        tasks.image_splits("fashion_mnist", source), 800,
+        tasks.image_splits("fashion_mnist", source), 700,
     ),
     "gpt": lambda source: tasks.transformer(
         144, 4, "character transformer of four blocks of width 144, Python's help", 4,
@@ -135,7 +135,7 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     ),
     "resnet8": lambda source: _images(
         "cifar10", "ResNet-8 at 16 x 16", resnet(RESNETS["resnet8"], channels=3, classes=10),
-        tasks.image_splits("cifar10", source, half=True), 1000,
+        tasks.image_splits("cifar10", source, half=True), 1200,
     ),
     "noisy_labels": lambda source: _drifting(
         noisy_labels, "40% of the labels random from 50% of the steps on"
