@@ -114,7 +114,7 @@ def _introduction(runs: Runs) -> Sections:
         f"\nNadamW warms up over {WARM_UP:.0%} of the steps and falls to 0 by a cosine. A "
         "task has one configuration, chosen by the validation losses of the other tasks; its "
         "rate is 0.001, 30 times as large or a tenth where the experts' are.\n",
-        "\nA loss counts after the last step, and once more at the point, of 20, with the "
+        "A loss counts after the last step, and once more at the point, of 20, with the "
         "lowest validation loss. Area: mean training loss over the steps, every loss being at "
         f"least 0; final: over the last {LAST:.0%} of them. A loss above {CEILING:g} times "
         f"the first one, or not finite, counts as that, and one below {FLOOR:g} times it as "
