@@ -90,12 +90,12 @@ def _drifting(batch: Callable[[Split, Draw], Split], title: str) -> Task:
 def _images(name: str, title: str, net: Network, splits: tasks.Splits, steps: int) -> Task:
     """A convolutional network that took no part in any choice, scored on fewer images."""
     train, validation, test = splits
-    few = (
+    validation, test = (
         Split(split.inputs[:count], split.labels[:count])
         for split, count in zip((validation, test), HELD_OUT, strict=True)
     )
     return tasks.classification(
-        f"{title}, {name.replace('_', ' ')}", in_pieces(net), (train, *few),
+        f"{title}, {name.replace('_', ' ')}", in_pieces(net), (train, validation, test),
         steps=steps, batch_size=32, by_steps=True, scope="new",
     )  # fmt: skip
 
