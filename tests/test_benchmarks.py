@@ -103,7 +103,7 @@ def test_the_committed_records_give_the_committed_tables(
         ("survey --arms foo", "arms is 'foo'; choose from sgd, momentum"),
         ("dao_e --tasks digits", "tasks is 'digits'; choose from quadratic, logistic"),
         ("dao_e --tasks mnist --data nowhere", "source 'nowhere' does not exist"),
-        ("dao_e --arms muon", "arms is 'muon'; choose from sgd, adam"),
+        ("dao_e --arms muon", "arms is 'muon'; choose from dao_e, sgd"),
         ("dao_e --seeds 0", "seeds is 0; pass a whole number above 0"),
         ("dao_e --workers 0", "workers is 0; pass a whole number above 0"),
         ("dao_e --quick --steps -1", "steps is -1; pass a whole number above 0"),

@@ -28,6 +28,28 @@ def test_the_splits_are_fixed_and_apart(read: Any) -> None:
     assert len(set.union(*cases)) == sum(map(len, cases))
 
 
+def test_rows_are_held_out_in_turns() -> None:
+    turns = [tasks.held_out_in_turns(np.arange(569), turn) for turn in range(tasks.TURNS)]
+    for parts in turns:
+        assert [*map(len, parts)] == [343, 113, 113]
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(569))
+    validated = [set(parts[1].tolist()) for parts in turns]
+    tested = set(np.concatenate([parts[2] for parts in turns]).tolist())
+    assert set.union(*validated[:3]) == set.union(*validated) == set(range(285))
+    assert tested == set(range(285, 569))
+
+
+def test_a_seed_has_its_own_split() -> None:
+    task = tasks.breast_cancer(in_turns=True)._replace(steps=2)
+    program = program_of(task, Arm("still", lambda rate: optax.set_to_zero()), test=True)
+    for seed in (1, 7):
+        outcome, (_, *held_out) = program(1.0, seed), tasks.breast_cancer_splits(seed % 5)
+        params, statistics = task.init(jax.random.split(jax.random.key(seed))[0])
+        wanted = [task.evaluate(params, statistics, split) for split in held_out]
+        np.testing.assert_allclose([outcome.validation, outcome.test], wanted, rtol=1e-5)
+    assert not np.array_equal(held_out[1].labels, task.test.labels)
+
+
 def test_large_images_are_halved() -> None:
     small = tasks.halved(np.arange(28 * 28.0).reshape(1, 28, 28, 1))
     assert small.shape == (1, 14, 14, 1)
@@ -67,8 +89,35 @@ def test_a_training_by_steps_is_that_of_one_program() -> None:
         for by_steps in (False, True)
     )
     assert one.watched["validation_loss"].shape == (math.gcd(20, task.points),)
+    assert one.best_test is None
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), one, other)
     np.testing.assert_allclose(one.watched["validation_loss"][-1], one.validation[0])
+
+
+@pytest.mark.parametrize("by_steps", [False, True])
+def test_the_test_data_are_seen_at_the_point_of_the_lowest_validation_loss(
+    by_steps: bool,
+) -> None:
+    """A sawtooth: the parameter is the number of steps modulo 5, of which 3 is the best."""
+    saw = optax.GradientTransformation(
+        lambda params: jnp.zeros(()),
+        lambda updates, at, params: ({"at": jnp.where(at == 4, -4.0, 1.0)}, (at + 1) % 5),
+    )
+    task = tasks.unscored(
+        "a sawtooth", 12, lambda key: ({"at": jnp.zeros(())}, {}),
+        lambda params, data: jnp.where(params["at"] == 1, jnp.nan, (params["at"] - 3) ** 2)
+        + jnp.sum(data),
+        feed=lambda key, steps: jnp.zeros((steps, 1)), batch=lambda train, item: item,
+        train=jnp.zeros(1), validation=jnp.zeros(1), test=jnp.ones(1),
+        points=12, scored=True, best_tested=True, by_steps=by_steps,
+    )  # fmt: skip
+    arm = Arm("saw", lambda rate: saw)
+    outcome = program_of(task, arm, test=True)(1.0, 0)
+    assert outcome.validation[0] == 1.0
+    measures = measures_of(outcome)
+    assert (measures["test_loss"], measures["best_test_loss"]) == (2.0, 1.0)
+    unseen = program_of(task, arm)(1.0, 0)
+    assert (unseen.test, unseen.best_test) == (None, None)
 
 
 def test_divergence_is_bounded_and_seen():

@@ -1,7 +1,7 @@
 """DAO-E beside its experts, uniform weights and neighbours, on many tasks.
 
-Rates, rules and candidates are chosen by validation data. A candidate is an ablation until it
-is chosen, and ablations never see the test data.
+Rates, rules and candidates, and which single expert is the best one, are chosen by validation
+data. A candidate is an ablation until it is chosen, and ablations never see the test data.
 """
 
 import functools
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dao_e import report, study
+from benchmarks.dao_e.study import EXPERTS, NADAMW, SETTINGS
+from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.records import Key, Records, rounded
 from benchmarks.lab.study import TUNING_SEEDS, Study, Unit, command_of, run_units, tuned
 from benchmarks.lab.training import (
@@ -23,7 +25,32 @@ from benchmarks.lab.training import (
 )
 
 ABLATION_SEEDS = 2
+POINTS = 20  # of a run, each scored by the validation data
+# Of NadamW. One serves all settings of a task, and it is chosen on the other tasks.
+CONFIGURATIONS: list[dict[str, float]] = [
+    {NADAMW: rate, "decay": decay, "b2": b2}
+    for rate in (3.16e-4, 1e-3, 3.16e-3, 1e-2, 3.16e-2)
+    for decay in (0.01, 0.1)
+    for b2 in (0.99, 0.999)
+]
 Made = Iterator[tuple[Key, dict[str, Any]]]
+
+
+def configuration_for(task: str, losses: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """NadamW's for a task: the lowest mean over other tasks of its loss over the best one's.
+
+    Args:
+      task: whose own losses do not count.
+      losses: validation losses by task, float [configurations, seeds].
+    """
+    logs = [np.log(each.mean(1)) for name, each in losses.items() if name != task]
+    if not logs:
+        raise ArgumentError(
+            f"tasks has none but {task!r} to choose NadamW's configuration on; pass more of "
+            "them, or arms without nadamw."
+        )
+    above = np.mean([each - each.min() for each in logs], 0)
+    return CONFIGURATIONS[int(np.argmin(above))]
 
 
 class _DaoE(Study):
@@ -42,10 +69,14 @@ class _DaoE(Study):
         wanted = []
         for name in tasks:
             task = self.task(name, **given)
-            chosen = {*study.ALWAYS, *arms} if task.scope == "all" else study.LABELS
-            trained = [arm for arm in study.SCOPES[task.scope] if arm in chosen]
+            trained = [arm for arm in study.SCOPES[task.scope] if arm in {*EXPERTS, *arms}]
             wanted += [(Key(name, arm), task, given) for arm in trained]
-        tunings = [_tuning(*each) for each in wanted if each[0].arm in study.TUNED]
+        tunings = [
+            _tuning(*each)
+            for each in wanted
+            if each[0].arm in study.TUNED
+            or (each[0].arm == NADAMW and each[1].scope in study.CHOOSING)
+        ]
         run_units(tunings, records, workers=workers)
         units = [_unit(*each, seeds, records) for each in wanted]
         run_units(units, records, workers=workers)
@@ -60,48 +91,89 @@ def _config(key: Key, task: Task) -> dict[str, Any]:
 
 
 def _program(key: Key, given: Mapping[str, Any], *, test: bool = False) -> Program:
+    """The arm's on its task; runs of the same rates and seed are made once."""
     task = STUDY.task(key.task, **given)
-    if key.arm == "schedule_free_adamw":
-        # Its iterates live in its state, where a decay behind it would not reach them; and it
-        # stands in for schedules, so it has none.
+    if key.arm in study.UNSCHEDULED:
         task = task._replace(schedule=constant, wrap=lambda optimizer: optimizer)
-    return program_of(task, study.arm_on(key.task, key.arm), test=test)
+    program = program_of(task, study.arm_on(key.task, key.arm, task.steps), test=test)
+    made = functools.cache(lambda rates, seed: program(dict(rates), seed))
+    return lambda rates, seed: made(tuple(rates.items()), seed)
+
+
+def _settings(task: Task) -> tuple[str, ...]:
+    return study.DRIFT_SETTINGS if task.scope == "drift" else tuple(SETTINGS)
 
 
 def _tuning(key: Key, task: Task, given: Mapping[str, Any]) -> Unit:
-    config = _config(key, task) | {"grid": STUDY.grid.rates, "tuning_seeds": TUNING_SEEDS}
-    return Unit((key._replace(kind="tuning"),), config, functools.partial(_tuned, given))
+    """What is chosen on tuning seeds: rates or a configuration, and the best single expert."""
+    if key.arm == NADAMW:
+        asked: dict[str, Any] = {"configurations": CONFIGURATIONS}
+    else:
+        asked = {"grid": STUDY.grid.rates}
+    keys = [key._replace(kind="tuning")]
+    if key.arm in EXPERTS:
+        keys += [key._replace(kind="selection", setting=each) for each in _settings(task)]
+    config = _config(key, task) | asked | {"tuning_seeds": TUNING_SEEDS}
+    return Unit(tuple(keys), config, functools.partial(_tuned, keys[0], given))
 
 
-def _tuned(given: Mapping[str, Any], missing: Sequence[Key], done: Any) -> Made:
-    (key,) = missing
-    program, (name,) = _program(key, given), study.rated_by(key.arm)
-    yield key, tuned(lambda rate, seed: program({name: rate}, seed), STUDY.grid).result()
+def _tuned(
+    tuning: Key, given: Mapping[str, Any], missing: Sequence[Key], done: Mapping[Key, Any]
+) -> Made:
+    program = _program(tuning, given)
+
+    def losses_at(rates: Mapping[str, float]) -> list[float]:
+        runs = [measures_of(program(rates, seed)) for seed in TUNING_SEEDS]
+        return [run["validation_loss"] for run in runs]
+
+    if tuning.arm == NADAMW:
+        yield tuning, {"losses": [losses_at(each) for each in CONFIGURATIONS]}
+        return
+    (name,) = study.rated_by(tuning.arm)
+    result = done.get(tuning)
+    if result is None:
+        result = tuned(lambda rate, seed: program({name: rate}, seed), STUDY.grid).result()
+        yield tuning, result
+    for key in missing:
+        if key.kind == "selection":
+            rates = study.rates_in(key.setting, {name: result["best"]})
+            yield key, {"rates": rates, "validation_losses": losses_at(rates)}
 
 
-def _unit(
-    key: Key, task: Task, given: Mapping[str, Any], seeds: int, records: Records
-) -> Unit:
-    """The runs of an arm on a task in all settings, at the rates that were tuned."""
+def _chosen(key: Key, records: Records) -> dict[str, float]:
+    """The best rates of those that an arm takes, or NadamW's configuration."""
+    if key.arm == NADAMW:
+        losses = {
+            each.key.task: np.array(each.result["losses"])
+            for each in records.select(arm=NADAMW, kind="tuning")
+        }
+        return configuration_for(key.task, losses)
     best = {}
     for name in study.rated_by(key.arm):
         arm = key.arm if key.arm in study.TUNED else name
         record = records.get(key._replace(arm=arm, kind="tuning"))
         assert record is not None
         best[name] = record.result["best"]
-    drifts, finalist = task.scope == "drift", key.arm not in study.ABLATIONS
-    settings = study.DRIFT_SETTINGS if drifts else tuple(study.SETTINGS)
+    return best
+
+
+def _unit(
+    key: Key, task: Task, given: Mapping[str, Any], seeds: int, records: Records
+) -> Unit:
+    """The runs of an arm on a task in all settings, at the rates that were chosen."""
+    best = _chosen(key, records)
+    drifts, finalist = task.scope == "drift", key.arm in study.FINALISTS
     # Where the data drift, an ablation is what the trial is about.
     seeds = seeds if finalist or drifts else min(seeds, ABLATION_SEEDS)
     mixture = study.MIXTURES.get(key.arm)
     config = _config(key, task) | {
         "options": mixture.config() if mixture else {},
-        "rates": {setting: study.rates_in(setting, best) for setting in settings},
+        "rates": {setting: study.rates_in(setting, best) for setting in _settings(task)},
         "seeds": seeds,
         "test": finalist,
     }
     keys = []
-    for each in (key._replace(setting=setting) for setting in settings):
+    for each in (key._replace(setting=setting) for setting in _settings(task)):
         keys += [each._replace(seed=seed) for seed in range(seeds)]
         keys += [each._replace(kind="mean")] if finalist else []
     return Unit(tuple(keys), config, functools.partial(_trained, config, task.points, given))
@@ -134,7 +206,9 @@ STUDY = _DaoE(
     name="dao_e",
     doc="DAO-E beside its experts and uniform weights, which train always, and neighbours.",
     tasks=study.TASKS,
-    arms={name: study.arm_on("", name) for name in study.LABELS},
+    # DAO-E first, for a quick run has the first arms.
+    arms={name: study.arm_on("", name) for name in {"dao_e": ""} | study.LABELS},
+    settings={"": lambda task: task._replace(points=POINTS, scored=True, best_tested=True)},
     need_images=study.NEED_IMAGES,
     module=__name__,
 )

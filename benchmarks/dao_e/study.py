@@ -12,9 +12,9 @@ from optax import contrib
 
 import optabs
 from benchmarks.lab import tasks
-from benchmarks.lab.models import Convnet, network
+from benchmarks.lab.models import RESNETS, Convnet, Network, in_pieces, network, resnet
 from benchmarks.lab.tasks import Split
-from benchmarks.lab.training import Arm, Task, cosine
+from benchmarks.lab.training import Arm, Task, cosine, warmed_up
 from optabs.ensemble.experts import DEFAULT
 from optabs.ensemble.state import Storage
 from optabs.training.batches import take
@@ -25,6 +25,8 @@ CHANGE = 0.5  # share of the steps after which labels get noisy, or a class appe
 NOISY_LABELS = 0.4  # share of the labels that are then drawn at random
 NEW_CLASS = 9
 BRIGHTNESS = 1.0  # added to all pixels at the end, from 0 at the start
+# Images of the networks that are slow: for validation, at every point, and for the test.
+HELD_OUT = (1000, 5000)
 
 
 class Draw(NamedTuple):
@@ -85,10 +87,23 @@ def _drifting(batch: Callable[[Split, Draw], Split], title: str) -> Task:
     )  # fmt: skip
 
 
+def _images(name: str, title: str, net: Network, splits: tasks.Splits, steps: int) -> Task:
+    """A convolutional network that took no part in any choice, scored on fewer images."""
+    train, validation, test = splits
+    validation, test = (
+        Split(split.inputs[:count], split.labels[:count])
+        for split, count in zip((validation, test), HELD_OUT, strict=True)
+    )
+    return tasks.classification(
+        f"{title}, {name.replace('_', ' ')}", in_pieces(net), (train, validation, test),
+        steps=steps, batch_size=32, by_steps=True, scope="new",
+    )  # fmt: skip
+
+
 # Made when they are wanted: most read data.
 TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     "quadratic": lambda source: tasks.quadratic(),
-    "logistic": lambda source: tasks.breast_cancer(),
+    "logistic": lambda source: tasks.breast_cancer(in_turns=True),
     "softmax": lambda source: tasks.digits(tasks.mlp(64, 10), "softmax regression"),
     "autoencoder": lambda source: tasks.autoencoder(),
     "mnist": lambda source: tasks.small_images("mnist", source),
@@ -109,13 +124,26 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
         tasks.mlp(64, 32, 10), "MLP 64-32-10, 10,000 steps", steps=10_000, scope="few"
     ),
     "transformer": lambda source: tasks.transformer(),
+    "cnn": lambda source: _images(
+        "fashion_mnist", "convnet of 16-32 channels with batch norm",
+        network(lambda rngs: Convnet((16, 32), 10, rngs=rngs)),
+        tasks.image_splits("fashion_mnist", source), 700,
+    ),
+    "gpt": lambda source: tasks.transformer(
+        144, 4, "character transformer of four blocks of width 144, Python's help", 4,
+        steps=240, scope="new",
+    ),
+    "resnet8": lambda source: _images(
+        "cifar10", "ResNet-8 at 16 x 16", resnet(RESNETS["resnet8"], channels=3, classes=10),
+        tasks.image_splits("cifar10", source, half=True), 1200,
+    ),
     "noisy_labels": lambda source: _drifting(
         noisy_labels, "40% of the labels random from 50% of the steps on"
     ),
     "new_class": lambda source: _drifting(new_class, "class 9 appears after 50% of the steps"),
     "brighter": lambda source: _drifting(brighter, "brightness rises throughout"),
 }  # fmt: skip
-NEED_IMAGES = ("mnist", "fashion", "decay")
+NEED_IMAGES = ("mnist", "fashion", "decay", "cnn", "resnet8")
 
 EXPERTS = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp", "lion": "Lion"}  # labels
 
@@ -127,11 +155,16 @@ class Form(NamedTuple):
     controller: optabs.Controller
     features: tuple[optabs.features.Feature, ...] = ()
     previous: Storage = "bfloat16"
+    experts: tuple[str, ...] = tuple(EXPERTS)
+    frozen: Mapping[str, Any] | None = None
+    """What a record says in place of all settings, of a form that stays as it is, so that
+    its runs stay valid when the controller gets settings that do not concern it."""
 
     def config(self) -> dict[str, Any]:
         """As it is written into a record."""
+        settings = self.controller._asdict() if self.frozen is None else dict(self.frozen)
         names = [function.__name__ for function, _ in self.features]
-        return self.controller._asdict() | {"features": names, "previous": self.previous}
+        return settings | {"features": names, "previous": self.previous}
 
 
 def watch(state: Any) -> dict[str, jax.Array]:
@@ -140,13 +173,26 @@ def watch(state: Any) -> dict[str, jax.Array]:
     return optabs.mixing_weights(state) | {"multiplier": multiplier}
 
 
+# The rule that learned from the last update alone, whatever the defaults are now.
+TODAY: dict[str, Any] = {
+    "per_leaf": True, "cap": 0.05, "floor": 0.01, "rule": "relative", "rate": 0.15,
+    "rate_floor": 0.2, "decay": 0.003, "feature_rate": 0.03, "multiplier_rate": 0.5,
+    "shrink": 0.5, "shorten": 0.6, "gated": False,
+}  # fmt: skip
 _rule = optabs.Controller()
 FORMS: dict[str, Form] = {
-    "uniform": Form("uniform weights", optabs.Controller.uniform()),
+    "uniform": Form(
+        "uniform weights", optabs.Controller.uniform(), frozen={"controller": "uniform"}
+    ),
     "capped_uniform": Form("uniform, cap and multiplier", _rule._replace(rate=None)),
-    "published": Form("DAO-E as published", optabs.Controller.paper(), optabs.features.ALL),
+    "steered_adam": Form("steered Adam", _rule._replace(rate=None), experts=("adam",)),
+    "published": Form(
+        "DAO-E as published", optabs.Controller.paper(), optabs.features.ALL,
+        frozen={"controller": "paper"},
+    ),
+    "today": Form("DAO-E by the last update", optabs.Controller(**TODAY), frozen=TODAY),
     "dao_e": Form("DAO-E", _rule),
-}
+}  # fmt: skip
 # DAO-E with a part taken away, or with one more. A candidate is one more line.
 ABLATIONS: dict[str, Form] = {
     "features": Form("DAO-E with features", _rule, optabs.features.ALL),
@@ -163,40 +209,47 @@ ABLATIONS: dict[str, Form] = {
     "float32": Form("previous in float32", _rule, previous="float32"),
 }
 MIXTURES = FORMS | ABLATIONS
-NEIGHBOURS = {"schedule_free_adamw": "schedule-free AdamW", "prodigy": "Prodigy"}
+NADAMW, FREE, PRODIGY = "nadamw", "schedule_free_adamw", "prodigy"
+NEIGHBOURS = {NADAMW: "NadamW", FREE: "schedule-free AdamW", PRODIGY: "Prodigy"}
 LABELS = EXPERTS | {name: form.label for name, form in MIXTURES.items()} | NEIGHBOURS
-TUNED = (*EXPERTS, "schedule_free_adamw")  # whose best rate is looked for
+FINALISTS = tuple(name for name in LABELS if name not in ABLATIONS)
+TUNED = (*EXPERTS, FREE)  # whose best rate is looked for on each task
+UNSCHEDULED = (FREE, NADAMW)  # which bring what stands in for a schedule, and their decay
 
-ALWAYS = (*EXPERTS, "uniform", "dao_e")  # the arms without which there is nothing to report
-BEST = "best_single"  # of the experts, in hindsight
-# Which arms train on a task, by its scope.
-SCOPES = {"all": tuple(LABELS), "few": ALWAYS, "drift": (*ALWAYS, "features")}
+# Which arms train on a task, by its scope. The new tasks, with the arms that matter, and
+# those that drift choose nothing.
+SCOPES = {
+    "all": tuple(LABELS),
+    "few": FINALISTS,
+    "new": (*EXPERTS, "capped_uniform", "today", "dao_e", NADAMW),
+    "drift": (*EXPERTS, "uniform", "dao_e", "features"),
+}
+CHOOSING = ("all", "few")
 
 
 def rated_by(arm: str) -> tuple[str, ...]:
     """The experts, or what else, whose rates an arm takes."""
     if arm in MIXTURES:
-        return tuple(EXPERTS)
+        return MIXTURES[arm].experts
     # Of the setting's rates the neighbours see what Adam sees of its own, or none.
-    return {"schedule_free_adamw": ("adam",), "prodigy": ()}.get(arm, (arm,))
+    return {FREE: ("adam",), PRODIGY: ()}.get(arm, (arm,))
 
 
-def arm_on(task: str, arm: str) -> Arm:
-    """An arm as a task has it; it is made from a dict of rates, by expert."""
+def arm_on(task: str, arm: str, steps: int = 2) -> Arm:
+    """An arm as a task of so many steps has it; it is made from a dict of rates, by expert."""
     label, experts = LABELS[arm], dict(DEFAULT)
     if task == "momentum":
         experts["sgd"] = functools.partial(optax.sgd, momentum=MOMENTUM)
     if arm in MIXTURES:
-        _, controller, features, previous = MIXTURES[arm]
-        mixed = functools.partial(
-            optabs.dao_e, controller=controller, features=features, previous=previous
-        )
+        form = MIXTURES[arm]
+        given = {name: getattr(form, name) for name in ("controller", "features", "previous")}
+        mixed = functools.partial(optabs.dao_e, **given)
         return Arm(
             label,
             lambda rates: mixed(experts={name: experts[name](rates[name]) for name in rates}),
             watch,
         )
-    if arm == "schedule_free_adamw":
+    if arm == FREE:
         averaged, free = contrib.schedule_free_eval_params, contrib.schedule_free_adamw
         decay = DECAY if task == "decay" else 0.0
         return Arm(
@@ -204,8 +257,15 @@ def arm_on(task: str, arm: str) -> Arm:
             lambda rates: free(rates["adam"], weight_decay=decay / rates["adam"]),
             evaluated=averaged,
         )
-    if arm == "prodigy":
+    if arm == PRODIGY:
         return Arm(label, lambda rates: contrib.prodigy(rates["factor"]))
+    if arm == NADAMW:
+        return Arm(
+            label,
+            lambda rates: optax.nadamw(
+                warmed_up(rates[NADAMW], steps), b2=rates["b2"], weight_decay=rates["decay"]
+            ),
+        )
     return Arm(label, lambda rates: experts[arm](rates[arm]))
 
 
@@ -221,13 +281,15 @@ DRIFT_SETTINGS = ("tuned", "same")
 
 
 def rates_in(setting: str, best: Mapping[str, float]) -> dict[str, float]:
-    """The rates of a setting, from the best rate of each expert."""
-    if setting == "same":
-        return dict.fromkeys(best, SAME)
+    """The rates of a setting, from the best ones; of NadamW, too, the rate alone differs."""
     right = {"SGD right": "sgd", "Adam right": "adam"}.get(setting)
 
-    def factor(name: str) -> float:
-        others = TOO_LARGE if right else TOO_SMALL if setting == "small" else 1.0
-        return 1.0 if name == right else others
+    def rate_of(name: str, rate: float) -> float:
+        if name in ("decay", "b2") or name == right:
+            return rate
+        if setting == "same":
+            return SAME
+        factor = TOO_LARGE if right else TOO_SMALL if setting == "small" else 1.0
+        return float(f"{factor * rate:.3g}")
 
-    return {name: float(f"{factor(name) * rate:.3g}") for name, rate in best.items()}
+    return {name: rate_of(name, rate) for name, rate in best.items()}

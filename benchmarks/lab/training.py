@@ -13,10 +13,12 @@ import optax
 
 from benchmarks.lab.records import rounded
 from benchmarks.lab.timing import tree_bytes
+from optabs._tree import tree_where
 
 POINTS = 100  # of a curve, where the task does not say how many
 # Times the first loss: what a loss above it, or a NaN, counts as, and what one below does.
 CEILING, FLOOR = 10.0, 1e-4
+WARM_UP = 0.05  # share of the steps over which a rate that is warmed up rises
 LAST = 0.05  # share of the steps over which the final loss is a mean
 
 Rate = Any  # a number, or a dict of them
@@ -29,9 +31,16 @@ def constant(rate: Any, steps: int) -> optax.ScalarOrSchedule:
     return rate
 
 
-def cosine(rate: Any, steps: int) -> optax.ScalarOrSchedule:
+def cosine(rate: Any, steps: int) -> optax.Schedule:
     """A cosine decay of the rate to 0 over the steps."""
     return optax.cosine_decay_schedule(rate, steps)
+
+
+def warmed_up(rate: Any, steps: int) -> optax.Schedule:
+    """A linear rise to the rate over a twentieth of the steps, and a cosine decay to 0."""
+    warm = max(1, round(WARM_UP * steps))
+    rise, fall = optax.linear_schedule(0.0, rate, warm), cosine(rate, steps - warm)
+    return optax.join_schedules([rise, fall], [warm])
 
 
 class Task(NamedTuple):
@@ -58,7 +67,11 @@ class Task(NamedTuple):
     wrap: Callable[[Optimizer], Optimizer] = lambda optimizer: optimizer  # a weight decay
     points: int = POINTS  # of a curve; the greatest common divisor with the steps counts
     scored: bool = False  # by the validation data at every point, not only at the end
+    best_tested: bool = False  # where test data are seen: at the best of these points, too
     by_steps: bool = False  # on CPUs, a call of each step; see `program_of`
+    splits_of: Callable[[int], tuple[Any, Any, Any]] | None = None
+    """From a seed to data of the same shapes, for training, validation and test, that it has
+    in place of the others."""
     scope: str = "all"  # which of the study's arms train on it
 
     def optimizer(self, arm: "Arm", rate: Rate) -> optax.GradientTransformationExtraArgs:
@@ -85,6 +98,8 @@ class Outcome(NamedTuple):
     validation: tuple[float, float]  # loss and accuracy of the last parameters
     test: tuple[float, float] | None  # likewise, where it was asked for
     watched: dict[str, np.ndarray]  # float32 [points]
+    best_test: tuple[float, float] | None = None
+    """Where it was asked for: at the point of the curve with the lowest validation loss."""
 
 
 Program = Callable[[Rate, int], Outcome]
@@ -97,7 +112,9 @@ def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
     but for tasks `by_steps` on CPUs, where XLA's convolutions inside of a loop take 40 times
     as long.
 
-    With `test`, the last parameters are scored on the test data.
+    With `test`, the last parameters are scored on the test data, and for tasks `best_tested`
+    those of the point with the lowest validation loss, which are kept for it: the test data
+    choose nothing, and are seen twice however many points there are.
     """
     evaluate = jax.jit(task.evaluate)
     if task.by_steps and jax.default_backend() == "cpu":
@@ -107,11 +124,16 @@ def program_of(task: Task, arm: Arm, *, test: bool = False) -> Program:
 
     def program(rate: Rate, seed: int) -> Outcome:
         rate = jax.tree.map(np.float32, rate)
-        found = run(rate, np.asarray(seed), task.train, task.validation)
-        params, statistics, losses, scores, watched = found
-        seen = _floats(evaluate(params, statistics, task.test)) if test else None
+        data = task.train, task.validation, task.test
+        train, validation, held_out = task.splits_of(seed) if task.splits_of else data
+        found = run(rate, np.asarray(seed), train, validation)
+        last, best, losses, scores, watched = found
+        seen, best_seen = (
+            _floats(evaluate(*model, held_out)) if test and model else None
+            for model in (last, best)
+        )
         watched = {name: np.asarray(values) for name, values in watched.items()}
-        return Outcome(np.asarray(losses), _floats(scores), seen, watched)
+        return Outcome(np.asarray(losses), _floats(scores), seen, watched, best_seen)
 
     return program
 
@@ -140,7 +162,10 @@ def _run_of(
     scan: Callable[..., Any] = jax.lax.scan,
     jit: Callable[..., Any] = lambda function, **_: function,
 ) -> Callable[..., Any]:
-    """(rate, seed, train, validation) -> parameters, statistics, losses, scores, watched."""
+    """(rate, seed, train, validation) -> last and best model, losses, scores, watched.
+
+    A model is its parameters and statistics; the best one is () where none is asked for.
+    """
     points = math.gcd(task.steps, task.points)
 
     def start(rate: Rate, seed: jax.Array) -> tuple[Any, Any]:
@@ -156,24 +181,37 @@ def _run_of(
         own = training_step(task.loss_fn, task.optimizer(arm, rate))
         return own(carry, task.batch(train, item))
 
-    starts, steps = jit(start), jit(step, donate_argnums=2)
+    def better(best: Any, loss: jax.Array, model: Any) -> Any:
+        # Whatever the first point is, it is the best one so far.
+        better = (loss < best[0]) | jnp.isnan(best[0])
+        return tree_where(better, (loss, model), best)
+
+    starts, steps, better = jit(start), jit(step, donate_argnums=2), jit(better)
 
     def run(rate: Rate, seed: jax.Array, train: Any, validation: Any) -> Any:
         def point(carry: Any, items: Any) -> Any:
+            carry, best = carry
             carry, losses = scan(functools.partial(steps, rate, train), carry, items)
             params, statistics, state = carry
             seen = dict(arm.watch(state))
             if task.scored:
                 names = ("validation_loss", "validation_accuracy")
-                scores = evaluate(arm.evaluated(state, params), statistics, validation)
+                model = arm.evaluated(state, params), statistics
+                scores = evaluate(*model, validation)
                 seen |= dict(zip(names, scores, strict=True))
-            return carry, (losses, seen)
+                if task.best_tested:
+                    best = better(best, scores[0], model)
+            return (carry, best), (losses, seen)
 
-        carry, (losses, watched) = scan(point, *starts(rate, seed))
+        carry, items = starts(rate, seed)
+        # Not the start itself, whose buffers the first step takes.
+        model = jax.tree.map(jnp.zeros_like, carry[:2])
+        best = (jnp.float32(jnp.nan), model) if task.best_tested else (None, ())
+        (carry, (_, best)), (losses, watched) = scan(point, (carry, best), items)
         params, statistics, state = carry
-        params = arm.evaluated(state, params)
-        scores = evaluate(params, statistics, validation)
-        return params, statistics, losses.reshape(-1), scores, watched
+        last = arm.evaluated(state, params), statistics
+        scores = evaluate(*last, validation)
+        return last, best, losses.reshape(-1), scores, watched
 
     return run
 
@@ -200,7 +238,8 @@ def measures_of(outcome: Outcome) -> dict[str, Any]:
       validation_loss. In all three a loss is between FLOOR and CEILING times the first one,
       the latter where it is not finite: a divergence is bad but not infinitely so, and a
       ratio of two losses is not one of two roundings.
-      validation_accuracy, and after a look at the test data test_loss and test_accuracy.
+      validation_accuracy, and after a look at the test data test_loss and test_accuracy, and
+      best_test_loss and best_test_accuracy of the point with the lowest validation loss.
       diverged: some loss was not finite, or the last twentieth's mean was above the first.
     """
     losses = outcome.losses.astype(np.float64)
@@ -215,10 +254,10 @@ def measures_of(outcome: Outcome) -> dict[str, Any]:
         "validation_loss": float(_bounded(loss, losses[0])),
         "validation_accuracy": accuracy,
     }
-    if outcome.test is not None:
-        loss, accuracy = outcome.test
-        measures["test_loss"] = float(_bounded(loss, losses[0]))
-        measures["test_accuracy"] = accuracy
+    for name, scores in (("test", outcome.test), ("best_test", outcome.best_test)):
+        if scores is not None:
+            measures[f"{name}_loss"] = float(_bounded(scores[0], losses[0]))
+            measures[f"{name}_accuracy"] = scores[1]
     kept = {name: rounded(value) for name, value in measures.items()}
     return kept | {"diverged": not finite or bool(tail > losses[0])}
 
