@@ -191,7 +191,7 @@ def test_finite_for_anything(
     assert np.all(np.abs(inputs[:, 1:]) <= 3)
     for leaf in jax.tree.leaves(states):
         assert np.isfinite(leaf).all()
-    np.testing.assert_allclose(states.controller.mixing.sum(axis=-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(states.controller.weights.sum(axis=-1), 1, rtol=1e-6)
 
 
 @jax.jit

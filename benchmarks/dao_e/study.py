@@ -15,8 +15,8 @@ from benchmarks.lab import tasks
 from benchmarks.lab.models import Convnet, network
 from benchmarks.lab.tasks import Split
 from benchmarks.lab.training import Arm, Task, cosine
-from optabs.ensemble.experts import DEFAULT
-from optabs.ensemble.state import Storage
+from optabs.mixture.experts import DEFAULT
+from optabs.mixture.state import Storage, diagnostics
 from optabs.training.batches import take
 
 MOMENTUM = 0.9  # of the expert SGD on the task "momentum"
@@ -126,7 +126,7 @@ class Form(NamedTuple):
     label: str
     controller: optabs.Controller
     features: tuple[optabs.features.Feature, ...] = ()
-    previous: Storage = "bfloat16"
+    previous: Storage = "thinned"
 
     def config(self) -> dict[str, Any]:
         """As it is written into a record."""
@@ -136,8 +136,8 @@ class Form(NamedTuple):
 
 def watch(state: Any) -> dict[str, jax.Array]:
     """Weights, means over leaves, and the step multiplier."""
-    multiplier = jnp.exp(optax.tree.get(state, "log_multiplier"))
-    return optabs.mixing_weights(state) | {"multiplier": multiplier}
+    found = diagnostics(state)
+    return found.weights | {"multiplier": found.multiplier}
 
 
 _rule = optabs.Controller()
@@ -153,14 +153,11 @@ ABLATIONS: dict[str, Form] = {
     "no_cap": Form("without cap", _rule._replace(cap=None)),
     "no_multiplier": Form("without multiplier", _rule._replace(multiplier_rate=None)),
     "free_multiplier": Form("multiplier falls freely", _rule._replace(shrink=1.0)),
-    "free_lengths": Form("weights shorten freely", _rule._replace(shorten=1.0)),
-    "gated": Form("multiplier gated", _rule._replace(gated=True)),
-    "gate_alone": Form("the gate alone", _rule._replace(gated=True, shrink=1.0)),
-    "one_set": Form("one set of weights", _rule._replace(per_leaf=False)),
-    "constant_rates": Form("constant rates", _rule._replace(rate_floor=1.0)),
+    "last_update": Form("the last update alone", _rule._replace(gamma=0.0)),
+    "blind": Form("blind to interpolation", _rule._replace(low_loss=0.0)),
     "no_floor": Form("without floor", _rule._replace(floor=0.0)),
-    "int8": Form("previous in int8", _rule, previous="int8"),
-    "float32": Form("previous in float32", _rule, previous="float32"),
+    "bfloat16": Form("whole traces in bfloat16", _rule, previous="bfloat16"),
+    "float32": Form("whole traces in float32", _rule, previous="float32"),
 }
 MIXTURES = FORMS | ABLATIONS
 NEIGHBOURS = {"schedule_free_adamw": "schedule-free AdamW", "prodigy": "Prodigy"}
