@@ -328,6 +328,26 @@ _MIXTURE: Mapping[str, Any] = {
 
 _STEPS = {"step": 1, "step_trace": 1}
 
+
+def _steered(
+    learning_rate: optax.ScalarOrSchedule,
+    eps_root: float = 0.0,
+    cap: float = 0.05,
+    multiplier_rate: float = 1.0,
+    gamma: float = 0.99,
+    shrink: float = 0.1,
+    low_loss: float = 0.3,
+) -> optax.GradientTransformationExtraArgs:
+    return optabs.steered(
+        optabs.adam(learning_rate, eps_root=eps_root),
+        cap=cap,
+        multiplier_rate=multiplier_rate,
+        gamma=gamma,
+        shrink=shrink,
+        low_loss=low_loss,
+    )
+
+
 MIXTURES = [
     Case(
         "dao_e",
@@ -347,6 +367,17 @@ MIXTURES = [
         **_MIXTURE,
     ),
 ]
+
+MIXTURES.append(
+    Case(
+        "steered",
+        _steered,
+        0.03,
+        1e-3,
+        moments={"mu": 1, "nu": 1, **_STEPS},
+        **{**_MIXTURE, "covers": ("steered",)},
+    )
+)
 
 # Narrow states, of leaves as small as those of the checks.
 

@@ -1,5 +1,6 @@
 """What DAO-E is for one, equal, any and failing experts, and what its cap leaves alone."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,6 +100,42 @@ class TestOneAndEqualExperts:
         assert_close(positions[1:3], positions[:1] * 2, rtol=1e-6)
         assert not np.allclose(positions[3]["scale"], positions[0]["scale"], rtol=1e-4)
         assert programs(optabs.dao_e(1e-3)) == programs(optabs.dao_e())
+
+
+class TestSteered:
+    @pytest.mark.parametrize("name", ["adam", "lion", "sgd"])
+    def test_it_is_dao_e_with_one_expert_bit_for_bit(self, name: str) -> None:
+        alone = MAKERS[name](RATES[name])
+        ours, _ = walked(optabs.steered(alone), GRADS[:20], value=LOSSES[:20])
+        wanted, _ = walked(optabs.dao_e(experts={"one": alone}), GRADS[:20], value=LOSSES[:20])
+        assert_equal(ours, wanted)
+
+    def test_its_settings_are_the_controllers(self) -> None:
+        numbers = {"cap": 0.1, "multiplier_rate": 0.3, "gamma": 0.5, "shrink": 0.7}
+        numbers |= {"low_loss": 2.0}
+        alone = optabs.sgd(0.4)
+        ours, _ = walked(optabs.steered(alone, **numbers), GRADS[:20], value=LOSSES[:20])
+        mixed = optabs.dao_e(experts={"one": alone}, controller=Controller(**numbers))
+        wanted, _ = walked(mixed, GRADS[:20], value=LOSSES[:20])
+        assert_equal(ours, wanted)
+        defaults = inspect.signature(optabs.steered).parameters
+        for setting in numbers:
+            assert defaults[setting].default == getattr(Controller(), setting)
+
+    def test_a_quarter_of_a_byte_beside_the_optimizers_state(self) -> None:
+        shape = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+        sizes = [
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+            for state in (
+                jax.eval_shape(optimizer.init, shape)
+                for optimizer in (optabs.adam(0.1), optabs.steered(optabs.adam(0.1)))
+            )
+        ]
+        assert sizes[1] - sizes[0] == pytest.approx(0.25 * 1024**2, rel=1e-3)
+
+    def test_what_is_no_transformation(self) -> None:
+        with pytest.raises(ValueError, match="transformation is the function adam; pass what"):
+            optabs.steered(optabs.adam)
 
 
 class TestLion:

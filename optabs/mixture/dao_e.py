@@ -245,7 +245,48 @@ def steered(
     shrink: ArrayLike = 0.1,
     low_loss: ArrayLike = 0.3,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""TODO"""
+    r"""Caps the updates of one optimizer, and learns how long its steps should be.
+
+    .. math:: \theta \leftarrow \theta + e^c\, U \min\Big(1, \frac{\mathrm{cap}\,
+              \max(\|\theta\|, 1)}{\max(e^c, 1)\,\|U\|}\Big)
+
+    for the optimizer's update :math:`U`. :math:`c` starts at 0 and learns, within [-7, 3],
+    from the gradient's cosines with the last step and with a trace of the steps: it rises
+    where they point down the hill, and falls where they went too far. This is
+    :func:`optabs.dao_e` with one expert, whose :class:`optabs.Controller` has the equations;
+    what holds there for losses, lost numbers and derivatives holds here.
+
+    Args:
+      transformation: any optax transformation with a rate of its own.
+      cap: the longest step, in norms of the parameters; None for no cap.
+      multiplier_rate: of c, 0 or more.
+      gamma: in [0, 1), of the trace.
+      shrink: the share of its rate at which c falls below 0, in [0, 1].
+      low_loss: the share of the first loss, which `update(value=loss)` tells, below which c
+        falls as fast as it rises; 0 for no such distinction.
+
+    Returns:
+      The optimizer; `update` needs the parameters. Updates have the gradient's shape and
+      dtype. State is the optimizer's, and of leaves of 32,768 entries and more 0.25 bytes a
+      parameter, of small ones two arrays in bfloat16.
+
+    Raises:
+      ValueError: for what is no transformation, or a setting out of its range; at the first
+        trace as `dao_e`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optabs
+      >>> optimizer = optabs.steered(optabs.sgd(1e-3))  # far too small a rate
+      >>> params = jnp.array([3.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> for _ in range(100):
+      ...     updates, state = optimizer.update(2 * params, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool(jnp.abs(params).max() < 1.0)
+      True
+
+    Source: hypergradient descent, Baydin et al., arXiv 1703.04782.
+    """
     inner = as_transformation("transformation", transformation)
     controller = Controller(
         cap=cap, gamma=gamma, multiplier_rate=multiplier_rate, shrink=shrink, low_loss=low_loss
