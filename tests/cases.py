@@ -285,7 +285,7 @@ def _dao_e(
     gamma: float = 0.99,
     multiplier_rate: float = 1.0,
     shrink: float = 0.1,
-    low_loss: float = 0.3,
+    low_loss: float = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
     controller = optabs.Controller(
         cap=cap,
@@ -336,7 +336,7 @@ def _steered(
     multiplier_rate: float = 1.0,
     gamma: float = 0.99,
     shrink: float = 0.1,
-    low_loss: float = 0.3,
+    low_loss: float = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
     return optabs.steered(
         optabs.adam(learning_rate, eps_root=eps_root),

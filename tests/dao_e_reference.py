@@ -173,9 +173,10 @@ def mixture(
                 sigma2 = sigma2 + r * ((advantage**2).sum(axis=1) / number[:, 0] - sigma2)
                 q = np.clip(advantage / np.sqrt(sigma2 + 1e-20)[:, None], -10, 10)
                 q = (q - q.sum(axis=1, keepdims=True) / number) * judged
-                b = (1 - rule.decay) * b + rule.rate * fall * q
+                decay = min(rule.decay + 0.3 * (1 - rho), 1.0)
+                b = (1 - decay) * b + rule.rate * fall * q
                 b = b - b.mean(axis=1, keepdims=True)
-                w = (1 - rule.decay) * w + 0.03 * fall * q[:, :, None] * f
+                w = (1 - decay) * w + 0.03 * fall * q[:, :, None] * f
             else:
                 slope = -alpha * advantage
                 slopes = slope[:, :, None] * np.concatenate([[1.0], f])

@@ -14,6 +14,7 @@ MAX_SIGNAL = 10.0  # standard deviations; bounds what one step can change
 ANNEALING_STEPS = 100.0  # after so many the rates fall like 1 / sqrt(steps)
 MIN_ANNEALED = 0.2  # the share of themselves to which they fall: the problem may change
 LOSS_DECAY = 0.9  # of the loss's mean: about ten steps, to average over mini-batches
+LOW_DECAY = 0.3  # more decay of b at a loss of 0: equal weights generalise better there
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
 MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
 PAPER_RATE = 0.05  # of b and W, as published
@@ -38,9 +39,9 @@ class Controller(NamedTuple):
               \sigma_l^2 \leftarrow \sigma_l^2 + \max(1/t, 0.02)\,
               (\overline{a_l^2} - \sigma_l^2), \qquad
               q_{kl} = \mathrm{clip}(a_{kl} / \sigma_l, \pm 10),
-    .. math:: b_l \leftarrow (1 - \mathrm{decay})\, b_l
+    .. math:: b_l \leftarrow (1 - \delta_t)\, b_l
               + \mathrm{rate}\, h_t\, (q_l - \bar q_l), \qquad
-              W_l \leftarrow (1 - \mathrm{decay})\, W_l
+              W_l \leftarrow (1 - \delta_t)\, W_l
               + 0.03\, h_t\, (q_l - \bar q_l) \otimes f,
     .. math:: \alpha_l = \mathrm{floor} + (1 - K\,\mathrm{floor})\,
               \mathrm{softmax}(b_l + W_l f), \qquad h_t = \max(0.2, (1 + t/100)^{-1/2}),
@@ -60,18 +61,19 @@ class Controller(NamedTuple):
     mean of the losses :math:`\bar L_t` (decay 0.9) and the first one,
 
     .. math:: \rho_t = \mathrm{clip}\big(\bar L_t / (\mathrm{low\_loss}\, L_0), 0, 1\big)^2,
+              \qquad \delta_t = \min(\mathrm{decay} + 0.3\,(1 - \rho_t), 1),
 
-    and 1 where `update` is given no `value` or :math:`L_0` is not above 0. :math:`s` and
-    :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries every
-    :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis. The cosines, and the
-    norms above, are those of the same entries.
+    and :math:`\rho_t = 1` where `update` is given no `value` or :math:`L_0` is not above 0.
+    :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries
+    every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis. The cosines,
+    and the norms above, are those of the same entries.
 
     Attributes:
       cap: the longest share that an expert has in a step, in norms of the parameters; None
         for no cap.
       floor: the least weight of an expert, in [0, 1/K).
       rate: of b, above or equal to 0. None freezes the weights: uniform.
-      decay: of b and W in every step, in [0, 1).
+      decay: of b and W in every step, in [0, 1), far from interpolation.
       gamma: :math:`\gamma` in [0, 1), of the traces; 0 for the last update alone.
       multiplier_rate: of c, above or equal to 0. None: no multiplier.
       shrink: the share of its rate at which c falls below 0, in [0, 1].
@@ -96,7 +98,7 @@ class Controller(NamedTuple):
     gamma: ArrayLike = 0.99
     multiplier_rate: ArrayLike | None = 1.0
     shrink: ArrayLike = 0.1
-    low_loss: ArrayLike = 0.3
+    low_loss: ArrayLike = 0.2
 
     @classmethod
     def paper(cls) -> "Controller":
@@ -223,6 +225,7 @@ def learn(
     state: ControllerState,
     products: jax.Array,
     steps: jax.Array,
+    rho: jax.Array,
 ) -> ControllerState:
     """The state after the next gradient.
 
@@ -231,6 +234,7 @@ def learn(
       state: what was learned so far.
       products: float32 [L, K], d: the gradient's with the traces, for each leaf and expert.
       steps: int32 [], taken before this one.
+      rho: float32 [], the distance from interpolation.
     """
     published = isinstance(controller, _Paper)
     if published:
@@ -239,8 +243,10 @@ def learn(
     products = jnp.where(valid, products, 0.0)
     if not products.size:
         return state
-    rule = _published_rule if published else _relative_rule
-    learned = rule(controller, state, products, steps)
+    if published:
+        learned = _published_rule(controller, state, products, steps)
+    else:
+        learned = _relative_rule(controller, state, products, steps, rho)
     return jax.tree.map(lambda new, old: jnp.where(valid, new, old), learned, state)
 
 
@@ -257,7 +263,11 @@ def update_weights(
 
 
 def _relative_rule(
-    controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
+    controller: Controller,
+    state: ControllerState,
+    products: jax.Array,
+    steps: jax.Array,
+    rho: jax.Array,
 ) -> ControllerState:
     advantage = jnp.sum(state.weights * products, axis=1, keepdims=True) - products
     largest = jnp.max(jnp.abs(products), axis=1)
@@ -276,8 +286,9 @@ def _relative_rule(
     signal = jnp.where(judged, signal - _mean_of_judged(signal, judged), 0)
     step = signal[:, :, None] * _per_input(state.inputs)
     step = _rates(controller, state, FEATURE_RATE, _annealing(steps)) * step
+    decay = jnp.minimum(jnp.asarray(controller.decay) + LOW_DECAY * (1 - rho), 1.0)
     return state._replace(
-        matrix=_moved(state, controller.decay, step), deviation=unit * _safe_sqrt(variance)
+        matrix=_moved(state, decay, step), deviation=unit * _safe_sqrt(variance)
     )
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import as_transformation, short, where_they_differ
+from optabs._checks import as_transformation
 from optabs._numerics import new_count, transformation
-from optabs._tree import numeric_leaves, tree_where
+from optabs._tree import tree_where
 from optabs.mixture import controller as control
 from optabs.mixture import features as observing
 from optabs.mixture.controller import Controller, check_controller, rows_of
@@ -25,6 +25,8 @@ from optabs.mixture.state import (
     barrier,
     check_state,
     check_storage,
+    check_trees,
+    checked_arguments,
     inner_product,
     norm_of,
     product,
@@ -165,19 +167,19 @@ def dao_e(
             raise ValueError(
                 "params is None; pass update the parameters as its third argument."
             )
-        _check_trees(updates, params)
+        check_trees(updates, params)
         leaves: list[jax.Array] = jax.tree.leaves(updates)
         trace, kept = (params if each else () for each in (learns, multiplied))
         matrix = (rows_of(controller, len(leaves)), len(members), inputs) if learns else ()
         check_state(state, list(members), trace, kept, matrix)
-        loss, extra_args = _checked(value, batch, extra_args)
+        loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
         learned, multiplier, losses, observed = state[2:]
         losses = control.update_losses(losses, loss)
         rho = control.distance(controller, losses, loss)
         if learns:
             products = _products(leaves, state)
-            learned = control.learn(controller, learned, products, state.count)
+            learned = control.learn(controller, learned, products, state.count, rho)
             *numbers, observed = observing.observe(
                 chosen,
                 observed,
@@ -243,7 +245,7 @@ def steered(
     multiplier_rate: ArrayLike = 1.0,
     gamma: ArrayLike = 0.99,
     shrink: ArrayLike = 0.1,
-    low_loss: ArrayLike = 0.3,
+    low_loss: ArrayLike = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Caps the updates of one optimizer, and learns how long its steps should be.
 
@@ -398,42 +400,3 @@ def _moved_step(multiplier: Any, mixed: Any, gamma: Any) -> Any:
             step,
         ),
     )
-
-
-def _checked(
-    value: ArrayLike | None, batch: Any, extra_args: Mapping[str, Any]
-) -> tuple[jax.Array | None, dict[str, Any]]:
-    """The loss in float32, and the keyword arguments of the experts' updates."""
-    extra_args = dict(extra_args)
-    if batch is not None:
-        if not numeric_leaves(batch):
-            raise ValueError(
-                f"batch is {short(batch)}, without any array of numbers; pass the "
-                "mini-batch as a pytree of arrays, or no batch."
-            )
-        extra_args["batch"] = batch
-    if value is None:
-        return None, extra_args
-    extra_args["value"] = value
-    wanted = "pass the loss as one real number, such as its mean over the batch."
-    try:
-        loss: Any = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"value is {short(value)}; {wanted}") from error
-    if loss.shape or jnp.iscomplexobj(loss):
-        raise ValueError(f"value is {loss.dtype.name}{list(loss.shape)}; {wanted}")
-    return loss.astype(jnp.float32), extra_args
-
-
-def _check_trees(updates: Any, params: Any) -> None:
-    wanted = "pass update gradients like the parameters"
-    structures: Any = jax.tree.structure(params), jax.tree.structure(updates)
-    if structures[0] != structures[1]:
-        ours, theirs = where_they_differ(*structures)
-        raise ValueError(f"grads are {theirs} where params are {ours}; {wanted}.")
-    for g, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
-        if g.shape != p.shape:
-            raise ValueError(
-                f"grads hold {g.dtype.name}{list(g.shape)} where params hold "
-                f"{p.dtype.name}{list(p.shape)}; {wanted}."
-            )

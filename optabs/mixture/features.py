@@ -202,21 +202,13 @@ class _BatchStatistics(NamedTuple):
 
 
 def _batch_statistics(batch: Any) -> _BatchStatistics | None:
-    """The statistics of a batch, or None where it has no entry.
-
-    Real entries count as themselves within ±_LARGEST, and not at all where they are not
-    finite. Integers and bools count as the share of their own value, modulo _INTEGER_BINS,
-    among the batch's integers.
-    """
+    """The statistics of a batch, or None where it has no entry."""
     arrays = [jnp.asarray(leaf) for leaf in numeric_leaves(batch)]
     arrays = [jnp.abs(x) if jnp.iscomplexobj(x) else x for x in arrays if x.size]
     real = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
     integers = [x for x in arrays if not jnp.issubdtype(x.dtype, jnp.floating)]
-    parts = [
-        of(kind)
-        for of, kind in ((_statistics_of_reals, real), (_statistics_of_integers, integers))
-        if kind
-    ]
+    parts = [_statistics_of_reals(real)] if real else []
+    parts += [_statistics_of_integers(integers)] if integers else []
     return functools.reduce(_merge, parts) if parts else None
 
 
@@ -235,16 +227,13 @@ def _merge(one: _BatchStatistics, other: _BatchStatistics) -> _BatchStatistics:
 
 def _statistics_of_reals(arrays: Sequence[jax.Array]) -> _BatchStatistics:
     finite = [jnp.isfinite(x) for x in arrays]
-    values = [
-        jnp.where(ok, jnp.clip(x.astype(jnp.float32), -_LARGEST, _LARGEST), 0)
-        for x, ok in zip(arrays, finite, strict=True)
-    ]
+    clipped = [jnp.clip(x.astype(jnp.float32), -_LARGEST, _LARGEST) for x in arrays]
+    values = [jnp.where(ok, x, 0) for x, ok in zip(clipped, finite, strict=True)]
     entries = _total(finite)
     mean = _total(values) / jnp.maximum(entries, 1)
-    squares = [
-        jnp.where(ok, jnp.square(x - mean), 0) for x, ok in zip(values, finite, strict=True)
-    ]
-    variance = _total(squares) / jnp.maximum(entries, 1)
+    pairs = list(zip(values, finite, strict=True))
+    variance = _total([jnp.where(ok, jnp.square(x - mean), 0) for x, ok in pairs])
+    variance = variance / jnp.maximum(entries, 1)
     # The bins cover four standard deviations on either side; the outer ones hold the tails.
     scale = _REAL_BINS / 8 / jnp.sqrt(variance + 1e-30)
 
@@ -252,15 +241,14 @@ def _statistics_of_reals(arrays: Sequence[jax.Array]) -> _BatchStatistics:
         place = jnp.floor((_subsample(x) - mean) * scale) + _REAL_BINS // 2
         return jnp.where(_subsample(ok), jnp.clip(place, 0, _REAL_BINS - 1), -1)
 
-    counted = [bins(x, ok) for x, ok in zip(values, finite, strict=True)]
+    counted = [bins(*pair) for pair in pairs]
     return _BatchStatistics(entries, mean, variance, _entropy(_shares(counted, _REAL_BINS)))
 
 
 def _statistics_of_integers(arrays: Sequence[jax.Array]) -> _BatchStatistics:
     entries = jnp.asarray(float(sum(x.size for x in arrays)), jnp.float32)
-    shares = _shares(
-        [_subsample(x).astype(jnp.int32) % _INTEGER_BINS for x in arrays], _INTEGER_BINS
-    )
+    names = [_subsample(x).astype(jnp.int32) % _INTEGER_BINS for x in arrays]
+    shares = _shares(names, _INTEGER_BINS)
     # Each entry counts as the share p of its bin, and a share p of the entries is in it.
     mean = jnp.sum(jnp.square(shares))
     variance = jnp.sum(shares * jnp.square(shares - mean))
@@ -268,7 +256,7 @@ def _statistics_of_integers(arrays: Sequence[jax.Array]) -> _BatchStatistics:
 
 
 def _total(terms: Sequence[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.add, [jnp.sum(term, dtype=jnp.float32) for term in terms])
+    return functools.reduce(jnp.add, (jnp.sum(term, dtype=jnp.float32) for term in terms))
 
 
 def _shares(bins: Sequence[jax.Array], number: int) -> jax.Array:
@@ -366,15 +354,7 @@ def observe(
             last_value=jnp.where(finite, value, state.last_value),
             value_seen=state.value_seen | finite,
         )
-    observation = Observation(
-        batch=batch,
-        value=value,
-        last_value=last_value,
-        gradient_norm=norm,
-        gradient_variance=state.distance,
-        grads=grads,
-        params=params,
-    )
+    observation = Observation(batch, value, last_value, norm, state.distance, grads, params)
     # Differences from earlier steps are absent in the first one.
     since = ((loss_decrease, earlier.value_seen), (gradient_variance, count > 0))
     numbers, known = [], []
@@ -413,8 +393,7 @@ def _numbers(
     function: Callable[[Observation], ArrayLike | None], length: int, observation: Observation
 ) -> jax.Array | None:
     """The numbers of one feature, float32 [length], or None where it is absent."""
-    numbers = function(observation)
-    if numbers is None:
+    if (numbers := function(observation)) is None:
         return None
     array = jnp.atleast_1d(jnp.asarray(numbers))
     if array.shape != (length,) or jnp.iscomplexobj(array):

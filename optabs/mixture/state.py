@@ -1,6 +1,6 @@
 """The state of DAO-E: traces as they are kept, norms, weights, and what they show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, overload
 
 import jax
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import short
+from optabs._checks import short, where_they_differ
 from optabs._numerics import abs_square
-from optabs._tree import find_state
+from optabs._tree import find_state, numeric_leaves
 from optabs.mixture.controller import ControllerState, Losses
 
 Storage = Literal["thinned", "bfloat16", "float32"]
@@ -189,6 +189,46 @@ def check_state(
     same = all(one == ours for one in kept)
     if not same or getattr(state.controller.matrix, "shape", ()) != weights:
         raise ValueError(f"state is of other parameters or settings; {_WANTED}.")
+
+
+def checked_arguments(
+    value: ArrayLike | None, batch: Any, extra_args: Mapping[str, Any]
+) -> tuple[jax.Array | None, dict[str, Any]]:
+    """The loss in float32, and the keyword arguments of the experts' updates."""
+    extra_args = dict(extra_args)
+    if batch is not None:
+        if not numeric_leaves(batch):
+            raise ValueError(
+                f"batch is {short(batch)}, without any array of numbers; pass the "
+                "mini-batch as a pytree of arrays, or no batch."
+            )
+        extra_args["batch"] = batch
+    if value is None:
+        return None, extra_args
+    extra_args["value"] = value
+    wanted = "pass the loss as one real number, such as its mean over the batch."
+    try:
+        loss: Any = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"value is {short(value)}; {wanted}") from error
+    if loss.shape or jnp.iscomplexobj(loss):
+        raise ValueError(f"value is {loss.dtype.name}{list(loss.shape)}; {wanted}")
+    return loss.astype(jnp.float32), extra_args
+
+
+def check_trees(updates: Any, params: Any) -> None:
+    """Raises ValueError for gradients that are not like the parameters."""
+    wanted = "pass update gradients like the parameters"
+    structures: Any = jax.tree.structure(params), jax.tree.structure(updates)
+    if structures[0] != structures[1]:
+        ours, theirs = where_they_differ(*structures)
+        raise ValueError(f"grads are {theirs} where params are {ours}; {wanted}.")
+    for g, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+        if g.shape != p.shape:
+            raise ValueError(
+                f"grads hold {g.dtype.name}{list(g.shape)} where params hold "
+                f"{p.dtype.name}{list(p.shape)}; {wanted}."
+            )
 
 
 class Diagnostics(NamedTuple):
