@@ -22,7 +22,7 @@ from benchmarks.lab.report import Bar, Curve, Table, curves_figure, grid, mean_a
 from benchmarks.lab.study import Study, command_of
 from benchmarks.lab.tasks import Split, Splits, classification, image_splits
 from benchmarks.lab.training import Arm, Task, cosine
-from optabs.ensemble.experts import DEFAULT
+from optabs.mixture.experts import DEFAULT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

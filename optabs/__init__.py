@@ -1,5 +1,7 @@
 """Composable gradient transformations for JAX: optimizers as chains of parts."""
 
+import sys as _sys
+
 # The parts: numerators
 from optabs.moments import ema as ema, nesterov as nesterov
 
@@ -45,10 +47,10 @@ from optabs.optimizers.adam_family import (
 )
 
 # DAO-E: a mixture of optimizers
-from optabs.ensemble.mixture import dao_e as dao_e
-from optabs import features as features
-from optabs.ensemble.settings import Controller as Controller
-from optabs.ensemble.state import mixing_weights as mixing_weights
+from optabs.mixture.dao_e import dao_e as dao_e, steered as steered
+from optabs.mixture import features as features
+from optabs.mixture.controller import Controller as Controller
+from optabs.mixture.state import mixing_weights as mixing_weights
 
 # Gadam: a population that learns and evolves
 from optabs.evolution.devices import connect as connect
@@ -70,3 +72,5 @@ from optabs.storage.state import (
 from optabs import losses as losses
 from optabs.initializers import normal_like as normal_like
 from optabs.training.fitting import FitResult as FitResult, fit as fit
+
+_sys.modules["optabs.features"] = features  # so that it can be imported by that name as well

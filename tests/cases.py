@@ -14,7 +14,7 @@ import jax
 import optax
 
 import optabs
-from optabs.ensemble.experts import DEFAULT
+from optabs.mixture.experts import DEFAULT
 
 
 def with_compiled_update(optimizer: Any) -> optax.GradientTransformationExtraArgs:
@@ -282,20 +282,20 @@ def _dao_e(
     floor: float = 0.01,
     rate: float = 0.15,
     decay: float = 0.003,
-    feature_rate: float = 0.03,
-    multiplier_rate: float = 0.5,
-    shrink: float = 0.5,
-    shorten: float = 0.6,
+    gamma: float = 0.99,
+    multiplier_rate: float = 1.0,
+    shrink: float = 0.1,
+    low_loss: float = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
     controller = optabs.Controller(
         cap=cap,
         floor=floor,
         rate=rate,
         decay=decay,
-        feature_rate=feature_rate,
+        gamma=gamma,
         multiplier_rate=multiplier_rate,
         shrink=shrink,
-        shorten=shorten,
+        low_loss=low_loss,
     )
     return optabs.dao_e(learning_rate, _experts(eps_root), controller=controller)
 
@@ -304,15 +304,15 @@ def _dao_e_paper(
     learning_rate: optax.ScalarOrSchedule,
     eps_root: float = 0.0,
     rate: float = 0.05,
-    feature_rate: float = 0.05,
 ) -> optax.GradientTransformationExtraArgs:
-    controller = optabs.Controller.paper()._replace(rate=rate, feature_rate=feature_rate)
+    controller = optabs.Controller.paper()._replace(rate=rate)
     experts = _experts(eps_root)
     return optabs.dao_e(
         learning_rate,
         {name: experts[name] for name in ("sgd", "adam")},
         controller=controller,
         features=optabs.features.ALL,
+        previous="bfloat16",
     )
 
 
@@ -326,18 +326,58 @@ _MIXTURE: Mapping[str, Any] = {
     "covers": ("dao_e",),
 }
 
+_STEPS = {"step": 1, "step_trace": 1}
+
+
+def _steered(
+    learning_rate: optax.ScalarOrSchedule,
+    eps_root: float = 0.0,
+    cap: float = 0.05,
+    multiplier_rate: float = 1.0,
+    gamma: float = 0.99,
+    shrink: float = 0.1,
+    low_loss: float = 0.2,
+) -> optax.GradientTransformationExtraArgs:
+    return optabs.steered(
+        optabs.adam(learning_rate, eps_root=eps_root),
+        cap=cap,
+        multiplier_rate=multiplier_rate,
+        gamma=gamma,
+        shrink=shrink,
+        low_loss=low_loss,
+    )
+
+
 MIXTURES = [
-    Case("dao_e", _dao_e, 0.03, 1e-3, moments={"mu": 2, "nu": 2, "previous": 4}, **_MIXTURE),
+    Case(
+        "dao_e",
+        _dao_e,
+        0.03,
+        1e-3,
+        moments={"mu": 2, "nu": 2, "trace": 4, **_STEPS},
+        **_MIXTURE,
+    ),
     Case(
         "dao_e_paper",
         _dao_e_paper,
         0.03,
         1e-3,
         settings_of="dao_e",
-        moments={"mu": 1, "nu": 1, "previous": 2},
+        moments={"mu": 1, "nu": 1, "trace": 2},
         **_MIXTURE,
     ),
 ]
+
+MIXTURES.append(
+    Case(
+        "steered",
+        _steered,
+        0.03,
+        1e-3,
+        moments={"mu": 1, "nu": 1, **_STEPS},
+        **{**_MIXTURE, "covers": ("steered",)},
+    )
+)
 
 # Narrow states, of leaves as small as those of the checks.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 import reference
 
@@ -54,6 +55,10 @@ class Step(NamedTuple):
     theta: Leaves
     weights: np.ndarray  # [L, K], or [1, K] for one set
     multiplier: float
+    traces: list[Leaves]  # of each expert's updates
+    step: Leaves  # mixed, before the multiplier
+    step_trace: Leaves
+    cosines: list[float]  # of the gradient with `step` and `step_trace` of the step before
 
 
 class Moments:
@@ -122,11 +127,13 @@ def mixture(
     losses: Sequence[float] | None = None,
     features: np.ndarray | None = None,
 ) -> list[Step]:
-    """The parameters, weights and multiplier after each step.
+    """The parameters, weights, traces and multiplier after each step.
 
-    `proposed` is experts by steps; an update with a NaN is shut out. `features` is [T, n].
+    `proposed` is experts by steps; entries that are NaN count as 0.
+    What the multiplier learns from is rounded to bfloat16. `features` is [T, n].
     """
-    experts, rows = len(proposed), len(theta) if rule.per_leaf else 1
+    published = rule == Controller.paper()
+    experts, rows = len(proposed), 1 if published else len(theta)
     features = np.zeros((len(grads), 0)) if features is None else features
     n = features.shape[1]
     moments = Moments(n)
@@ -134,86 +141,81 @@ def mixture(
     sigma2 = np.zeros(rows)
     m, v = np.zeros((rows, experts, 1 + n)), np.zeros((rows, experts, 1 + n))
     alpha = np.full((rows, experts), 1 / experts)
-    c, slow, fast = 0.0, 0.0, 0.0
-    kept: list[Leaves] = []
-    sound = np.ones(experts, bool)
+    c = 0.0
+    traces = [[np.zeros_like(x) for x in theta] for _ in range(experts)]  # P
+    s, long = ([np.zeros_like(x) for x in theta] for _ in range(2))  # s, S
+    mean_loss = 0.0
     f = np.zeros(n)
     steps = []
-
-    def mixed() -> Leaves:
-        at = np.broadcast_to(alpha, (len(theta), experts))
-        return [
-            sum(a * u[leaf] for a, u in zip(at[leaf], kept, strict=True))
-            for leaf in range(len(theta))
-        ]
-
     for t, g in enumerate(grads):
+        fall = 1.0 if published else max((1 + t / 100) ** -0.5, 0.2)
+        rho = 1.0
         if losses is not None:
-            loss = losses[t]
-            slow = loss if t == 0 else 0.98 * slow + 0.02 * loss
-            fast = loss if t == 0 else 0.8 * fast + 0.2 * loss
-        fall = max((1 + t / 100) ** -0.5, float(rule.rate_floor))
+            mean_loss = losses[t] if t == 0 else 0.9 * mean_loss + 0.1 * losses[t]
+            if losses[0] > 0 and rule.low_loss > 0:
+                rho = min(max(mean_loss / (rule.low_loss * losses[0]), 0.0), 1.0) ** 2
+        cosines, stretch = [0.0, 0.0], max(np.exp(c), 1.0)
         if t > 0 and rule.multiplier_rate is not None:
-            step = mixed()
-            inner = sum(np.sum(x * y) for x, y in zip(g, step, strict=True))
-            cosine = inner / (_norm(g) * _norm(step))
-            share = rule.shrink if c < 0 < cosine else 1.0
-            new = c - fall * rule.multiplier_rate * share * cosine
-            if rule.gated and losses is not None and fast < 0.99 * slow and new < c:
-                new = max(new, min(c, 0.0))
-            c = min(max(new, -7.0), 3.0)
+            cosines = [_cosine(g, s), _cosine(g, long)]
+            x = sum(cosines)
+            share = 1 - (1 - rule.shrink) * rho if x > 0 and c < 0 else 1.0
+            c = min(max(c - rule.multiplier_rate * fall * share * x, -7.0), 3.0)
         if t > 0 and rule.rate is not None:
-            d = np.array([[np.sum(x * u[leaf]) for u in kept] for leaf, x in enumerate(g)])
-            if not rule.per_leaf:
+            d = np.array([[np.sum(x * p[leaf]) for p in traces] for leaf, x in enumerate(g)])
+            if published:
                 d = d.sum(axis=0, keepdims=True)
-            s = -d
-            advantage = s - np.sum(alpha * s, axis=1, keepdims=True)
-            # An expert that was shut out in the step before is not judged by it.
-            advantage = advantage * sound
-            if rule.rule == "relative":
+            # An expert without any update is not judged.
+            judged = d != 0
+            number = np.maximum(judged.sum(axis=1, keepdims=True), 1)
+            advantage = (np.sum(alpha * d, axis=1, keepdims=True) - d) * judged
+            if not published:
                 r = max(1 / t, 0.02)
-                sigma2 = sigma2 + r * (np.mean(advantage[:, sound] ** 2, axis=1) - sigma2)
+                sigma2 = sigma2 + r * ((advantage**2).sum(axis=1) / number[:, 0] - sigma2)
                 q = np.clip(advantage / np.sqrt(sigma2 + 1e-20)[:, None], -10, 10)
-                q = (q - q[:, sound].mean(axis=1, keepdims=True)) * sound
-                norms = np.array([[_norm([u[leaf]]) for u in kept] for leaf in range(len(g))])
-                if not rule.per_leaf:
-                    norms = np.sqrt(np.sum(norms**2, axis=0, keepdims=True))
-                length = np.sum(alpha * norms, axis=1, keepdims=True)
-                away = (norms - length) * sound
-                inner = np.sum(alpha * q * away, axis=1, keepdims=True)
-                spread = np.sum(alpha * away**2, axis=1, keepdims=True) + 1e-6 * length**2
-                shortens = np.minimum(inner / (spread + 1e-300), 0) * away
-                q = np.clip(q - (1 - rule.shorten) * shortens, -10, 10)
-                q = (q - q[:, sound].mean(axis=1, keepdims=True)) * sound
-                b = (1 - rule.decay) * b + fall * rule.rate * q
+                q = (q - q.sum(axis=1, keepdims=True) / number) * judged
+                decay = min(rule.decay + 0.3 * (1 - rho), 1.0)
+                b = (1 - decay) * b + rule.rate * fall * q
                 b = b - b.mean(axis=1, keepdims=True)
-                w = (1 - rule.decay) * w + fall * rule.feature_rate * q[:, :, None] * f
+                w = (1 - decay) * w + 0.03 * fall * q[:, :, None] * f
             else:
                 slope = -alpha * advantage
                 slopes = slope[:, :, None] * np.concatenate([[1.0], f])
-                judged = sound[None, :, None]
-                m = np.where(judged, 0.9 * m + 0.1 * slopes, m)
-                v = np.where(judged, 0.999 * v + 0.001 * slopes**2, v)
+                known = judged[:, :, None]
+                m = np.where(known, 0.9 * m + 0.1 * slopes, m)
+                v = np.where(known, 0.999 * v + 0.001 * slopes**2, v)
                 change = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-                change = change * judged
-                b = (1 - rule.decay) * b - fall * rule.rate * change[:, :, 0]
-                w = (1 - rule.decay) * w - fall * rule.feature_rate * change[:, :, 1:]
-        f = moments.standardised(features[t])
-        alpha = rule.floor + (1 - experts * rule.floor) * _softmax(b + w @ f)
-        kept = []
-        for expert in proposed:
-            u = expert[t]
-            if rule.cap is not None and np.isfinite(_norm(u)):
-                longest = rule.cap * max(_norm(theta), 1.0)
-                u = [x * min(1.0, longest / max(_norm(u), 1e-300)) for x in u]
-            kept.append(u)
-        sound = np.array([np.isfinite(_norm(u)) for u in kept])
-        kept = [
-            u if ok else [np.zeros_like(x) for x in u]
-            for u, ok in zip(kept, sound, strict=True)
+                change = change * known
+                b = b - rule.rate * change[:, :, 0]
+                w = w - 0.05 * change[:, :, 1:]
+        if rule.rate is not None:
+            f = moments.standardised(features[t])
+            alpha = rule.floor + (1 - experts * rule.floor) * _softmax(b + w @ f)
+        updates = [[np.nan_to_num(x) for x in expert[t]] for expert in proposed]
+        if rule.cap is not None:
+            longest = rule.cap * max(_norm(theta), 1.0) / stretch
+            updates = [
+                [x * min(1.0, longest / max(_norm(u), 1e-300)) for x in u] for u in updates
+            ]
+        at = np.broadcast_to(alpha, (len(theta), experts))
+        s = [
+            sum(a * u[leaf] for a, u in zip(at[leaf], updates, strict=True))
+            for leaf in range(len(theta))
         ]
-        alpha = alpha * sound
-        alpha = alpha / alpha.sum(axis=1, keepdims=True)
-        theta = [x + np.exp(c) * y for x, y in zip(theta, mixed(), strict=True)]
-        steps.append(Step(theta, alpha, float(np.exp(c))))
+        theta = [x + np.exp(c) * y for x, y in zip(theta, s, strict=True)]
+        long = [_bfloat16(rule.gamma * x + y) for x, y in zip(long, s, strict=True)]
+        s = [_bfloat16(x) for x in s]
+        traces = [
+            [rule.gamma * x + y for x, y in zip(p, u, strict=True)]
+            for p, u in zip(traces, updates, strict=True)
+        ]
+        steps.append(Step(theta, alpha, float(np.exp(c)), traces, s, long, cosines))
     return steps
+
+
+def _bfloat16(x: np.ndarray) -> np.ndarray:
+    return x.astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
+def _cosine(one: Leaves, other: Leaves) -> float:
+    inner = sum(np.sum(x * y) for x, y in zip(one, other, strict=True))
+    return float(inner / (_norm(one) * _norm(other)))

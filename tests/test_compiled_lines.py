@@ -12,7 +12,7 @@ import pytest
 
 import optabs
 from optabs import Controller
-from optabs.ensemble.scalars import barrier
+from optabs.mixture.state import barrier
 
 STEADY = 1.15
 """How many times as many lines a later leaf may add as an earlier one."""

@@ -109,7 +109,7 @@ def test_eight_devices(kind: AxisType, layout: str, on_one_device: Any) -> None:
         rtol=0,
         atol=1e-5,
     )
-    assert np.abs(wanted.controller.mixing - 0.5).max() > 0.1
+    assert np.abs(wanted.controller.weights - 0.5).max() > 0.1
     for one, other in zip(states, on_one_device, strict=True):
         np.testing.assert_allclose(
             one.observing.average, other.observing.average, rtol=1e-4, atol=1e-4

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dao_e_reference import batch_entries
+from optabs.features import Observation
 
 from optabs import features
-from optabs.features import Observation
 
 RANDOM = np.random.default_rng(5)
 IMAGES = RANDOM.gamma(2.0, size=(6, 5, 5, 3)).astype(np.float32)

@@ -14,11 +14,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from trees import assert_close, assert_equal, avals
 
 import optabs
-from optabs.ensemble.state import inner_product, store
+from optabs.mixture.state import inner_product, stored
 
-STORAGES = ("float32", "bfloat16", "int8", "thinned")
-# sgd keeps nothing, adam two arrays, rmsprop and lion one each: 16 bytes; then four updates.
-BYTES = {"float32": 16 + 16, "bfloat16": 16 + 8, "int8": 16 + 4, "thinned": 16 + 1}
+STORAGES = ("thinned", "bfloat16", "float32")
+# sgd keeps nothing, adam two arrays, rmsprop and lion one each: 16 bytes; then four traces,
+# and what the multiplier learns from: two thinned arrays in bfloat16.
+BYTES = {"float32": 16.25 + 16, "bfloat16": 16.25 + 8, "thinned": 16.25 + 1}
 
 
 def held(storage: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> int:
@@ -36,19 +37,18 @@ class TestBytes:
         assert two - one == BYTES[storage] * 1024**2
         assert one < (BYTES[storage] + 0.01) * 1024**2
 
-    def test_bfloat16_is_the_default(self) -> None:
-        state = optabs.dao_e().init(jnp.zeros((8, 8)))
-        assert {expert.previous.dtype.name for expert in state.experts.values()} == {
-            "bfloat16"
-        }
+    def test_thinned_is_the_default(self) -> None:
+        state = optabs.dao_e().init(jnp.zeros((320, 128)))
+        for expert in state.experts.values():
+            assert (expert.trace.shape, expert.trace.dtype) == ((20, 128), jnp.float32)
 
     def test_what_learns_nothing_keeps_nothing(self) -> None:
         frozen = optabs.dao_e(controller=optabs.Controller.uniform())
         state = jax.eval_shape(frozen.init, jnp.zeros((512, 512)))
-        assert {expert.previous for expert in state.experts.values()} == {()}
+        assert {expert.trace for expert in state.experts.values()} == {()}
 
 
-STORE, PRODUCT = jax.jit(store, static_argnums=1), jax.jit(inner_product)
+STORE, PRODUCT = jax.jit(stored, static_argnums=1), jax.jit(inner_product)
 
 
 def pair(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -74,7 +74,8 @@ def size_of(gradient: Any, update: Any) -> float:
     return float(np.sum(np.abs(gradient) * np.abs(update)))
 
 
-SHAPES = [(), (7,), (5000,), (100, 64), (33, 2, 130)]
+SHAPES = [(), (7,), (5000,), (100, 64), (33, 2, 130), (300, 120)]
+STRIDES = {(5000,): 2, (100, 64): 3, (33, 2, 130): 4, (300, 120): 16}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64], ids=["real", "complex"])
@@ -103,35 +104,20 @@ class TestProducts:
         error = abs(float(PRODUCT(gradient, kept)) - by_hand(gradient, update))
         assert error <= 2**-8 * scale
 
-    def test_int8_is_off_by_half_a_step_of_the_largest(
-        self, shape: tuple[int, ...], dtype: Any
-    ) -> None:
-        gradient, update = pair(shape, dtype)
-        kept = STORE(update, "int8")
-        if np.issubdtype(dtype, np.complexfloating):
-            assert_equal(kept, STORE(update, "bfloat16"))
-            return
-        assert kept.codes.dtype == jnp.int8
-        step = float(np.max(np.abs(update))) / 127
-        np.testing.assert_allclose(
-            np.asarray(kept.codes, np.float32) * kept.scale, update, atol=0.51 * step
-        )
-        error = abs(float(PRODUCT(gradient, kept)) - by_hand(gradient, update))
-        assert error <= 0.51 * step * float(np.sum(np.abs(gradient)))
-
-    def test_thinned_is_every_16th_of_the_longest_axis(
+    def test_thinned_keeps_2048_or_a_16th_along_the_longest_axis(
         self, shape: tuple[int, ...], dtype: Any
     ) -> None:
         gradient, update = pair(shape, dtype)
         kept = STORE(update, "thinned")
-        if np.prod(shape) < 4096:
+        if shape not in STRIDES:
             assert_equal(kept, update)
             some, ratio = slice(None), 1.0
             wanted = by_hand(gradient, update)
         else:
             axis = int(np.argmax(shape))
-            some = (slice(None),) * axis + (slice(None, None, 16),)
-            assert kept.size <= update.size / 16 * 1.2
+            some = (slice(None),) * axis + (slice(None, None, STRIDES[shape]),)
+            assert_equal(kept, update[some])
+            assert kept.size >= 2048
             ratio = shape[axis] / kept.shape[axis]
             wanted = ratio * by_hand(gradient[some], update[some])
         assert float(PRODUCT(gradient, kept)) == pytest.approx(wanted, rel=1e-3, abs=1e-4)
@@ -141,7 +127,7 @@ def test_thinned_products_are_right_on_average() -> None:
     random = np.random.default_rng(1)
     update = random.normal(size=(400, 64, 70)).astype(np.float32)
     gradient = update + random.normal(size=update.shape).astype(np.float32)
-    estimates = jax.jit(jax.vmap(lambda g, u: inner_product(g, store(u, "thinned"))))(
+    estimates = jax.jit(jax.vmap(lambda g, u: inner_product(g, stored(u, "thinned"))))(
         gradient, update
     )
     assert float(jnp.mean(estimates)) == pytest.approx(64 * 70, rel=0.02)
@@ -220,25 +206,25 @@ class TestTraining:
             updates, state = mixed(storage).update(grads, state, params)
             dressed = jax.tree.map(lambda leaf: leaf * turn, grads)
             spun_updates, turned = mixed(storage).update(dressed, turned, spun)
-            # A turned number is rounded to few bits differently, and kept wider than in int8.
+            # A turned number is rounded to few bits differently, for the multiplier always.
             atol = 1e-6 if storage in ("float32", "thinned") else 1e-2
             wanted = jax.tree.map(lambda leaf: leaf * turn, updates)
-            assert_close(spun_updates, wanted, rtol=1e-4, atol=atol)
+            assert_close(spun_updates, wanted, rtol=2e-3, atol=atol)
         np.testing.assert_allclose(
-            turned.controller.mixing, state.controller.mixing, atol=atol
+            turned.controller.weights, state.controller.weights, atol=atol
         )
 
     @pytest.mark.slow
     def test_narrow_storage_hardly_moves_the_weights(self, storage: Any) -> None:
-        ours, wanted = (begun(each, 20)[1].controller.mixing for each in (storage, "float32"))
-        atol = {"float32": 0.0, "bfloat16": 0.01, "int8": 0.01, "thinned": 0.3}[storage]
+        ours, wanted = (begun(each, 20)[1].controller.weights for each in (storage, "float32"))
+        atol = {"float32": 0.0, "bfloat16": 0.03, "thinned": 0.3}[storage]
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=atol)
         assert np.abs(wanted - 0.5).max() > 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("storage", ["int8", "thinned"])
+@pytest.mark.parametrize("storage", ["bfloat16", "thinned"])
 def test_sharded_leaves(storage: Any, kind: AxisType) -> None:
     _, wanted = begun(storage, 5)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
@@ -257,6 +243,6 @@ def test_sharded_leaves(storage: Any, kind: AxisType) -> None:
             grads = jax.tree.map(lambda p, n: p + 3 * n, params, noise)
             updates, state = optimizer.update(grads, state, params)
             params = optax.apply_updates(params, updates)
-    kept = jax.tree.leaves(state.experts["sgd"].previous["large"])[0]
+    kept = jax.tree.leaves(state.experts["sgd"].trace["large"])[0]
     assert kept.sharding.is_equivalent_to(places["large"], 2)
-    np.testing.assert_allclose(state.controller.mixing, wanted.controller.mixing, atol=1e-5)
+    np.testing.assert_allclose(state.controller.weights, wanted.controller.weights, atol=1e-5)

@@ -88,7 +88,8 @@ def test_slopes_of_training_are_the_same_forwards_and_backwards(chosen: Any) -> 
     forwards, backwards = jax.jit(lambda x: (jax.jacfwd(after)(x), jax.grad(after)(x)))(factor)
     assert np.all(np.isfinite(backwards))
     assert np.all(np.abs(backwards) > 1e-3)
-    np.testing.assert_allclose(backwards, forwards, rtol=1e-3)
+    # What the multiplier learns from is in bfloat16, and so are its tangents.
+    np.testing.assert_allclose(backwards, forwards, rtol=5e-3)
 
 
 @pytest.fixture
@@ -106,9 +107,7 @@ COMPILED = pytest.mark.parametrize(
 @pytest.mark.slow
 @pytest.mark.usefixtures("_strict")
 @COMPILED
-@pytest.mark.parametrize(
-    "controller", [optabs.Controller(gated=True), optabs.Controller.paper()]
-)
+@pytest.mark.parametrize("controller", [optabs.Controller(), optabs.Controller.paper()])
 def test_healthy_training_makes_no_number_that_is_not_finite(
     controller: optabs.Controller, compiled: bool
 ) -> None:

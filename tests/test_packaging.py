@@ -145,8 +145,7 @@ MAY_IMPORT = {
     **dict.fromkeys(NUMERICS, NUMERICS),
     **dict.fromkeys(PARTS - NUMERICS, PARTS),
     "optimizers": NAMED,
-    "features": NUMERICS,
-    "ensemble": NAMED | {"features"},
+    "mixture": NAMED,
     "storage": NUMERICS,
     "_loss_inputs": NUMERICS,
     "losses": NUMERICS | {"_loss_inputs"},
@@ -154,7 +153,7 @@ MAY_IMPORT = {
     "genetics": NUMERICS,
     "training": NUMERICS,
     "evolution": NAMED | {"genetics", "training"},
-    "_metrics": NAMED | {"ensemble", "evolution", "storage"},
+    "_metrics": NAMED | {"mixture", "evolution", "storage"},
 }
 
 
@@ -174,7 +173,7 @@ def test_imports_run_one_way() -> None:
         ("_tree.py", "from optabs.storage.codecs import decode"),
         ("_numerics.py", "from optabs import moments"),
         ("moments.py", "from optabs.optimizers.adam_family import adam"),
-        ("optimizers/_descent.py", "def late():\n    from optabs.ensemble import mixture"),
+        ("optimizers/_descent.py", "def late():\n    from optabs.mixture import dao_e"),
         ("storage/narrowing.py", "import optabs.moments as moments"),
     ],
 )

@@ -207,7 +207,11 @@ STUDY = _DaoE(
     doc="DAO-E beside its experts and uniform weights, which train always, and neighbours.",
     tasks=study.TASKS,
     # DAO-E first, for a quick run has the first arms.
-    arms={name: study.arm_on("", name) for name in {"dao_e": ""} | study.LABELS},
+    arms={
+        name: study.arm_on("", name)
+        for name in {"dao_e": ""} | study.LABELS
+        if name not in study.RETIRED
+    },
     settings={"": lambda task: task._replace(points=POINTS, scored=True, best_tested=True)},
     need_images=study.NEED_IMAGES,
     module=__name__,

@@ -15,8 +15,8 @@ from benchmarks.lab import tasks
 from benchmarks.lab.models import RESNETS, Convnet, Network, in_pieces, network, resnet
 from benchmarks.lab.tasks import Split
 from benchmarks.lab.training import Arm, Task, cosine, warmed_up
-from optabs.ensemble.experts import DEFAULT
-from optabs.ensemble.state import Storage
+from optabs.mixture.experts import DEFAULT
+from optabs.mixture.state import Storage, diagnostics
 from optabs.training.batches import take
 
 MOMENTUM = 0.9  # of the expert SGD on the task "momentum"
@@ -154,7 +154,7 @@ class Form(NamedTuple):
     label: str
     controller: optabs.Controller
     features: tuple[optabs.features.Feature, ...] = ()
-    previous: Storage = "bfloat16"
+    previous: Storage = "thinned"
     experts: tuple[str, ...] = tuple(EXPERTS)
     frozen: Mapping[str, Any] | None = None
     """What a record says in place of all settings, of a form that stays as it is, so that
@@ -169,28 +169,22 @@ class Form(NamedTuple):
 
 def watch(state: Any) -> dict[str, jax.Array]:
     """Weights, means over leaves, and the step multiplier."""
-    multiplier = jnp.exp(optax.tree.get(state, "log_multiplier"))
-    return optabs.mixing_weights(state) | {"multiplier": multiplier}
+    found = diagnostics(state)
+    return found.weights | {"multiplier": found.multiplier}
 
 
-# The rule that learned from the last update alone, whatever the defaults are now.
-TODAY: dict[str, Any] = {
-    "per_leaf": True, "cap": 0.05, "floor": 0.01, "rule": "relative", "rate": 0.15,
-    "rate_floor": 0.2, "decay": 0.003, "feature_rate": 0.03, "multiplier_rate": 0.5,
-    "shrink": 0.5, "shorten": 0.6, "gated": False,
-}  # fmt: skip
 _rule = optabs.Controller()
 FORMS: dict[str, Form] = {
     "uniform": Form(
-        "uniform weights", optabs.Controller.uniform(), frozen={"controller": "uniform"}
+        "uniform weights", optabs.Controller.uniform(), previous="bfloat16",
+        frozen={"controller": "uniform"},
     ),
     "capped_uniform": Form("uniform, cap and multiplier", _rule._replace(rate=None)),
     "steered_adam": Form("steered Adam", _rule._replace(rate=None), experts=("adam",)),
     "published": Form(
-        "DAO-E as published", optabs.Controller.paper(), optabs.features.ALL,
+        "DAO-E as published", optabs.Controller.paper(), optabs.features.ALL, "bfloat16",
         frozen={"controller": "paper"},
     ),
-    "today": Form("DAO-E by the last update", optabs.Controller(**TODAY), frozen=TODAY),
     "dao_e": Form("DAO-E", _rule),
 }  # fmt: skip
 # DAO-E with a part taken away, or with one more. A candidate is one more line.
@@ -199,19 +193,19 @@ ABLATIONS: dict[str, Form] = {
     "no_cap": Form("without cap", _rule._replace(cap=None)),
     "no_multiplier": Form("without multiplier", _rule._replace(multiplier_rate=None)),
     "free_multiplier": Form("multiplier falls freely", _rule._replace(shrink=1.0)),
-    "free_lengths": Form("weights shorten freely", _rule._replace(shorten=1.0)),
-    "gated": Form("multiplier gated", _rule._replace(gated=True)),
-    "gate_alone": Form("the gate alone", _rule._replace(gated=True, shrink=1.0)),
-    "one_set": Form("one set of weights", _rule._replace(per_leaf=False)),
-    "constant_rates": Form("constant rates", _rule._replace(rate_floor=1.0)),
+    "last_update": Form("the last update alone", _rule._replace(gamma=0.0)),
+    "blind": Form("blind to interpolation", _rule._replace(low_loss=0.0)),
     "no_floor": Form("without floor", _rule._replace(floor=0.0)),
-    "int8": Form("previous in int8", _rule, previous="int8"),
-    "float32": Form("previous in float32", _rule, previous="float32"),
+    "no_decay": Form("without decay", _rule._replace(decay=0.0)),
+    "bfloat16": Form("whole traces in bfloat16", _rule, previous="bfloat16"),
+    "float32": Form("whole traces in float32", _rule, previous="float32"),
 }
 MIXTURES = FORMS | ABLATIONS
 NADAMW, FREE, PRODIGY = "nadamw", "schedule_free_adamw", "prodigy"
 NEIGHBOURS = {NADAMW: "NadamW", FREE: "schedule-free AdamW", PRODIGY: "Prodigy"}
-LABELS = EXPERTS | {name: form.label for name, form in MIXTURES.items()} | NEIGHBOURS
+# What only has records: optabs 0.1 had this rule, up to commit 1abad39.
+RETIRED = {"today": "DAO-E by the last update"}
+LABELS = EXPERTS | {name: form.label for name, form in MIXTURES.items()} | RETIRED | NEIGHBOURS
 FINALISTS = tuple(name for name in LABELS if name not in ABLATIONS)
 TUNED = (*EXPERTS, FREE)  # whose best rate is looked for on each task
 UNSCHEDULED = (FREE, NADAMW)  # which bring what stands in for a schedule, and their decay

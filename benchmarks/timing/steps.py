@@ -20,8 +20,8 @@ from benchmarks.lab.tasks import Split
 from benchmarks.lab.timing import FULL, MODES, STATES
 from benchmarks.lab.training import training_step
 from benchmarks.steady import RULES
-from optabs.ensemble import experts
-from optabs.ensemble.state import Storage
+from optabs.mixture import experts
+from optabs.mixture.state import Storage
 
 Maker = Callable[[], optax.GradientTransformation]
 

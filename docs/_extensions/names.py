@@ -33,6 +33,7 @@ def _callables(module: ModuleType, path: str, origin: str) -> list[str]:
         f"{path}.{name}"
         for name, value in vars(module).items()
         if callable(value)
+        and name in getattr(module, "__all__", [name])
         and not name.startswith("_")
         and str(getattr(value, "__module__", "")).startswith(origin)
     ]

@@ -2,14 +2,15 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optabs._checks import RATE, check, check_alike, short
-from optabs.ensemble.scalars import barrier, root, squared_norms
+from optabs._numerics import full_precision
+from optabs._tree import tree_where
 from optabs.optimizers.adam_family import adam
 from optabs.optimizers.adaptive import rmsprop
 from optabs.optimizers.gradient_descent import sgd
@@ -21,22 +22,28 @@ DEFAULT_RATE = 1e-3
 
 
 def lion(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """optax's Lion without weight decay, as the other default experts are."""
+    """optax.lion without weight decay, bit for bit, and without the slow form of its sign."""
     check(RATE, learning_rate=learning_rate)
-    return optax.lion(learning_rate, weight_decay=0.0)
+    inner, b1 = optax.scale_by_lion(), 0.9
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
+        signs = jax.tree.map(lambda g, m: _sign((1.0 - b1) * g + b1 * m), updates, state.mu)
+        return signs, inner.update(updates, state, params)[1]
+
+    signs = optax.GradientTransformation(inner.init, update_fn)
+    return full_precision(optax.chain(signs, optax.scale_by_learning_rate(learning_rate)))
+
+
+def _sign(x: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        return jnp.sign(x)
+    x = jax.lax.stop_gradient(x)
+    return jnp.where(x > 0, 1, jnp.where(x < 0, -1, x))  # a NaN stays one
 
 
 DEFAULT: Mapping[str, Factory] = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop, "lion": lion}
-
-
-class Proposal(NamedTuple):
-    """One expert's update, and what the mixture measures of it."""
-
-    update: Any  # like the gradient
-    state: Any
-    finite: jax.Array  # bool []: the update's norm is finite
-    divisor: jax.Array  # float32 []: what brings the update to max_norm, 1 or more
-    lengths: jax.Array  # float32 [L]: the norm of each leaf of the update after that, or 0
 
 
 def resolve(
@@ -86,37 +93,36 @@ def _takes_a_rate(function: Any) -> bool:
     return True
 
 
-def propose(
-    name: str,
-    expert: optax.GradientTransformationExtraArgs,
-    state: Any,
+def updated(
+    members: Mapping[str, optax.GradientTransformationExtraArgs],
     grads: Any,
+    states: Mapping[str, Any],
     params: Any,
-    max_norm: jax.Array | None,
     extra_args: Mapping[str, Any],
-) -> Proposal:
-    """An expert's update, whether it is finite, and by what `max_norm` asks to divide it.
-
-    Args:
-      name: the expert's, for messages.
-      expert: the transformation.
-      state: the expert's.
-      grads: the gradient.
-      params: the parameters.
-      max_norm: float32 [], of the update over the whole tree; None for no limit.
-      extra_args: the keyword arguments of `update`.
-    """
-    update, state = expert.update(grads, state, params, **extra_args)
+) -> tuple[list[Any], dict[str, Any]]:
+    """The experts' updates, in their order, and their states."""
     wanted = "an expert's updates must have the gradient's structure, shapes and dtypes"
-    check_alike(f"experts: {short(name)}", update, grads, wanted)
-    squares = squared_norms(jax.tree.leaves(update))
-    square = jnp.sum(squares)
-    # An update whose norm overflows is refused as one that is not finite.
-    finite = jnp.isfinite(square)
-    lengths = jnp.where(finite, root(squares), 0)
-    if max_norm is None:
-        divisor = jnp.ones([], jnp.float32)
-    else:
-        divisor = jnp.maximum(root(jnp.where(finite, square, 0)) / max_norm, 1.0)
-        lengths = lengths / divisor
-    return Proposal(update, state, *barrier((finite, divisor, lengths)))
+    proposed, new = [], {}
+    for name, member in members.items():
+        update, new[name] = member.update(grads, states[name], params, **extra_args)
+        check_alike(f"experts: {short(name)}", update, grads, wanted)
+        proposed.append(update)
+    return proposed, new
+
+
+def repaired(
+    members: Mapping[str, optax.GradientTransformationExtraArgs],
+    states: Mapping[str, Any],
+    params: Any,
+) -> dict[str, Any]:
+    """The experts' states, with what init makes in place of entries that are not finite."""
+
+    def entry(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(old.dtype, jnp.inexact):
+            return old
+        return tree_where(jnp.isfinite(old), old, new)
+
+    return {
+        name: jax.tree.map(entry, states[name], member.init(params))
+        for name, member in members.items()
+    }

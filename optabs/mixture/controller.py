@@ -1,0 +1,371 @@
+"""The controller: the settings, how weights and step multiplier learn, and from what."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from optabs._checks import BELOW_ONE, DECAY, NONNEGATIVE, POSITIVE, SHARE, check, optional
+from optabs._numerics import correct_bias, update_moment
+
+MIN_VARIANCE_RATE = 0.02  # the variance of the advantages covers about 50 steps
+MAX_SIGNAL = 10.0  # standard deviations; bounds what one step can change
+ANNEALING_STEPS = 100.0  # after so many the rates fall like 1 / sqrt(steps)
+MIN_ANNEALED = 0.2  # the share of themselves to which they fall: the problem may change
+LOSS_DECAY = 0.9  # of the loss's mean: about ten steps, to average over mini-batches
+LOW_DECAY = 0.3  # more decay of b at a loss of 0: equal weights generalise better there
+FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
+MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
+PAPER_RATE = 0.05  # of b and W, as published
+B1, B2 = 0.9, 0.999  # Adam's usual decays, of the published rule
+ROUNDING = 1e-6  # of float32, relative, with room for a sum of several terms
+_LEAST = 1e-37  # smaller numbers are flushed to 0 where they divide
+
+
+class Controller(NamedTuple):
+    r"""How DAO-E weighs its experts and how long its steps are, and how both are learned.
+
+    The defaults did best in the study. At step :math:`t`, with the gradient :math:`g`,
+    :math:`U_k` is the update of expert :math:`k` of :math:`K`,
+
+    .. math:: U_k \leftarrow U_k \min\Big(1, \frac{\mathrm{cap}\,\max(\|\theta\|, 1)}
+              {\max(e^c, 1)\,\|U_k\|}\Big), \qquad P_k \leftarrow \gamma P_k + U_k,
+
+    norms taken over the whole tree. For leaf :math:`l` the next gradients tell what the
+    expert's last hundred updates did to the loss, :math:`d_{kl} = \langle g_l, P_{kl}\rangle`,
+
+    .. math:: a_{kl} = \sum_j \alpha_{jl} d_{jl} - d_{kl}, \qquad
+              \sigma_l^2 \leftarrow \sigma_l^2 + \max(1/t, 0.02)\,
+              (\overline{a_l^2} - \sigma_l^2), \qquad
+              q_{kl} = \mathrm{clip}(a_{kl} / \sigma_l, \pm 10),
+    .. math:: b_l \leftarrow (1 - \delta_t)\, b_l
+              + \mathrm{rate}\, h_t\, (q_l - \bar q_l), \qquad
+              W_l \leftarrow (1 - \delta_t)\, W_l
+              + 0.03\, h_t\, (q_l - \bar q_l) \otimes f,
+    .. math:: \alpha_l = \mathrm{floor} + (1 - K\,\mathrm{floor})\,
+              \mathrm{softmax}(b_l + W_l f), \qquad h_t = \max(0.2, (1 + t/100)^{-1/2}),
+
+    uniform at the start; :math:`W` learns from the features :math:`f` that made the weights
+    in question. The multiplier :math:`e^c` of the whole step learns from the gradient's
+    cosines with the last mixed step :math:`s = \sum_k \alpha_k U_k` and with its trace,
+
+    .. math:: S \leftarrow \gamma S + s, \qquad
+              c \leftarrow \mathrm{clip}\big(c - \mathrm{multiplier\_rate}\, h_t\, z\,
+              (\cos(g, s) + \cos(g, S)), -7, 3\big),
+
+    :math:`z = 1 - (1 - \mathrm{shrink})\,\rho_t` where the sum of cosines is above 0 while
+    :math:`c < 0`, else 1: the step that is best for the next losses alone is shorter than the
+    one that trains best. That ends near interpolation, where what is still gained on the
+    training loss :math:`L` is no longer gained on data that were held out: with the running
+    mean of the losses :math:`\bar L_t` (decay 0.9) and the first one,
+
+    .. math:: \rho_t = \mathrm{clip}\big(\bar L_t / (\mathrm{low\_loss}\, L_0), 0, 1\big)^2,
+              \qquad \delta_t = \min(\mathrm{decay} + 0.3\,(1 - \rho_t), 1),
+
+    and :math:`\rho_t = 1` where `update` is given no `value` or :math:`L_0` is not above 0.
+    :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries
+    every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis. The cosines,
+    and the norms above, are those of the same entries.
+
+    Attributes:
+      cap: the longest share that an expert has in a step, in norms of the parameters; None
+        for no cap.
+      floor: the least weight of an expert, in [0, 1/K).
+      rate: of b, above or equal to 0. None freezes the weights: uniform.
+      decay: of b and W in every step, in [0, 1), far from interpolation.
+      gamma: :math:`\gamma` in [0, 1), of the traces; 0 for the last update alone.
+      multiplier_rate: of c, above or equal to 0. None: no multiplier.
+      shrink: the share of its rate at which c falls below 0, in [0, 1].
+      low_loss: the share of the first loss below which training is near interpolation; 0 for
+        no such distinction.
+
+    Examples:
+      >>> import optabs
+      >>> optabs.Controller(cap=None).floor
+      0.01
+      >>> optabs.Controller.paper().gamma
+      0.0
+
+    Source: DAO-E, eqs. 1 and 2; hypergradient descent, Baydin et al., arXiv 1703.04782;
+    interpolation, Vaswani et al., arXiv 1905.09997, Loizou et al., arXiv 2002.10542.
+    """
+
+    cap: ArrayLike | None = 0.05
+    floor: ArrayLike = 0.01
+    rate: ArrayLike | None = 0.15
+    decay: ArrayLike = 0.003
+    gamma: ArrayLike = 0.99
+    multiplier_rate: ArrayLike | None = 1.0
+    shrink: ArrayLike = 0.1
+    low_loss: ArrayLike = 0.2
+
+    @classmethod
+    def paper(cls) -> "Controller":
+        """The form that DAO-E was published in.
+
+        One set of weights for all leaves, learned by Adam at 0.05 from the last update alone;
+        no cap and no multiplier.
+        """
+        return _Paper(None, 0.0, PAPER_RATE, 0.0, 0.0, None)
+
+    @classmethod
+    def uniform(cls) -> "Controller":
+        """Equal weights at all times, and nothing else: the baseline."""
+        return cls(rate=None, cap=None, multiplier_rate=None)
+
+
+class _Paper(Controller):
+    """One set of weights, and b and W by Adam on the hypergradient itself."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Paper) and tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((_Paper, *self))
+
+
+def rows_of(controller: Controller, leaves: int) -> int:
+    """How many sets of weights there are."""
+    return 1 if isinstance(controller, _Paper) else max(leaves, 1)
+
+
+def check_controller(controller: Controller, experts: int) -> None:
+    """Raises ValueError for settings out of their range."""
+    if not isinstance(controller, Controller):
+        raise ValueError(f"controller is {controller!r}; pass an optabs.Controller(...).")
+    check(optional(POSITIVE), cap=controller.cap)
+    check(BELOW_ONE, floor=controller.floor, decay=controller.decay)
+    check(DECAY, gamma=controller.gamma)
+    check(
+        optional(NONNEGATIVE), rate=controller.rate, multiplier_rate=controller.multiplier_rate
+    )
+    check(SHARE, shrink=controller.shrink)
+    check(NONNEGATIVE, low_loss=controller.low_loss)
+    floor: Any = controller.floor
+    if not isinstance(floor, jax.Array) and floor * experts >= 1:
+        raise ValueError(
+            f"floor is {floor!r} for {experts} experts; pass a number below 1/{experts}."
+        )
+
+
+class Losses(NamedTuple):
+    """What is known of the loss."""
+
+    first: jax.Array  # float32 []: L_0
+    mean: jax.Array  # float32 []
+    seen: jax.Array  # bool []: whether there was a finite one
+
+
+def new_losses() -> Losses:
+    """Before the first loss."""
+    first, mean = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
+    return Losses(first, mean, jnp.zeros([], bool))
+
+
+def update_losses(losses: Losses, value: jax.Array | None) -> Losses:
+    """After the next loss, float32 [], if there is one."""
+    if value is None:
+        return losses
+    mean = jnp.where(losses.seen, update_moment(losses.mean, value, LOSS_DECAY), value)
+    finite, (first, last, seen) = jnp.isfinite(value), losses
+    return Losses(
+        jnp.where(finite & ~seen, value, first), jnp.where(finite, mean, last), seen | finite
+    )
+
+
+def distance(controller: Controller, losses: Losses, value: jax.Array | None) -> jax.Array:
+    """From interpolation, rho: float32 [] in [0, 1]."""
+    if value is None:
+        return jnp.ones([], jnp.float32)
+    low = jnp.asarray(controller.low_loss, jnp.float32) * losses.first
+    share = jnp.clip(losses.mean / jnp.where(low > _LEAST, low, 1), 0, 1)
+    return jnp.where(low > _LEAST, jnp.square(share), 1.0)
+
+
+class ControllerState(NamedTuple):
+    """What the controller knows, for R sets of weights, K experts and n features."""
+
+    weights: jax.Array  # float32 [R, K]: those of the last step
+    matrix: Any  # float32 [R, K, 1 + n]: b, W; () where nothing is learned, as all below
+    deviation: Any  # float32 [R]: sigma; () as published
+    moments: Any  # as published two arrays like matrix, the second a root; else ()
+    inputs: Any  # float32 [1 + n]: 1 and the features that made the weights
+    known: Any  # bool [1 + n]: which of these were there
+
+
+def init(controller: Controller, leaves: int, experts: int, inputs: int) -> ControllerState:
+    """Uniform weights; `inputs` is 1 + n, or 0 where nothing is learned."""
+    rows = rows_of(controller, leaves)
+    weights = jnp.full((rows, experts), 1 / experts, jnp.float32)
+    if not inputs:
+        return ControllerState(weights, *[()] * 5)
+
+    def matrix() -> jax.Array:
+        return jnp.zeros((rows, experts, inputs), jnp.float32)
+
+    published = isinstance(controller, _Paper)
+    return ControllerState(
+        weights=weights,
+        matrix=matrix(),
+        deviation=() if published else jnp.zeros(rows, jnp.float32),
+        moments=(matrix(), matrix()) if published else (),
+        inputs=jnp.zeros(inputs, jnp.float32),
+        known=jnp.zeros(inputs, bool),
+    )
+
+
+def learn(
+    controller: Controller,
+    state: ControllerState,
+    products: jax.Array,
+    steps: jax.Array,
+    rho: jax.Array,
+) -> ControllerState:
+    """The state after the next gradient.
+
+    Args:
+      controller: the settings.
+      state: what was learned so far.
+      products: float32 [L, K], d: the gradient's with the traces, for each leaf and expert.
+      steps: int32 [], taken before this one.
+      rho: float32 [], the distance from interpolation.
+    """
+    published = isinstance(controller, _Paper)
+    if published:
+        products = jnp.sum(products, axis=0, keepdims=True)
+    valid = jnp.all(jnp.isfinite(products)) & (steps > 0)
+    products = jnp.where(valid, products, 0.0)
+    if not products.size:
+        return state
+    if published:
+        learned = _published_rule(controller, state, products, steps)
+    else:
+        learned = _relative_rule(controller, state, products, steps, rho)
+    return jax.tree.map(lambda new, old: jnp.where(valid, new, old), learned, state)
+
+
+def update_weights(
+    controller: Controller, state: ControllerState, features: jax.Array, known: jax.Array
+) -> ControllerState:
+    """The state with the next step's weights, from features, float32 [n], known or not."""
+    inputs = jnp.concatenate([jnp.ones(1, jnp.float32), features])
+    shares = jax.nn.softmax(state.matrix @ inputs, axis=1)
+    # Written so that it is exactly 1 for a single expert, and 1/K where the shares are.
+    weights = shares + controller.floor * (1 - shares.shape[1] * shares)
+    known = jnp.concatenate([jnp.ones(1, bool), known])
+    return state._replace(weights=weights.astype(jnp.float32), inputs=inputs, known=known)
+
+
+def _relative_rule(
+    controller: Controller,
+    state: ControllerState,
+    products: jax.Array,
+    steps: jax.Array,
+    rho: jax.Array,
+) -> ControllerState:
+    advantage = jnp.sum(state.weights * products, axis=1, keepdims=True) - products
+    largest = jnp.max(jnp.abs(products), axis=1)
+    unit = _safe_scale(jnp.maximum(largest, state.deviation))
+    # A product of 0 is that of an expert that made no update: it tells nothing.
+    judged = products != 0
+    advantage = jnp.where(judged, advantage / unit[:, None], 0)
+    rate = jnp.maximum(1 / jnp.maximum(steps, 1).astype(jnp.float32), MIN_VARIANCE_RATE)
+    variance = jnp.square(state.deviation / unit)
+    squares = _mean_of_judged(jnp.square(advantage), judged)[:, 0]
+    variance = variance + rate * (squares - variance)
+    # An advantage of a millionth of the products is their rounding error.
+    scale = _safe_sqrt(variance + jnp.square(ROUNDING * largest / unit))
+    signal = advantage / jnp.where(scale > 0, scale, 1)[:, None]
+    signal = jnp.clip(signal, -MAX_SIGNAL, MAX_SIGNAL)
+    signal = jnp.where(judged, signal - _mean_of_judged(signal, judged), 0)
+    step = signal[:, :, None] * _per_input(state.inputs)
+    step = _rates(controller, state, FEATURE_RATE, _annealing(steps)) * step
+    decay = jnp.minimum(jnp.asarray(controller.decay) + LOW_DECAY * (1 - rho), 1.0)
+    return state._replace(
+        matrix=_moved(state, decay, step), deviation=unit * _safe_sqrt(variance)
+    )
+
+
+def _published_rule(
+    controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
+) -> ControllerState:
+    mean = jnp.sum(state.weights * products, axis=1, keepdims=True)
+    ascent = (state.weights * (mean - products))[:, :, None] * _per_input(state.inputs)
+    known = _per_input(state.known) & (products != 0)[:, :, None]
+    first, second = state.moments
+    unit = _safe_scale(jnp.maximum(jnp.abs(ascent), second))
+    square = update_moment(jnp.square(second / unit), jnp.square(ascent / unit), B2)
+    first = jnp.where(known, update_moment(first, ascent, B1), first)
+    second = jnp.where(known, unit * _safe_sqrt(square), second)
+    steps = jnp.maximum(steps, 1)
+    size = second * jnp.sqrt(correct_bias(jnp.ones([], jnp.float32), B2, steps))
+    nonzero = known & (size > _LEAST)
+    step = jnp.where(nonzero, correct_bias(first, B1, steps) / jnp.where(nonzero, size, 1), 0)
+    step = _rates(controller, state, PAPER_RATE, 1.0) * step
+    return state._replace(
+        matrix=_moved(state, controller.decay, step), moments=(first, second)
+    )
+
+
+def _rates(
+    controller: Controller, state: ControllerState, of_features: float, share: ArrayLike
+) -> jax.Array:
+    """Of b and each column of W, 0 where its feature was not known: float32 [1, 1, 1 + n]."""
+    is_bias = jnp.arange(state.inputs.shape[0]) == 0
+    rates = jnp.where(is_bias, jnp.asarray(controller.rate), of_features) * share
+    return _per_input(rates * state.known)
+
+
+def _per_input(numbers: jax.Array) -> jax.Array:
+    return numbers[None, None, :]
+
+
+def _moved(state: ControllerState, decay: ArrayLike, step: jax.Array) -> jax.Array:
+    """b and W after a step, with a mean of b of 0 over the experts."""
+    matrix = (1 - jnp.asarray(decay)) * state.matrix + step
+    bias = matrix[:, :, :1]
+    bias = bias - jnp.mean(bias, axis=1, keepdims=True)
+    return jnp.concatenate([bias, matrix[:, :, 1:]], axis=2).astype(jnp.float32)
+
+
+def _mean_of_judged(numbers: jax.Array, judged: jax.Array) -> jax.Array:
+    """Over the experts that are judged; the numbers of the others are 0."""
+    count = jnp.maximum(jnp.sum(judged, axis=1, keepdims=True), 1)
+    return jnp.sum(numbers, axis=1, keepdims=True) / count
+
+
+def _annealing(steps: jax.Array) -> jax.Array:
+    """The share of the rates that is left after so many steps."""
+    share = jax.lax.rsqrt(1 + steps.astype(jnp.float32) / ANNEALING_STEPS)
+    return jnp.maximum(share, MIN_ANNEALED)
+
+
+def _safe_scale(size: jax.Array) -> jax.Array:
+    """What to divide by before squaring: the loss may have any scale that float32 has."""
+    return jax.lax.stop_gradient(jnp.where(size > _LEAST, size, 1))
+
+
+def _safe_sqrt(square: jax.Array) -> jax.Array:
+    """Its square root, with a slope of 0 at 0."""
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def update_multiplier(
+    controller: Controller,
+    log_multiplier: jax.Array,
+    cosines: jax.Array,
+    steps: jax.Array,
+    rho: jax.Array,
+) -> jax.Array:
+    """c after the next gradient, from its cosines with s and S, float32 [2]."""
+    both = jnp.sum(cosines)
+    shrink = 1 - (1 - jnp.asarray(controller.shrink)) * rho
+    rate = jnp.asarray(controller.multiplier_rate) * _annealing(steps)
+    rate = rate * jnp.where((both > 0) & (log_multiplier < 0), shrink, 1.0)
+    return jnp.clip(log_multiplier - rate * both, MIN_LOG, MAX_LOG).astype(jnp.float32)

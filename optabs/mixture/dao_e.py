@@ -1,0 +1,402 @@
+"""DAO-E: experts' updates, mixed by the controller's weights; `steered`, for one alone."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optabs._checks import as_transformation
+from optabs._numerics import new_count, transformation
+from optabs._tree import tree_where
+from optabs.mixture import controller as control
+from optabs.mixture import features as observing
+from optabs.mixture.controller import Controller, check_controller, rows_of
+from optabs.mixture.experts import Expert, repaired, resolve, updated
+from optabs.mixture.features import Feature
+from optabs.mixture.state import (
+    DaoEState,
+    ExpertState,
+    MultiplierState,
+    Storage,
+    barrier,
+    check_state,
+    check_storage,
+    check_trees,
+    checked_arguments,
+    inner_product,
+    norm_of,
+    product,
+    root,
+    rounded,
+    scaled,
+    square_of,
+    stored,
+    sum_of,
+    thinned,
+    traced,
+    where_finite,
+)
+
+# In a smaller sum of squares, squares that were flushed to 0 may matter.
+SMALLEST_SQUARE = 1e-22
+HUGE = 2.0**80  # a power of two, so that scaling by it is exact
+
+
+def dao_e(
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    experts: Mapping[str, Expert] | None = None,
+    *,
+    controller: Controller = Controller(),  # noqa: B008  (an immutable tuple)
+    features: Sequence[Feature] = (),
+    previous: Storage = "thinned",
+) -> optax.GradientTransformationExtraArgs:
+    r"""DAO-E: runs several optimizers at once and mixes their updates by learned weights.
+
+    .. math:: \theta_l \leftarrow \theta_l + e^c \sum_k \alpha_{kl}\, U_{kl}, \qquad
+              P_k \leftarrow \gamma P_k + U_k
+
+    for the leaves :math:`l` of the parameters and the experts' updates :math:`U_k`, each
+    shortened to 5 % of the parameters' norm where it is longer. The next gradients tell what
+    each share did to the loss, :math:`\langle g_l, P_{kl}\rangle`, and :math:`\alpha` and
+    :math:`c` learn from it: see :class:`optabs.Controller`, and :mod:`optabs.features` for
+    what else they may look at.
+
+    `update(grads, state, params, value=loss, batch=mini_batch)`: the parameters are
+    required, for the experts' updates are measured against their norm. The loss tells how
+    near training is to interpolation; it and the mini-batch may be left out, and features of
+    them are 0 then. Both, and all other keyword arguments, reach the experts.
+
+    A gradient that is not finite gives a step of zero and changes no state at all. Entries of
+    an expert's update that are not finite, or whose square is not, count as 0, and entries of
+    its state that are not finite start anew as init makes them: the others go on. Weights and
+    multiplier do not depend on the loss's scale. For derivatives through updates the experts
+    must allow them: the default ones divide by a root that has no finite slope at 0, so pass
+    such as `optabs.adam(1e-3, eps_root=1e-8)`.
+
+    Args:
+      learning_rate: the experts' common rate, in parameter units; a number, a traced scalar
+        or a schedule. None: 1e-3, or the experts' own.
+      experts: names to optax transformations with rates of their own, or to functions
+        (learning_rate -> transformation). None: optabs.sgd, adam, rmsprop, and optax's lion
+        without weight decay.
+      controller: how the weights are formed and learned, an :class:`optabs.Controller`;
+        `Controller.paper()` with `optabs.features.ALL` is DAO-E as published,
+        `Controller.uniform()` plain equal weights.
+      features: pairs (function, length), such as `optabs.features.ALL`. By default none:
+        in the study they hardly gained anything.
+      previous: how the traces are kept: "thinned" (of leaves of 32,768 entries and more
+        every 16th along the longest axis), or whole in "bfloat16" or "float32".
+
+    Returns:
+      The optimizer. Updates have the gradient's shape and dtype. State is the experts' own,
+      at least float32; of large leaves another 1.25 bytes a parameter for four experts, 8.25
+      with "bfloat16"; and per leaf K(1 + n) float32 numbers for K experts and n features.
+
+    Raises:
+      ValueError: for no experts, experts with rates of their own beside a learning_rate, a
+        setting out of its range; at the first trace for missing params, a value that is not
+        one real number, a batch without arrays, a feature of another length than declared,
+        gradients unlike the parameters, a state of another optimizer or of other
+        parameters, or an expert that changes the tree's structure, shapes or dtypes.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optabs
+      >>> optimizer = optabs.dao_e(0.01)
+      >>> params = jnp.array([3.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> @jax.jit
+      ... def step(params, state):
+      ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+      ...     updates, state = optimizer.update(grads, state, params, value=loss)
+      ...     return optax.apply_updates(params, updates), state, loss
+      >>> for _ in range(100):
+      ...     params, state, loss = step(params, state)
+      >>> bool(loss < 0.1)
+      True
+      >>> sorted(optabs.mixing_weights(state))
+      ['adam', 'lion', 'rmsprop', 'sgd']
+
+    Source: Jung, Dataset-Aware Adaptive Optimizer; the controller's rule is this package's.
+    """
+    check_storage(previous)
+    members = resolve(learning_rate, experts)
+    check_controller(controller, len(members))
+    chosen = observing.check_features(features)
+    # Of the weight of a single expert, 1, there is nothing to learn.
+    learns = controller.rate is not None and (len(members) > 1 or bool(chosen))
+    chosen = chosen if learns else ()
+    inputs = 1 + sum(length for _, length in chosen) if learns else 0
+    multiplied = controller.multiplier_rate is not None
+
+    def init_fn(params: optax.Params) -> DaoEState:
+        def zeros(kept: Callable[[jax.Array], jax.Array]) -> Any:
+            return jax.tree.map(lambda leaf: kept(jnp.zeros_like(leaf)), params)
+
+        def trace() -> Any:
+            return zeros(lambda leaf: stored(leaf, previous)) if learns else ()
+
+        def step() -> Any:
+            return zeros(lambda leaf: rounded(thinned(leaf)))
+
+        leaves = len(jax.tree.leaves(params))
+        states = {name: ExpertState(x.init(params), trace()) for name, x in members.items()}
+        multiplier = MultiplierState(jnp.float32(0), jnp.zeros(2, jnp.float32), step(), step())
+        return DaoEState(
+            count=new_count(),
+            experts=states,
+            controller=control.init(controller, leaves, len(members), inputs),
+            multiplier=multiplier if multiplied else (),
+            losses=control.new_losses(),
+            observing=observing.init(chosen, leaves),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: DaoEState,
+        params: optax.Params | None = None,
+        *,
+        value: ArrayLike | None = None,
+        batch: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, DaoEState]:
+        if params is None:
+            raise ValueError(
+                "params is None; pass update the parameters as its third argument."
+            )
+        check_trees(updates, params)
+        leaves: list[jax.Array] = jax.tree.leaves(updates)
+        trace, kept = (params if each else () for each in (learns, multiplied))
+        matrix = (rows_of(controller, len(leaves)), len(members), inputs) if learns else ()
+        check_state(state, list(members), trace, kept, matrix)
+        loss, extra_args = checked_arguments(value, batch, extra_args)
+        unit, norm, finite = gradient_norm(leaves)
+        learned, multiplier, losses, observed = state[2:]
+        losses = control.update_losses(losses, loss)
+        rho = control.distance(controller, losses, loss)
+        if learns:
+            products = _products(leaves, state)
+            learned = control.learn(controller, learned, products, state.count, rho)
+            *numbers, observed = observing.observe(
+                chosen,
+                observed,
+                count=state.count,
+                batch=batch,
+                value=loss,
+                norm=norm,
+                grads=updates,
+                params=params,
+            )
+            learned = control.update_weights(controller, learned, *numbers)
+        weights = learned.weights
+        if multiplied:
+            cosines = _cosines([scaled(unit, thinned(g)) for g in leaves], multiplier)
+            log = control.update_multiplier(
+                controller, multiplier.log_multiplier, cosines, state.count, rho
+            )
+            multiplier = multiplier._replace(log_multiplier=log, cosines=cosines)
+            weights = jnp.exp(log) * weights
+        # A row of its own for each leaf, so that leaves of one shape share their kernels.
+        rows = barrier([weights[index % len(weights)] for index in range(len(leaves))])
+        finite = barrier(finite)
+
+        def step() -> tuple[Any, DaoEState]:
+            states = {name: each.inner for name, each in state.experts.items()}
+            states = repaired(members, states, params)
+            proposed, states = updated(members, updates, states, params, extra_args)
+            proposed = jax.tree.map(where_finite, proposed)
+            if controller.cap is not None:
+                stretch = jnp.exp(state.multiplier.log_multiplier) if multiplied else 1.0
+                factors = _factors(controller.cap, stretch, params, proposed)
+                proposed = [
+                    jax.tree.map(functools.partial(scaled, factors[k]), update)
+                    for k, update in enumerate(proposed)
+                ]
+            mixed = _mixed(rows, proposed)
+            traces = {name: each.trace for name, each in state.experts.items()}
+            if learns:
+                move = functools.partial(traced, gamma=controller.gamma, storage=previous)
+                traces = {
+                    name: jax.tree.map(move, traces[name], update)
+                    for name, update in zip(members, proposed, strict=True)
+                }
+            new = DaoEState(
+                count=optax.safe_increment(state.count),
+                experts={name: ExpertState(states[name], traces[name]) for name in members},
+                controller=learned,
+                multiplier=_moved_step(multiplier, mixed, controller.gamma),
+                losses=losses,
+                observing=observed,
+            )
+            return mixed, new
+
+        return _if_finite(finite, step, (jax.tree.map(jnp.zeros_like, updates), state))
+
+    return transformation(init_fn, update_fn)
+
+
+def steered(
+    transformation: optax.GradientTransformation,
+    *,
+    cap: ArrayLike | None = 0.05,
+    multiplier_rate: ArrayLike = 1.0,
+    gamma: ArrayLike = 0.99,
+    shrink: ArrayLike = 0.1,
+    low_loss: ArrayLike = 0.2,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Caps the updates of one optimizer, and learns how long its steps should be.
+
+    .. math:: \theta \leftarrow \theta + e^c\, U \min\Big(1, \frac{\mathrm{cap}\,
+              \max(\|\theta\|, 1)}{\max(e^c, 1)\,\|U\|}\Big)
+
+    for the optimizer's update :math:`U`. :math:`c` starts at 0 and learns, within [-7, 3],
+    from the gradient's cosines with the last step and with a trace of the steps: it rises
+    where they point down the hill, and falls where they went too far. This is
+    :func:`optabs.dao_e` with one expert, whose :class:`optabs.Controller` has the equations;
+    what holds there for losses, lost numbers and derivatives holds here.
+
+    Args:
+      transformation: any optax transformation with a rate of its own.
+      cap: the longest step, in norms of the parameters; None for no cap.
+      multiplier_rate: of c, 0 or more.
+      gamma: in [0, 1), of the trace.
+      shrink: the share of its rate at which c falls below 0, in [0, 1].
+      low_loss: the share of the first loss, which `update(value=loss)` tells, below which c
+        falls as fast as it rises; 0 for no such distinction.
+
+    Returns:
+      The optimizer; `update` needs the parameters. Updates have the gradient's shape and
+      dtype. State is the optimizer's, and of leaves of 32,768 entries and more 0.25 bytes a
+      parameter, of small ones two arrays in bfloat16.
+
+    Raises:
+      ValueError: for what is no transformation, or a setting out of its range; at the first
+        trace as `dao_e`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optabs
+      >>> optimizer = optabs.steered(optabs.sgd(1e-3))  # far too small a rate
+      >>> params = jnp.array([3.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> for _ in range(100):
+      ...     updates, state = optimizer.update(2 * params, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool(jnp.abs(params).max() < 1.0)
+      True
+
+    Source: hypergradient descent, Baydin et al., arXiv 1703.04782.
+    """
+    inner = as_transformation("transformation", transformation)
+    controller = Controller(
+        cap=cap, gamma=gamma, multiplier_rate=multiplier_rate, shrink=shrink, low_loss=low_loss
+    )
+    return dao_e(experts={"steered": inner}, controller=controller)
+
+
+def _if_finite(finite: jax.Array, step: Callable[[], Any], old: Any) -> Any:
+    """What a step makes of a finite gradient; of another one the old numbers."""
+    if not isinstance(finite, jax.core.Tracer):
+        return step() if finite else old
+
+    def branch() -> Any:
+        return jax.lax.cond(finite, step, lambda: old)
+
+    def select() -> Any:
+        return tree_where(finite, step(), old)
+
+    # The results of a branch are copied into a GPU's donated arrays, where a select is a part
+    # of the one kernel that makes them; for a CPU it is a kernel of its own. Under shard_map
+    # branches may vary over other axes, which cond refuses.
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        return select()
+    return jax.lax.platform_dependent(cpu=branch, default=select)
+
+
+def gradient_norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A scale at which squares are finite, the norm at any scale, and whether it is finite."""
+    square = square_of(leaves)
+    measured = jnp.isfinite(square) & (square > SMALLEST_SQUARE)
+    unit = jnp.where(measured, 1.0, jnp.where(square > 1, 1 / HUGE, HUGE))
+
+    def rescaled() -> tuple[jax.Array, jax.Array]:
+        again = square_of([scaled(unit, leaf) for leaf in leaves])
+        # The squares of wider numbers may be infinite even so.
+        wide = [jnp.all(jnp.isfinite(x)) for x in leaves if jnp.finfo(x.dtype).bits > 32]
+        return again, jnp.all(jnp.stack(wide)) if wide else jnp.isfinite(again)
+
+    if leaves:
+        # Squares of finite numbers may be infinite, or 0; only then another pass is needed.
+        square, finite = jax.lax.cond(measured, lambda: (square, measured), rescaled)
+    else:
+        finite = jnp.isfinite(square)
+    return unit, root(square) / unit, finite
+
+
+def _factors(
+    cap: ArrayLike, stretch: ArrayLike, params: Any, proposed: list[Any]
+) -> jax.Array:
+    """What shortens each update to its cap, `stretch` being the multiplier: float32 [K]."""
+    norms = jnp.stack([norm_of(jax.tree.leaves(tree)) for tree in (params, *proposed)])
+    longest = jnp.asarray(cap) * jnp.maximum(norms[0], 1.0) / jnp.maximum(stretch, 1.0)
+    # The square of a longer norm overflows, so no finite update is longer.
+    factors = 1 / jnp.maximum(norms[1:] / jnp.minimum(longest, 1e20), 1.0)
+    return barrier(factors.astype(jnp.float32))
+
+
+def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
+    """The gradient's inner products with the traces: float32 [L, K]."""
+    traces = [jax.tree.leaves(expert.trace) for expert in state.experts.values()]
+    products = [
+        inner_product(g, trace)
+        for g, shares in zip(leaves, zip(*traces, strict=True), strict=True)
+        for trace in shares
+    ]
+    if not products:
+        return jnp.zeros((0, len(traces)), jnp.float32)
+    return barrier(jnp.stack(barrier(products))).reshape(len(leaves), len(traces))
+
+
+def _cosines(grads: list[jax.Array], multiplier: MultiplierState) -> jax.Array:
+    """The thinned gradient's with the last mixed step and with its trace: float32 [2]."""
+    cosines = []
+    for tree in (multiplier.step, multiplier.step_trace):
+        kept = [k.astype(g.dtype) for k, g in zip(jax.tree.leaves(tree), grads, strict=True)]
+        inner = [product(g, k) for g, k in zip(grads, kept, strict=True)]
+        squares = jnp.stack([square_of(grads), square_of(kept)])
+        known = jnp.all((squares > 0) & jnp.isfinite(squares)) & bool(inner)
+        norms = root(squares)
+        cosine = sum_of(inner) / norms[0] / norms[1]
+        cosines.append(jnp.where(known, jnp.clip(cosine, -1, 1), 0))
+    return barrier(jnp.stack(cosines))
+
+
+def _mixed(rows: list[jax.Array], proposed: list[Any]) -> Any:
+    """The sum of the experts' updates, by each leaf's row of weights."""
+    structure = jax.tree.structure(proposed[0])
+    leaves = zip(*map(jax.tree.leaves, proposed), strict=True)
+    return jax.tree.unflatten(
+        structure,
+        [
+            functools.reduce(jnp.add, [scaled(row[k], u) for k, u in enumerate(updates)])
+            for row, updates in zip(rows, leaves, strict=True)
+        ],
+    )
+
+
+def _moved_step(multiplier: Any, mixed: Any, gamma: Any) -> Any:
+    """The mixed step before the multiplier, and its trace; () without a multiplier."""
+    if not multiplier:
+        return multiplier
+    by = jnp.exp(-multiplier.log_multiplier)
+    step = jax.tree.map(lambda leaf: scaled(by, thinned(leaf)), mixed)
+    return multiplier._replace(
+        step=jax.tree.map(rounded, step),
+        step_trace=jax.tree.map(
+            lambda trace, leaf: traced(trace, leaf, gamma, "bfloat16"),
+            multiplier.step_trace,
+            step,
+        ),
+    )

@@ -1,0 +1,320 @@
+"""The state of DAO-E: traces as they are kept, norms, weights, and what they show."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args, overload
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optabs._checks import short, where_they_differ
+from optabs._numerics import abs_square
+from optabs._tree import find_state, numeric_leaves
+from optabs.mixture.controller import ControllerState, Losses
+
+Storage = Literal["thinned", "bfloat16", "float32"]
+
+MAX_STRIDE = 16  # of the entries that are kept of a thinned leaf
+LEAST = 2048  # entries that are kept of a larger leaf: fewer estimate a product too roughly
+_LARGEST = 1.8e19  # the square of a larger number is not finite in float32
+_WANTED = "pass update the state that this optimizer's init made of these parameters"
+
+
+class ExpertState(NamedTuple):
+    """One expert."""
+
+    inner: optax.OptState
+    trace: Any  # P, like the parameters, or () where no weights are learned
+
+
+class MultiplierState(NamedTuple):
+    """The multiplier of the step, and what it learns from."""
+
+    log_multiplier: jax.Array  # float32 []: c
+    cosines: jax.Array  # float32 [2]: of the last gradient with `step` and with `step_trace`
+    step: Any  # s, bfloat16, like the parameters, thinned
+    step_trace: Any  # S, likewise
+
+
+class DaoEState(NamedTuple):
+    """State of `dao_e` and `steered`."""
+
+    count: jax.Array  # type: ignore[assignment]  # int32 []: steps taken
+    experts: dict[str, ExpertState]
+    controller: ControllerState
+    multiplier: Any  # a MultiplierState, or () without a multiplier
+    losses: Losses
+    observing: Any  # an ObservingState, or () without features
+
+
+def check_storage(storage: object) -> None:
+    """Raises ValueError for an unknown storage."""
+    known = ", ".join(map(repr, get_args(Storage)))
+    if storage == "int8":
+        raise ValueError(
+            "previous is 'int8', which is gone: a step adds a hundredth to a trace, less than "
+            f"half a step of int8; pass one of {known}."
+        )
+    if storage not in get_args(Storage):
+        raise ValueError(f"previous is {storage!r}; pass one of {known}.")
+
+
+def rounded(array: jax.Array) -> jax.Array:
+    """In bfloat16; complex numbers, of which there are none that narrow, in its precision."""
+    if jnp.iscomplexobj(array):
+        parts = (jax.lax.reduce_precision(x, 8, 7) for x in (array.real, array.imag))
+        return jax.lax.complex(*parts)
+    return array.astype(jnp.bfloat16)
+
+
+def stored(array: jax.Array, storage: Storage) -> jax.Array:
+    """An array as it is kept: as it is, in bfloat16, or thinned."""
+    if storage == "float32":
+        return array
+    return rounded(array) if storage == "bfloat16" else thinned(array)
+
+
+def traced(trace: jax.Array, update: jax.Array, gamma: Any, storage: Storage) -> jax.Array:
+    """gamma P + U, of P as it is kept."""
+    update = thinned(update) if storage == "thinned" else update
+    moved = trace.astype(update.dtype) * jnp.asarray(gamma, update.real.dtype) + update
+    return rounded(moved) if storage == "bfloat16" else moved
+
+
+def thinned(array: jax.Array) -> jax.Array:
+    """Every n-th entry along the longest axis on one device; of a small array all."""
+    stride = min(MAX_STRIDE, array.size // LEAST)
+    spec = jax.typeof(array).sharding.spec
+    free = [
+        axis
+        for axis in range(array.ndim)
+        if array.shape[axis] >= stride and (axis >= len(spec) or spec[axis] is None)
+    ]
+    if stride < 2 or not free:
+        return array
+    axis = max(free, key=lambda axis: array.shape[axis])
+    return jax.lax.slice_in_dim(array, 0, array.shape[axis], stride, axis)
+
+
+def inner_product(gradient: jax.Array, kept: jax.Array) -> jax.Array:
+    """The inner product of a gradient with a kept array, real: float32 []."""
+    if kept.shape == gradient.shape:
+        return product(gradient, kept)
+    small = thinned(gradient)
+    if small.shape != kept.shape:
+        raise ValueError(
+            f"state keeps a trace of shape {kept.shape} where grads hold {gradient.shape}; "
+            f"{_WANTED}."
+        )
+    return product(small, kept) * (gradient.size / small.size)
+
+
+def product(gradient: jax.Array, kept: jax.Array) -> jax.Array:
+    """The sum of the entries' products, real, in the gradient's precision: float32 []."""
+    # Not jnp.vdot, which refuses sharded leaves under an Explicit mesh.
+    terms = jnp.real(jnp.conj(gradient) * kept.astype(gradient.dtype))
+    return jnp.sum(terms).astype(jnp.float32)
+
+
+def norm_of(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The norm over all leaves, of large ones estimated from the entries that are kept."""
+    some = [(x, thinned(x)) for x in leaves if x.size]
+    return root(sum_of([product(kept, kept) * (x.size / kept.size) for x, kept in some]))
+
+
+def square_of(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The sum of all squares: float32 []."""
+    return sum_of([product(leaf, leaf) for leaf in leaves])
+
+
+def sum_of(numbers: Sequence[jax.Array]) -> jax.Array:
+    """Of scalars, which do not become a part of their leaves' kernels: float32 []."""
+    return barrier(jnp.sum(jnp.stack(barrier(numbers)))) if numbers else jnp.float32(0)
+
+
+def root(square: jax.Array) -> jax.Array:
+    """The norm of that square, with a finite slope at 0: float32, like it."""
+    return jnp.sqrt(jnp.maximum(square, 1e-30))  # any normal number: the slope stays finite
+
+
+def scaled(factor: ArrayLike, leaf: jax.Array) -> jax.Array:
+    """A leaf times a real number, in the leaf's dtype."""
+    return leaf * jnp.asarray(factor).astype(leaf.real.dtype)
+
+
+def where_finite(update: jax.Array) -> jax.Array:
+    """An update, and 0 where it, or its square, is not finite."""
+    if jnp.iscomplexobj(update):
+        return jnp.where(jnp.isfinite(abs_square(update)), update, 0)
+    return jnp.where(jnp.abs(update) < _LARGEST, update, 0)
+
+
+def barrier(tree: Any) -> Any:
+    """The same numbers, which XLA's passes up to fusion do not merge with their readers."""
+    # One array at a time: under shard_map not all of them vary over the same axes.
+    return jax.tree.map(_barred, tree)
+
+
+@jax.custom_jvp
+def _barred(array: jax.Array) -> jax.Array:
+    return jax.lax.optimization_barrier(array)
+
+
+@_barred.defjvp
+def _barred_slope(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # JAX's own rule does not take the tangents of integers and bools.
+    return _barred(*primals), tangents[0]
+
+
+def check_state(
+    state: Any, names: Sequence[str], trace: Any, step: Any, weights: tuple[int, ...]
+) -> None:
+    """Refuses a state of another optimizer, or of other parameters.
+
+    Args:
+      state: what was given.
+      names: the experts'.
+      trace: a tree like an expert's trace.
+      step: a tree like the multiplier's, () without one.
+      weights: the shape of the controller's matrix, () where it learns nothing.
+    """
+    if not isinstance(state, DaoEState):
+        raise ValueError(f"state is a {type(state).__name__}; {_WANTED}.")
+    if sorted(state.experts) != list(names):
+        found, wanted = map(short, (sorted(state.experts), list(names)))
+        raise ValueError(f"state is of the experts {found}, not {wanted}; {_WANTED}.")
+    kept: Any = [jax.tree.structure((each.trace, step)) for each in state.experts.values()]
+    ours: Any = jax.tree.structure((trace, state.multiplier and state.multiplier.step))
+    same = all(one == ours for one in kept)
+    if not same or getattr(state.controller.matrix, "shape", ()) != weights:
+        raise ValueError(f"state is of other parameters or settings; {_WANTED}.")
+
+
+def checked_arguments(
+    value: ArrayLike | None, batch: Any, extra_args: Mapping[str, Any]
+) -> tuple[jax.Array | None, dict[str, Any]]:
+    """The loss in float32, and the keyword arguments of the experts' updates."""
+    extra_args = dict(extra_args)
+    if batch is not None:
+        if not numeric_leaves(batch):
+            raise ValueError(
+                f"batch is {short(batch)}, without any array of numbers; pass the "
+                "mini-batch as a pytree of arrays, or no batch."
+            )
+        extra_args["batch"] = batch
+    if value is None:
+        return None, extra_args
+    extra_args["value"] = value
+    wanted = "pass the loss as one real number, such as its mean over the batch."
+    try:
+        loss: Any = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"value is {short(value)}; {wanted}") from error
+    if loss.shape or jnp.iscomplexobj(loss):
+        raise ValueError(f"value is {loss.dtype.name}{list(loss.shape)}; {wanted}")
+    return loss.astype(jnp.float32), extra_args
+
+
+def check_trees(updates: Any, params: Any) -> None:
+    """Raises ValueError for gradients that are not like the parameters."""
+    wanted = "pass update gradients like the parameters"
+    structures: Any = jax.tree.structure(params), jax.tree.structure(updates)
+    if structures[0] != structures[1]:
+        ours, theirs = where_they_differ(*structures)
+        raise ValueError(f"grads are {theirs} where params are {ours}; {wanted}.")
+    for g, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+        if g.shape != p.shape:
+            raise ValueError(
+                f"grads hold {g.dtype.name}{list(g.shape)} where params hold "
+                f"{p.dtype.name}{list(p.shape)}; {wanted}."
+            )
+
+
+class Diagnostics(NamedTuple):
+    """What the controller did in the last step."""
+
+    weights: dict[str, jax.Array]  # by expert, float32 []: means over the leaves
+    multiplier: jax.Array  # float32 []: e^c
+    cosine: jax.Array  # float32 []: of the last gradient with the mixed step before it
+    trace_cosine: jax.Array  # float32 []: of it with that step's trace
+
+
+def diagnostics(state: optax.OptState, caller: str = "diagnostics") -> Diagnostics:
+    """Weights, multiplier and cosines of the one mixture in a state.
+
+    Without a multiplier it is 1, and its cosines are 0.
+    """
+    found = find_state(state, DaoEState, caller)
+    weights, kept = found.controller.weights, found.multiplier
+    zero = jnp.zeros(weights.shape[:-2], jnp.float32)
+    return Diagnostics(
+        {
+            k: jnp.mean(weights[..., :, i], axis=-1)
+            for i, k in enumerate(sorted(found.experts))
+        },
+        jnp.exp(kept.log_multiplier) if kept else zero + 1,
+        kept.cosines[..., 0] if kept else zero,
+        kept.cosines[..., 1] if kept else zero,
+    )
+
+
+@overload
+def mixing_weights(
+    state: optax.OptState, *, per_leaf: Literal[False] = False
+) -> dict[str, jax.Array]: ...
+
+
+@overload
+def mixing_weights(
+    state: optax.OptState, *, per_leaf: Literal[True]
+) -> dict[str, optax.Params]: ...
+
+
+def mixing_weights(state: optax.OptState, *, per_leaf: bool = False) -> dict[str, Any]:
+    r"""The weights by which DAO-E mixed its experts in the last step.
+
+    .. math:: \bar\alpha_k = \tfrac1L \sum_l \alpha_{kl}
+
+    Args:
+      state: a state that holds one of :func:`optabs.dao_e`, inside any nesting of optax's
+        wrappers.
+      per_leaf: return the weights of each leaf, not their mean.
+
+    Returns:
+      By the experts' names, float32 [] each, with a sum of 1 (uniform before the first step);
+      per leaf, trees like the parameters of such numbers.
+
+    Raises:
+      ValueError: for a state that does not hold exactly one of dao_e; per leaf, for one whose
+        controller learns no weights or has one set of weights for all leaves.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optabs
+      >>> optimizer = optax.chain(optax.clip(1.0), optabs.dao_e(1e-3))
+      >>> weights = optabs.mixing_weights(optimizer.init({"w": jnp.zeros(3)}))
+      >>> {name: float(weight) for name, weight in weights.items()}
+      {'adam': 0.25, 'lion': 0.25, 'rmsprop': 0.25, 'sgd': 0.25}
+    """
+    if not per_leaf:
+        return diagnostics(state, "mixing_weights").weights
+    found = find_state(state, DaoEState, "mixing_weights")
+    weights, names = found.controller.weights, sorted(found.experts)
+    kept = [found.experts[names[0]].trace, found.multiplier and found.multiplier.step]
+    trees = [tree for tree in kept if not (isinstance(tree, tuple) and not tree)]
+    if not trees:
+        raise ValueError(
+            "per_leaf is True, but this controller learns nothing of the leaves; pass "
+            "per_leaf=False."
+        )
+    structure: Any = jax.tree.structure(trees[0])
+    rows = weights.shape[-2]
+    if structure.num_leaves != rows:
+        raise ValueError(
+            "per_leaf is True, but this controller has one set of weights for all leaves; "
+            "pass per_leaf=False."
+        )
+    return {
+        name: jax.tree.unflatten(structure, [weights[..., row, k] for row in range(rows)])
+        for k, name in enumerate(names)
+    }
