@@ -71,7 +71,7 @@ def scope_of(nodeid: str) -> str:
     or all checks of the large rows, which have most operations for themselves.
     """
     path, _, test = nodeid.partition("::")
-    found = re.fullmatch(r"test_contract\[(\w+)-((dao_e|narrow)?.*)\]", test)
+    found = re.fullmatch(r"test_contract\[(\w+)-((dao_e|steered|narrow)?.*)\]", test)
     if found is None:
         return path
     from checks import CHECKS  # only the process that schedules needs it

@@ -6,6 +6,12 @@ return float32 []. A number that is absent or not finite is 0 for the controller
 nothing about it in that step and forgets a little (W decays); the others are standardised by
 running means and variances and clipped to ±3, so that the units of a feature do not matter.
 
+Examples:
+  >>> from optabs import features
+  >>> seen = features.Observation(None, value=0.0, last_value=0.0, gradient_norm=1.0)
+  >>> [float(f(seen)) for f in (features.loss, features.loss_decrease, features.gradient_norm)]
+  [0.0, 0.0, 0.0]
+
 Source: DAO-E, the feature extractor and the controller's feedback.
 """
 
@@ -121,11 +127,6 @@ def gradient_norm(observation: Observation) -> jax.Array | None:
     r"""The gradient's norm over the whole tree, as a logarithm.
 
     .. math:: \log(\|g\| + 10^{-30})
-
-    Examples:
-      >>> from optabs import features
-      >>> float(features.gradient_norm(features.Observation(None, gradient_norm=1.0)))
-      0.0
     """
     norm = observation.gradient_norm
     return None if norm is None else jnp.log(norm + _TINY)
@@ -140,11 +141,6 @@ def gradient_variance(observation: Observation) -> jax.Array | None:
     :math:`s_l = \sum_j r_{lj}\, g_{lj}` with fixed irregular signs :math:`r = \pm 1`: over
     such signs :math:`(s_l - \bar s_l)^2` has the mean :math:`\|g_l - \bar g_l\|^2`. The
     averages move by :math:`\max(1/t, 0.01)`. In the first step it is absent.
-
-    Examples:
-      >>> from optabs import features
-      >>> float(features.gradient_variance(features.Observation(None, gradient_variance=1.0)))
-      0.0
     """
     variance = observation.gradient_variance
     return None if variance is None else jnp.log(variance + _TINY)
@@ -154,11 +150,6 @@ def loss(observation: Observation) -> jax.Array | None:
     r"""The loss.
 
     .. math:: \operatorname{asinh}(L_t)
-
-    Examples:
-      >>> from optabs import features
-      >>> float(features.loss(features.Observation(None, value=0.0)))
-      0.0
     """
     return None if observation.value is None else jnp.arcsinh(observation.value)
 
@@ -169,11 +160,6 @@ def loss_decrease(observation: Observation) -> jax.Array | None:
     .. math:: \operatorname{asinh}(L_{t-1} - L_t)
 
     In the first step it is absent.
-
-    Examples:
-      >>> from optabs import features
-      >>> float(features.loss_decrease(features.Observation(None, value=1.0, last_value=1.0)))
-      0.0
     """
     if observation.value is None or observation.last_value is None:
         return None
@@ -303,12 +289,11 @@ def check_features(features: Any) -> tuple[Feature, ...]:
     if not isinstance(features, list | tuple):
         raise ValueError(f"features is {features!r}; {wanted}, in a tuple.")
     for feature in features:
-        if not (isinstance(feature, list | tuple) and len(feature) == 2):
-            raise ValueError(f"features holds {feature!r}; {wanted}.")
-        function, length = feature
-        whole = isinstance(length, int) and not isinstance(length, bool)
-        if not callable(function) or not whole or length < 1:
-            raise ValueError(f"features holds {feature!r}; {wanted}.")
+        match feature:
+            case [function, int(length)] if callable(function) and length is not True:
+                if length >= 1:
+                    continue
+        raise ValueError(f"features holds {feature!r}; {wanted}.")
     return tuple((function, length) for function, length in features)
 
 
