@@ -115,6 +115,7 @@ def test_runs_through_the_command_line(source, tmp_path, monkeypatch):
         leaves = [values for name, values in curves.items() if name.startswith("adam/")]
         np.testing.assert_allclose(np.mean(leaves, axis=0), curves["adam"], atol=1e-3)
     text = (out / "README.md").read_text()
+    assert "tiny on cifar10, 2 epochs of 40 images: accuracy in percent" in text
     assert "| DAO-E, crop, flip, cosine rate: Lion |" in text
     assert f"| Lion, best {tuned['lion']:g} |" in text
     assert {path.stem for path in out.glob("*.png")} == {

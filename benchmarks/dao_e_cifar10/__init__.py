@@ -50,24 +50,38 @@ class _Published(Study):
             for task in tasks if TUNED in self.settings
             for expert in EXPERTS if {expert, "dao_e"} & {*arms}
         ]  # fmt: skip
-        config = {"grid": START.rates, "epochs": TUNING_EPOCHS, "seed": TUNING_SEED}
-        units = [self._unit(key, config, _tuned, given) for key in tuning]
-        run_units(units, records, workers=workers)
-        found = {key: records.get(key) for key in tuning}
-        best = {key[:2]: record.result["best"] for key, record in found.items() if record}
-        # Each a unit of its own, since a worker hands over a unit's records at its end.
-        units = [
-            self._unit(key, {"rates": _rates(key, best)}, _trained, given)
-            for task in tasks for setting in self.settings
+        # Workers take the last units first: those that are judged. Each run is one, since a
+        # unit's records are handed over at its end.
+        keys = [
+            Key(task, arm, setting, seed=seed)
+            for task in tasks for setting in reversed([*self.settings])
             for seed in range(min(seeds, SEEDS[setting])) for arm in arms
-            for key in (Key(task, arm, setting, seed=seed),)
         ]  # fmt: skip
-        run_units(units, records, workers=workers)
+        config = {"grid": START.rates, "epochs": TUNING_EPOCHS, "seed": TUNING_SEED}
+        tunings = [self._unit(key, config, _tuned, given) for key in tuning]
+        run_units([*tunings, *self._units(keys, {}, given)], records, workers=workers)
+        found = [record for key in tuning if (record := records.get(key))]
+        best = {each.key[:2]: each.result["best"] for each in found}
+        run_units(self._units(keys, best, given), records, workers=workers)
+
+    def _units(self, keys: Sequence[Key], best: Mapping[Any, float], given: Any) -> list[Unit]:
+        """Those of the runs at one rate or, where best rates are known, at these."""
+        return [
+            self._unit(key, {"rates": _rates(key, best)}, _trained, given)
+            for key in keys
+            if (key.setting == TUNED) == bool(best)
+        ]
 
     def _unit(self, key: Key, config: Mapping[str, Any], make: Any, given: Any) -> Unit:
         task = self.task(key.task, **given, setting=key.setting)
-        about = {"title": task.title, "steps": task.steps, "label": self.arms[key.arm].label}
-        return Unit((key,), {**about, **config}, functools.partial(make, self, given, config))
+        about = {
+            "title": task.title,
+            "label": self.arms[key.arm].label,
+            "steps": task.steps,
+            "images": len(task.train.labels),
+            **config,
+        }
+        return Unit((key,), about, functools.partial(make, self, given, config))
 
     def program(self, key: Key, given: Mapping[str, Any], *, tuning: bool = False) -> Program:
         """What trains the arm of a key; for a tuning shorter."""

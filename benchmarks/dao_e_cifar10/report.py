@@ -108,7 +108,8 @@ def sections(records: Records) -> list[Table | str]:
     found: list[Table | str] = []
     for task, size in SIZES.items():
         if runs := runs_of(records, task):
-            title = f"{size.model} on cifar10, {size.epochs} epochs"
+            config = next(iter(runs.values()))[0].config
+            title = f"{config['title']} of {config['images']:,} images"
             found += [_accuracies(runs, title), *_tunings(records, task)]
             found += [*_weights(runs), *leads(runs)]
             found += report.bars_table(bars_of(runs, size))

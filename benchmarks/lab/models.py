@@ -146,7 +146,7 @@ RESNETS: dict[str, Architecture] = {
     "resnet18": Architecture((64, 128, 256, 512), 2),
     # For CPUs, where XLA's gradient of a kernel takes four times as long as the convolution
     # if 32 channels have 16 x 16 places, and else as long: the first stage is a narrow one.
-    "resnet8": Architecture((16, 48, 96), 1, stem_stride=2),
+    "resnet8": Architecture((16, 64, 128), 1, stem_stride=2),
 }
 
 
