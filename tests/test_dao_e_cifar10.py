@@ -21,7 +21,7 @@ from benchmarks.lab.models import RESNETS, Architecture, ResidualBlock
 from benchmarks.lab.records import Key, Record, Records
 from benchmarks.lab.study import Grid, command_of
 
-SIZE = study.Size("tiny", 2, 93.0)
+SIZE = study.Size("tiny", 12, 2, 93.0)
 
 
 def arrays():
@@ -42,13 +42,12 @@ def source(tmp_path, monkeypatch):
     settings = dict.fromkeys((study.AUGMENTED, study.TUNED), study.augmented)
     command = command_of(runs.STUDY._replace(tasks=tiny, settings=settings))
     monkeypatch.setattr(runs, "command", command)
-    monkeypatch.setattr(study, "BATCH", 12)
     monkeypatch.setattr(lab_report, "png", lambda figure: b"")  # they take their time
     np.savez(tmp_path / "cifar10.npz", **arrays()._asdict())
     return tmp_path / "cifar10.npz"
 
 
-def test_images_are_standardised_by_the_training_set(source, monkeypatch):
+def test_images_are_standardised_by_the_training_set(source):
     splits, whole = study.splits_of(source), arrays()
     pixels = whole.train_images[:40].astype(float)
     held_out = whole.train_images[40:]
@@ -56,10 +55,8 @@ def test_images_are_standardised_by_the_training_set(source, monkeypatch):
         expected = (pictures - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))
         np.testing.assert_allclose(split.inputs, expected, atol=1e-5)
         assert len(split.labels) == len(pictures)
-    monkeypatch.setattr(study, "BATCH", 41)
-    study.splits_of.cache_clear()
-    with pytest.raises(ArgumentError, match="data has 40 training images; pass at least 41"):
-        study.splits_of(source)
+    with pytest.raises(ArgumentError, match="data has 40 training images; pass at least 42"):
+        study.task_of(SIZE._replace(batch=14), source)
 
 
 def test_augmented_images_are_crops_and_half_of_them_are_mirrored() -> None:

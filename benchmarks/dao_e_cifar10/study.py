@@ -17,7 +17,7 @@ from benchmarks.lab.tasks import Split, Splits, classification, image_splits
 from benchmarks.lab.training import Arm, Task, cosine
 from optabs.ensemble.experts import DEFAULT
 
-RATE, BATCH = 1e-3, 128
+RATE = 1e-3
 PADDING = 4  # zeros on each side of an image that is cropped
 PARTS = 3  # points of a curve in an epoch
 TUNING_EPOCHS = 4
@@ -31,14 +31,15 @@ class Size(NamedTuple):
     """A network, how long it is trained, and the accuracies in percent that it should have."""
 
     model: str
+    batch: int
     epochs: int
     best: float  # of the best expert, or there is little to compare
     published: float | None = None  # of DAO-E at a constant rate
 
 
 SIZES = {
-    "cifar10-resnet8-all-b128-e12": Size("resnet8", 12, 80.0),
-    "cifar10-resnet18-all-b128-e100": Size("resnet18", 100, 95.0, 91.6),
+    "cifar10-resnet8-all-b64-e12": Size("resnet8", 64, 12, 80.0),
+    "cifar10-resnet18-all-b128-e100": Size("resnet18", 128, 100, 95.0, 91.6),
 }
 
 
@@ -46,8 +47,6 @@ SIZES = {
 def splits_of(source: pathlib.Path | None) -> Splits:
     """CIFAR-10, each channel of mean 0 and variance 1 over the training images."""
     train, validation, test = image_splits("cifar10", source)
-    if (count := len(train.labels)) < BATCH:
-        raise ArgumentError(f"data has {count} training images; pass at least {BATCH}.")
     pixels, axes = np.asarray(train.inputs), (0, 1, 2)
     mean = pixels.mean(axes, np.float64, keepdims=True).astype(np.float32)
     deviation = pixels.std(axes, np.float64, keepdims=True).astype(np.float32)
@@ -59,12 +58,15 @@ def splits_of(source: pathlib.Path | None) -> Splits:
 
 
 def task_of(size: Size, source: pathlib.Path | None) -> Task:
-    """The training of a network; a curve has PARTS points an epoch."""
+    """The training of a network; a curve has PARTS points an epoch, of as many batches."""
     splits = splits_of(source)
+    count, least = len(splits[0].labels), PARTS * size.batch
+    if count < least:
+        raise ArgumentError(f"data has {count} training images; pass at least {least}.")
     return classification(
         f"{size.model} on cifar10, {size.epochs} epochs",
         in_pieces(resnet(RESNETS[size.model], channels=3, classes=10)), splits,
-        steps=len(splits[0].labels) // BATCH * size.epochs, batch_size=BATCH,
+        steps=count // least * PARTS * size.epochs, batch_size=size.batch,
         points=PARTS * size.epochs, scored=True, by_steps=True,
     )  # fmt: skip
 
