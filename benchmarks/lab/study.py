@@ -94,11 +94,11 @@ def tune(losses_of: Callable[[Sequence[float]], np.ndarray], grid: Grid) -> Tuni
             return found
 
 
-def tuned(program: Program, grid: Grid) -> Tuning:
+def tuned(program: Program, grid: Grid, seeds: Sequence[int] = TUNING_SEEDS) -> Tuning:
     """The best rate of a program by the validation loss, infinite where it diverged."""
 
     def losses_of(rates: Sequence[float]) -> np.ndarray:
-        runs = [measures_of(program(*pair)) for pair in itertools.product(rates, TUNING_SEEDS)]
+        runs = [measures_of(program(*pair)) for pair in itertools.product(rates, seeds)]
         losses = [math.inf if run["diverged"] else run["validation_loss"] for run in runs]
         return np.reshape(losses, (len(rates), -1))
 
