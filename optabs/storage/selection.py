@@ -29,6 +29,8 @@ _OF_SIZES = {"float16": "float16_size"}  # what a denominator gets by the same n
 ROLES: Mapping[str, Mapping[str, str]] = {
     # optabs
     "EmaState": {"mu": SIGNED},
+    # Of dao_e's experts: a trace grows by a hundredth of itself, which 8 bits would round off.
+    "ExpertState": {},
     "NagState": {"mu": SIGNED},
     "SizeState": {"nu": SIZE},
     # optax
