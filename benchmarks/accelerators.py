@@ -74,8 +74,9 @@ ROWS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "adam": lambda: optabs.adam(RATE),
     "rmsprop": lambda: optabs.rmsprop(RATE),
     "dao_e": lambda: optabs.dao_e(RATE),
-    "dao_e_thinned": lambda: optabs.dao_e(RATE, previous="thinned"),
+    "dao_e_bfloat16": lambda: optabs.dao_e(RATE, previous="bfloat16"),
     "dao_e_uniform": lambda: optabs.dao_e(RATE, controller=optabs.Controller.uniform()),
+    "steered_adam": lambda: optabs.steered(optabs.adam(RATE)),
 }
 
 

@@ -87,7 +87,37 @@ fusion(%copy-done, %m.1), kind=kLoop, calls=%fused_computation.2
   ROOT %sub.0 = f32[256,128]{1,0:T(8,128)} subtract(%p.1, %get-tuple-element.9)
 }
 """
+# A kernel that multiplies every 16th row of an array with another one, and all of a third.
+SLICED = """\
+HloModule jit_f, is_scheduled=true
+
+%fused (p0: f32[256,128], p1: f32[16,128], p2: f32[256,128]) -> (f32[16,128], f32[]) {
+  %p0 = f32[256,128]{1,0} parameter(0)
+  %twice.1 = f32[256,128]{1,0} add(%p0, %p0)
+  %slice.1 = f32[16,128]{1,0} slice(%twice.1), slice={[0:256:16], [0:128]}
+  %p1 = f32[16,128]{1,0} parameter(1)
+  %product.1 = f32[16,128]{1,0} multiply(%slice.1, %p1)
+  %p2 = f32[256,128]{1,0} parameter(2)
+  %zero.1 = f32[] constant(0)
+  %sum.1 = f32[] reduce(%p2, %zero.1), dimensions={0,1}, to_apply=%add
+  ROOT %tuple.1 = (f32[16,128]{1,0}, f32[]) tuple(%product.1, %sum.1)
+}
+
+ENTRY %main.7 (a: f32[256,128], b: f32[16,128], c: f32[256,128]) -> (f32[16,128], f32[]) {
+  %a = f32[256,128]{1,0} parameter(0)
+  %b = f32[16,128]{1,0} parameter(1)
+  %c = f32[256,128]{1,0} parameter(2)
+  ROOT %f.1 = (f32[16,128]{1,0}, f32[]) fusion(%a, %b, %c), kind=kInput, calls=%fused
+}
+"""
 ARRAY = 256 * 128  # entries
+
+
+def test_what_is_read_through_a_slice_counts_as_the_slice() -> None:
+    (kernel,) = kernels_of(SLICED)
+    assert kernel.moved == 4 * (ARRAY + 3 * ARRAY // 16) + 4
+    (whole,) = kernels_of(SLICED.replace("slice(%twice.1)", "reverse(%twice.1)"))
+    assert whole.moved == kernel.moved + 4 * (ARRAY - ARRAY // 16)
 
 
 def test_the_kernels_of_a_gpu_and_what_they_move() -> None:

@@ -59,7 +59,7 @@ def test_every_task_has_a_finite_loss_and_a_gradient_for_all_parameters(name):
     # Softmax ignores what attention's key bias adds to all scores of a query.
     dead = [path for path, leaf in jax.tree.leaves_with_path(grads) if not np.any(leaf)]
     assert all("key" in jax.tree_util.keystr(path) for path in dead)
-    assert (sum(leaf.size for leaf in jax.tree.leaves(params)) > 1e5) == (name == "gpt")
+    assert (sum(leaf.size for leaf in jax.tree.leaves(params)) > 1e6) == (name == "gpt")
     assert task.steps <= (10_000 if name == "long" else 2000)
     assert task.steps % dao_e.POINTS == 0
     assert np.isfinite(scores).tolist() == [True, task.classifies]
@@ -94,7 +94,7 @@ def test_every_arm_builds_under_a_schedule_momentum_and_decay():
     hard = plain._replace(schedule=decay.schedule, wrap=decay.wrap)
     params = plain.init(jax.random.key(0))[0]
     given = {"params": params, "value": 1.0, "batch": params["point"]}
-    for arm in LABELS:
+    for arm in LABELS.keys() - study.RETIRED:
         rates = dict.fromkeys(study.rated_by(arm) or ("factor",), jnp.float32(0.1))
         rates |= {"decay": 0.1, "b2": jnp.float32(0.99)} if arm == study.NADAMW else {}
         task = plain if arm in study.UNSCHEDULED else hard

@@ -34,7 +34,8 @@ _NUMBER = 8  # bytes
 def kernels_of(program: str) -> list[Kernel]:
     """The kernels of a compiled program; of a conditional, those of its larger branch.
 
-    What is started and done counts where it is done. A loop's body counts once.
+    What is started and done counts where it is done. A loop's body counts once, and what a
+    kernel reads through a slice counts as the slice.
     """
     found = _COMPUTATION.findall(program)
     bodies = {name: _INSTRUCTION.findall(body) for _, name, body in found}
@@ -55,13 +56,43 @@ def _kernels(bodies: Mapping[str, Sequence[Sequence[str]]], computation: str) ->
             found += larger
         elif code not in _FREE:
             given = started[given[0]] if code.endswith("-done") else given
-            (whole, written), read = sizes[name], sum(sizes[each][1] for each in given)
+            (whole, written), reads = sizes[name], [sizes[each][1] for each in given]
+            if code == "fusion":
+                shares = _shares(bodies.get(_called(attributes), ()), len(reads))
+                reads = [round(x * share) for x, share in zip(reads, shares, strict=True)]
+            read = sum(reads)
             if code in _PARTIAL:
                 read = whole if read else 0
             # A TPU computes with single numbers beside its kernels.
             if code == "fusion" or max(sizes[each][0] for each in [name, *given]) > _NUMBER:
                 found.append(Kernel(name, code, read + written))
     return found
+
+
+def _called(attributes: str) -> str:
+    match = re.search(r"calls=%?([\w.-]+)", attributes)
+    return match[1] if match else ""
+
+
+def _shares(body: Sequence[Sequence[str]], number: int) -> list[float]:
+    """What share of each operand a fused computation reads, less than 1 through slices."""
+    shares = [1.0] * number
+    entries = {name: _entries(shape) for name, shape, *_ in body}
+    needed: dict[str, int] = {}  # entries that those read after it need of a result
+    for name, _, code, operands, _ in reversed(body):
+        own = needed.get(name, entries[name])
+        if code == "parameter":
+            shares[int(operands)] = own / max(entries[name], 1)
+        for given in _NAME.findall(operands):
+            one_to_one = entries[given] == entries[name] and code not in ("tuple", "reduce")
+            wanted = own if one_to_one or code == "slice" else entries[given]
+            needed[given] = max(needed.get(given, 0), wanted)
+    return shares
+
+
+def _entries(shape: str) -> int:
+    extents = [each[2] for each in _ARRAY.findall(shape)]
+    return max((math.prod(int(x) for x in each.split(",") if x) for each in extents), default=1)
 
 
 def _sizes(shape: str) -> tuple[int, int]:
