@@ -91,8 +91,10 @@ def _shares(body: Sequence[Sequence[str]], number: int) -> list[float]:
 
 
 def _entries(shape: str) -> int:
-    extents = [each[2] for each in _ARRAY.findall(shape)]
-    return max((math.prod(int(x) for x in each.split(",") if x) for each in extents), default=1)
+    sizes = [
+        math.prod(map(int, each[2].split(","))) for each in _ARRAY.findall(shape) if each[2]
+    ]
+    return max(sizes, default=1)
 
 
 def _sizes(shape: str) -> tuple[int, int]:
