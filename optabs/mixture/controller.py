@@ -65,8 +65,8 @@ class Controller(NamedTuple):
 
     and :math:`\rho_t = 1` where `update` is given no `value` or :math:`L_0` is not above 0.
     :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries
-    every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis. The cosines,
-    and the norms above, are those of the same entries.
+    every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis. The cosines
+    are those of the same entries.
 
     Attributes:
       cap: the longest share that an expert has in a step, in norms of the parameters; None

@@ -28,7 +28,6 @@ from optabs.mixture.state import (
     check_trees,
     checked_arguments,
     inner_product,
-    norm_of,
     product,
     root,
     rounded,
@@ -339,7 +338,8 @@ def _factors(
     cap: ArrayLike, stretch: ArrayLike, params: Any, proposed: list[Any]
 ) -> jax.Array:
     """What shortens each update to its cap, `stretch` being the multiplier: float32 [K]."""
-    norms = jnp.stack([norm_of(jax.tree.leaves(tree)) for tree in (params, *proposed)])
+    # Exactly, not by the entries that are kept: an embedding's update may be a few rows.
+    norms = jnp.stack([root(square_of(jax.tree.leaves(x))) for x in (params, *proposed)])
     longest = jnp.asarray(cap) * jnp.maximum(norms[0], 1.0) / jnp.maximum(stretch, 1.0)
     # The square of a longer norm overflows, so no finite update is longer.
     factors = 1 / jnp.maximum(norms[1:] / jnp.minimum(longest, 1e20), 1.0)

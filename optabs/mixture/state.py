@@ -117,12 +117,6 @@ def product(gradient: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.sum(terms).astype(jnp.float32)
 
 
-def norm_of(leaves: Sequence[jax.Array]) -> jax.Array:
-    """The norm over all leaves, of large ones estimated from the entries that are kept."""
-    some = [(x, thinned(x)) for x in leaves if x.size]
-    return root(sum_of([product(kept, kept) * (x.size / kept.size) for x, kept in some]))
-
-
 def square_of(leaves: Sequence[jax.Array]) -> jax.Array:
     """The sum of all squares: float32 []."""
     return sum_of([product(leaf, leaf) for leaf in leaves])
