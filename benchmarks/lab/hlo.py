@@ -58,7 +58,8 @@ def _kernels(bodies: Mapping[str, Sequence[Sequence[str]]], computation: str) ->
             given = started[given[0]] if code.endswith("-done") else given
             (whole, written), reads = sizes[name], [sizes[each][1] for each in given]
             if code == "fusion":
-                shares = _shares(bodies.get(_called(attributes), ()), len(reads))
+                (body,) = [bodies[x] for x in _NAME.findall(attributes) if x in bodies] or [()]
+                shares = _shares(body, len(reads))
                 reads = [round(x * share) for x, share in zip(reads, shares, strict=True)]
             read = sum(reads)
             if code in _PARTIAL:
@@ -67,11 +68,6 @@ def _kernels(bodies: Mapping[str, Sequence[Sequence[str]]], computation: str) ->
             if code == "fusion" or max(sizes[each][0] for each in [name, *given]) > _NUMBER:
                 found.append(Kernel(name, code, read + written))
     return found
-
-
-def _called(attributes: str) -> str:
-    match = re.search(r"calls=%?([\w.-]+)", attributes)
-    return match[1] if match else ""
 
 
 def _shares(body: Sequence[Sequence[str]], number: int) -> list[float]:
@@ -91,18 +87,19 @@ def _shares(body: Sequence[Sequence[str]], number: int) -> list[float]:
 
 
 def _entries(shape: str) -> int:
-    sizes = [
-        math.prod(map(int, each[2].split(","))) for each in _ARRAY.findall(shape) if each[2]
-    ]
-    return max(sizes, default=1)
+    """Those of the largest array of a shape."""
+    return max((_product(each[2]) for each in _ARRAY.findall(shape)), default=1)
+
+
+def _product(extents: str) -> int:
+    return math.prod(int(extent) for extent in extents.split(",") if extent)
 
 
 def _sizes(shape: str) -> tuple[int, int]:
     """The bytes of all arrays of a shape, and of those in the device's memory."""
     whole = held = 0
     for _, bits, extents, on_chip in _ARRAY.findall(shape):
-        entries = math.prod(int(extent) for extent in extents.split(",") if extent)
-        size = -(-entries * int(bits or 8) // 8)
+        size = -(-_product(extents) * int(bits or 8) // 8)
         whole, held = whole + size, held + (0 if on_chip else size)
     return whole, held
 

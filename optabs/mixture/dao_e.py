@@ -361,11 +361,11 @@ def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
 
 def _cosines(grads: list[jax.Array], multiplier: MultiplierState) -> jax.Array:
     """The thinned gradient's with the last mixed step and with its trace: float32 [2]."""
-    cosines = []
+    cosines, square = [], square_of(grads)
     for tree in (multiplier.step, multiplier.step_trace):
         kept = [k.astype(g.dtype) for k, g in zip(jax.tree.leaves(tree), grads, strict=True)]
         inner = [product(g, k) for g, k in zip(grads, kept, strict=True)]
-        squares = jnp.stack([square_of(grads), square_of(kept)])
+        squares = jnp.stack([square, square_of(kept)])
         known = jnp.all((squares > 0) & jnp.isfinite(squares)) & bool(inner)
         norms = root(squares)
         cosine = sum_of(inner) / norms[0] / norms[1]

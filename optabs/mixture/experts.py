@@ -1,4 +1,4 @@
-"""The experts: optax transformations by name, their proposals, and who is shut out."""
+"""The experts: optax transformations by name, their updates, and states made good."""
 
 import inspect
 from collections.abc import Callable, Mapping
