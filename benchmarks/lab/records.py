@@ -1,7 +1,7 @@
 """The records of a study: one file, `records.jsonl.gz`, with one line a run.
 
 The first lines hold the environments (versions, device), each once, under a number; a run
-names its own by that number. The same records give the same bytes.
+names its own by that number. The same records give the same text.
 """
 
 import contextlib
@@ -147,7 +147,7 @@ class Records:
                 os.close(place)
 
     def close(self) -> None:
-        """Writes all records in their order, so that the same ones give the same bytes."""
+        """Writes all records in their order, so that the same ones give the same text."""
         if self._lines:
             write_bytes(self.path, _packed(_text(list(self))))
             self._whole = True
