@@ -14,7 +14,7 @@ from benchmarks.dao_e import report, study
 from benchmarks.dao_e.study import EXPERTS, NADAMW, SETTINGS
 from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.records import Key, Records, rounded
-from benchmarks.lab.study import TUNING_SEEDS, Study, Unit, command_of, run_units, tuned
+from benchmarks.lab.study import TUNING_SEEDS, Made, Study, Unit, command_of, tuned
 from benchmarks.lab.training import (
     Program,
     Task,
@@ -33,7 +33,6 @@ CONFIGURATIONS: list[dict[str, float]] = [
     for decay in (0.01, 0.1)
     for b2 in (0.99, 0.999)
 ]
-Made = Iterator[tuple[Key, dict[str, Any]]]
 
 
 def configuration_for(task: str, losses: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -56,30 +55,22 @@ def configuration_for(task: str, losses: Mapping[str, np.ndarray]) -> dict[str, 
 class _DaoE(Study):
     """A study in settings that are made of the experts' best rates."""
 
-    def run(
-        self,
-        records: Records,
-        tasks: Sequence[str],
-        arms: Sequence[str],
-        *,
-        workers: int = 1,
-        seeds: int = 5,
+    def stages(
+        self, records: Records, tasks: Sequence[str], arms: Sequence[str], *, seeds: int = 5,
         **given: Any,  # for the tasks
-    ) -> None:
+    ) -> Iterator[list[Unit]]:  # fmt: skip
         wanted = []
         for name in tasks:
             task = self.task(name, **given)
             trained = [arm for arm in study.SCOPES[task.scope] if arm in {*EXPERTS, *arms}]
             wanted += [(Key(name, arm), task, given) for arm in trained]
-        tunings = [
+        yield [
             _tuning(*each)
             for each in wanted
             if each[0].arm in study.TUNED
             or (each[0].arm == NADAMW and each[1].scope in study.CHOOSING)
         ]
-        run_units(tunings, records, workers=workers)
-        units = [_unit(*each, seeds, records) for each in wanted]
-        run_units(units, records, workers=workers)
+        yield [_unit(*each, seeds, records) for each in wanted]
 
     def report(self, records: Records) -> None:
         report.write(records)

@@ -5,7 +5,7 @@ The network of the first task is for CPUs; the second task is what was published
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from benchmarks.dao_e.study import EXPERTS
 from benchmarks.dao_e_cifar10 import report
@@ -23,28 +23,21 @@ from benchmarks.dao_e_cifar10.study import (
     task_of,
 )
 from benchmarks.lab.records import Key, Records
-from benchmarks.lab.study import TUNING_SEEDS, Grid, Study, Unit, command_of, run_units, tuned
+from benchmarks.lab.study import TUNING_SEEDS, Grid, Made, Study, Unit, command_of, tuned
 from benchmarks.lab.training import Program, curves_of, measures_of, program_of
 
 TUNING_SEED = TUNING_SEEDS[0]
 # Where the search for a rate begins; it goes on beyond an end that is best.
 START = Grid(-6, -4)
-Made: TypeAlias = Iterator[tuple[Key, dict[str, Any]]]
 
 
 class _Published(Study):
     """A study of experts that all have one rate, or each its own best one."""
 
-    def run(
-        self,
-        records: Records,
-        tasks: Sequence[str],
-        arms: Sequence[str],
-        *,
-        workers: int = 1,
-        seeds: int = 5,
+    def stages(
+        self, records: Records, tasks: Sequence[str], arms: Sequence[str], *, seeds: int = 5,
         **given: Any,  # for the tasks
-    ) -> None:
+    ) -> Iterator[list[Unit]]:  # fmt: skip
         tuning = [
             Key(task, expert, TUNED, "tuning")
             for task in tasks if TUNED in self.settings
@@ -59,10 +52,10 @@ class _Published(Study):
         ]  # fmt: skip
         config = {"grid": START.rates, "epochs": TUNING_EPOCHS, "seed": TUNING_SEED}
         tunings = [self._unit(key, config, _tuned, given) for key in tuning]
-        run_units([*tunings, *self._units(keys, {}, given)], records, workers=workers)
+        yield [*tunings, *self._units(keys, {}, given)]
         found = [record for key in tuning if (record := records.get(key))]
         best = {each.key[:2]: each.result["best"] for each in found}
-        run_units(self._units(keys, best, given), records, workers=workers)
+        yield self._units(keys, best, given)
 
     def _units(self, keys: Sequence[Key], best: Mapping[Any, float], given: Any) -> list[Unit]:
         """Those of the runs at one rate or, where best rates are known, at these."""

@@ -10,7 +10,7 @@ import os
 import pathlib
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -105,12 +105,15 @@ def tuned(program: Program, grid: Grid, seeds: Sequence[int] = TUNING_SEEDS) -> 
     return tune(losses_of, grid)
 
 
+Made: TypeAlias = Iterable[tuple[Key, Mapping[str, Any]]]
+
+
 class Unit(NamedTuple):
     """Records that are made together, by one compiled program."""
 
     keys: tuple[Key, ...]
     config: Mapping[str, Any]
-    make: Callable[[Sequence[Key], Mapping[Key, Any]], Iterable[tuple[Key, Mapping[str, Any]]]]
+    make: Callable[[Sequence[Key], Mapping[Key, Any]], Made]
     """From the keys that are missing, and the results of the others, to each missing one's
     result, as soon as it is there. It is pickled where there are several workers."""
 
@@ -268,8 +271,15 @@ class Study(NamedTuple):
         workers: int = 1,
         **asked: Any,
     ) -> None:
-        """Makes the records of such units that are missing."""
-        run_units(self.units(tasks, arms, **asked), records, workers=workers)
+        """Makes the records that are missing."""
+        for units in self.stages(records, tasks, arms, **asked):
+            run_units(units, records, workers=workers)
+
+    def stages(
+        self, records: Records, tasks: Sequence[str], arms: Sequence[str], **asked: Any
+    ) -> Iterator[list[Unit]]:
+        """The units, those that depend on others' records after them."""
+        yield self.units(tasks, arms, **asked)
 
     def tables(self, records: Records) -> list[report.Table]:
         """A table a task and setting: its arms' rates, bytes of state and measures."""
@@ -297,7 +307,7 @@ def _trained(
     steps: int | None,
     missing: Sequence[Key],
     done: Mapping[Key, Any],
-) -> Iterator[tuple[Key, dict[str, Any]]]:
+) -> Made:
     """Tunes the rate, then trains the missing seeds; the test data are seen then."""
     task, arm = study.task(tuning.task, source, steps, tuning.setting), study.arms[tuning.arm]
     program = program_of(task, arm, test=study.test)
