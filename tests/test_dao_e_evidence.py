@@ -11,7 +11,7 @@ import pytest
 import optabs
 from optabs import Controller
 from optabs.mixture import controller as control
-from optabs.mixture.dao_e import gradient_norm
+from optabs.mixture.state import gradient_norm
 
 STEPS = 30
 CONTROLLERS = {

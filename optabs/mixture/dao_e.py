@@ -27,6 +27,7 @@ from optabs.mixture.state import (
     check_storage,
     check_trees,
     checked_arguments,
+    gradient_norm,
     inner_product,
     product,
     root,
@@ -39,10 +40,6 @@ from optabs.mixture.state import (
     traced,
     where_finite,
 )
-
-# In a smaller sum of squares, squares that were flushed to 0 may matter.
-SMALLEST_SQUARE = 1e-22
-HUGE = 2.0**80  # a power of two, so that scaling by it is exact
 
 
 def dao_e(
@@ -202,14 +199,17 @@ def dao_e(
         rows = barrier([weights[index % len(weights)] for index in range(len(leaves))])
         finite = barrier(finite)
 
-        def step() -> tuple[Any, DaoEState]:
+        def step() -> tuple[tuple[Any, DaoEState], jax.Array]:
             states = {name: each.inner for name, each in state.experts.items()}
             states = repaired(members, states, params)
             proposed, states = updated(members, updates, states, params, extra_args)
             proposed = jax.tree.map(where_finite, proposed)
+            measured = jnp.ones([], bool)
             if controller.cap is not None:
                 stretch = jnp.exp(state.multiplier.log_multiplier) if multiplied else 1.0
                 factors = _factors(controller.cap, stretch, params, proposed)
+                if learns and previous == "thinned":
+                    measured = barrier(~(factors[0] < 0))  # True for NaN, too
                 proposed = [
                     jax.tree.map(functools.partial(scaled, factors[k]), update)
                     for k, update in enumerate(proposed)
@@ -230,7 +230,7 @@ def dao_e(
                 losses=losses,
                 observing=observed,
             )
-            return mixed, new
+            return (mixed, new), measured
 
         return _if_finite(finite, step, (jax.tree.map(jnp.zeros_like, updates), state))
 
@@ -295,16 +295,23 @@ def steered(
     return dao_e(experts={"steered": inner}, controller=controller)
 
 
-def _if_finite(finite: jax.Array, step: Callable[[], Any], old: Any) -> Any:
-    """What a step makes of a finite gradient; of another one the old numbers."""
+def _if_finite(finite: jax.Array, step: Callable[[], tuple[Any, jax.Array]], old: Any) -> Any:
+    """What a step makes of a finite gradient; of another one the old numbers.
+
+    A step's second result is True, and known when the updates are measured: without it XLA
+    writes the new states for a GPU in the pass that measures, and copies the old ones for the
+    next. (The whole traces and a single expert move fewer bytes that way; theirs is known at
+    once.)
+    """
     if not isinstance(finite, jax.core.Tracer):
-        return step() if finite else old
+        return step()[0] if finite else old
 
     def branch() -> Any:
-        return jax.lax.cond(finite, step, lambda: old)
+        return jax.lax.cond(finite, lambda: step()[0], lambda: old)
 
     def select() -> Any:
-        return tree_where(finite, step(), old)
+        new, measured = step()
+        return tree_where(finite & measured, new, old)
 
     # The results of a branch are copied into a GPU's donated arrays, where a select is a part
     # of the one kernel that makes them; for a CPU it is a kernel of its own. Under shard_map
@@ -312,26 +319,6 @@ def _if_finite(finite: jax.Array, step: Callable[[], Any], old: Any) -> Any:
     if jax.sharding.get_abstract_mesh().manual_axes:
         return select()
     return jax.lax.platform_dependent(cpu=branch, default=select)
-
-
-def gradient_norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A scale at which squares are finite, the norm at any scale, and whether it is finite."""
-    square = square_of(leaves)
-    measured = jnp.isfinite(square) & (square > SMALLEST_SQUARE)
-    unit = jnp.where(measured, 1.0, jnp.where(square > 1, 1 / HUGE, HUGE))
-
-    def rescaled() -> tuple[jax.Array, jax.Array]:
-        again = square_of([scaled(unit, leaf) for leaf in leaves])
-        # The squares of wider numbers may be infinite even so.
-        wide = [jnp.all(jnp.isfinite(x)) for x in leaves if jnp.finfo(x.dtype).bits > 32]
-        return again, jnp.all(jnp.stack(wide)) if wide else jnp.isfinite(again)
-
-    if leaves:
-        # Squares of finite numbers may be infinite, or 0; only then another pass is needed.
-        square, finite = jax.lax.cond(measured, lambda: (square, measured), rescaled)
-    else:
-        finite = jnp.isfinite(square)
-    return unit, root(square) / unit, finite
 
 
 def _factors(

@@ -18,6 +18,9 @@ Storage = Literal["thinned", "bfloat16", "float32"]
 MAX_STRIDE = 16  # of the entries that are kept of a thinned leaf
 LEAST = 2048  # entries that are kept of a larger leaf: fewer estimate a product too roughly
 _LARGEST = 1.8e19  # the square of a larger number is not finite in float32
+# In a smaller sum of squares, squares that were flushed to 0 may matter.
+SMALLEST_SQUARE = 1e-22
+HUGE = 2.0**80  # a power of two, so that scaling by it is exact
 _WANTED = "pass update the state that this optimizer's init made of these parameters"
 
 
@@ -130,6 +133,26 @@ def sum_of(numbers: Sequence[jax.Array]) -> jax.Array:
 def root(square: jax.Array) -> jax.Array:
     """The norm of that square, with a finite slope at 0: float32, like it."""
     return jnp.sqrt(jnp.maximum(square, 1e-30))  # any normal number: the slope stays finite
+
+
+def gradient_norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A scale at which squares are finite, the norm at any scale, and whether it is finite."""
+    square = square_of(leaves)
+    measured = jnp.isfinite(square) & (square > SMALLEST_SQUARE)
+    unit = jnp.where(measured, 1.0, jnp.where(square > 1, 1 / HUGE, HUGE))
+
+    def rescaled() -> tuple[jax.Array, jax.Array]:
+        again = square_of([scaled(unit, leaf) for leaf in leaves])
+        # The squares of wider numbers may be infinite even so.
+        wide = [jnp.all(jnp.isfinite(x)) for x in leaves if jnp.finfo(x.dtype).bits > 32]
+        return again, jnp.all(jnp.stack(wide)) if wide else jnp.isfinite(again)
+
+    if leaves:
+        # Squares of finite numbers may be infinite, or 0; only then another pass is needed.
+        square, finite = jax.lax.cond(measured, lambda: (square, measured), rescaled)
+    else:
+        finite = jnp.isfinite(square)
+    return unit, root(square) / unit, finite
 
 
 def scaled(factor: ArrayLike, leaf: jax.Array) -> jax.Array:
