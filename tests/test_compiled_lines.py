@@ -22,7 +22,7 @@ FORMS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "dao_e": lambda: optabs.dao_e(1e-3),
     "uniform": lambda: optabs.dao_e(1e-3, controller=Controller.uniform()),
     "one expert": lambda: optabs.dao_e(experts={"adam": optabs.adam(1e-3)}),
-    "features": lambda: optabs.dao_e(1e-3, features=optabs.features.LEARNING),
+    "features": lambda: optabs.dao_e(1e-3, features=optabs.features.ALL),
 }
 
 

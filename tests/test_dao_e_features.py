@@ -1,4 +1,4 @@
-"""DAO-E's features of the batch and of learning against their formulas in NumPy."""
+"""DAO-E's features against their formulas in NumPy."""
 
 import functools
 import math
@@ -43,7 +43,7 @@ BATCHES = {
 def statistics(batch: Any, text: str | None = None) -> list[Any]:
     """Mean, variance and entropy of a batch that may hold a text, too."""
     seen = Observation(batch=batch if text is None else {**batch, "id": text})
-    return [function(seen) for function, _ in features.BATCH]
+    return [function(seen) for function, _ in features.ALL[:3]]
 
 
 class TestOfTheBatch:
@@ -60,7 +60,7 @@ class TestOfTheBatch:
 
     @pytest.mark.parametrize("batch", [None, np.zeros((0, 3)), (np.zeros(0), [])], ids=repr)
     def test_a_batch_without_entries_has_none(self, batch: Any) -> None:
-        for function, _ in features.BATCH:
+        for function, _ in features.ALL[:3]:
             assert function(Observation(batch=batch)) is None
 
     def test_only_numbers_that_are_not_finite(self) -> None:
@@ -83,19 +83,10 @@ class TestOfTheBatch:
         assert actual == pytest.approx(entropy, rel=1e-5)
 
 
-class TestOfLearning:
-    def test_formulas(self) -> None:
-        seen = Observation(
-            batch=None,
-            value=jnp.float32(-2.0),
-            last_value=jnp.float32(5.0),
-            gradient_norm=jnp.float32(0.3),
-            gradient_variance=jnp.float32(7.0),
-        )
-        wanted = [math.log(0.3), math.log(7.0), math.asinh(-2.0), math.asinh(7.0)]
-        actual = [float(function(seen)) for function, _ in features.LEARNING]
-        assert actual == pytest.approx(wanted, rel=1e-6)
+def test_the_gradients_norm() -> None:
+    seen = Observation(batch=None, gradient_norm=jnp.float32(0.3))
+    assert float(features.gradient_norm(seen)) == pytest.approx(math.log(0.3), rel=1e-6)
 
-    def test_what_was_not_passed_is_absent(self) -> None:
-        nothing = Observation(batch=None)
-        assert [function(nothing) for function, _ in features.ALL] == [None] * 7
+
+def test_what_was_not_passed_is_absent() -> None:
+    assert [function(Observation(batch=None)) for function, _ in features.ALL] == [None] * 4

@@ -50,7 +50,7 @@ class TestOneAndEqualExperts:
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "features"),
-        [("adam", ()), ("lion", ()), ("sgd", optabs.features.LEARNING)],
+        [("adam", ()), ("lion", ()), ("sgd", optabs.features.ALL)],
     )
     def test_one_is_that_expert_exactly(self, name: str, features: Any) -> None:
         alone = MAKERS[name](RATES[name])
@@ -295,7 +295,7 @@ class TestFailingExperts:
     @pytest.mark.slow
     def test_all_fail_and_nothing_moves(self) -> None:
         optimizer = optabs.dao_e(
-            experts={"a": fragile(0.1), "b": fragile(0.2)}, features=optabs.features.LEARNING
+            experts={"a": fragile(0.1), "b": fragile(0.2)}, features=optabs.features.ALL
         )
         sick = np.arange(10) % 3 == 2
         path, states = walked(optimizer, SLOPES[:10], START, sick=sick, value=LOSSES[:10])
@@ -312,7 +312,7 @@ class TestFailingExperts:
         )
         with_bad = [*GRADS[:5], not_a_number, infinite, *GRADS[5:9]]
         optimizer = optabs.dao_e(
-            experts=experts(("adam", "lion")), features=optabs.features.LEARNING
+            experts=experts(("adam", "lion")), features=optabs.features.ALL
         )
         runs = [walked(optimizer, grads) for grads in (with_bad, GRADS[:11])]
         for ours, wanted in ((4, 4), (5, 4), (6, 4), (7, 5), (10, 8)):

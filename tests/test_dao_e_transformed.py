@@ -64,13 +64,7 @@ def test_inside_shard_map(spec: PartitionSpec, check_vma: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        pytest.param((), id="none"),
-        pytest.param(features.ALL, id="all"),
-    ],
-)
+@pytest.mark.parametrize("chosen", [(), features.ALL], ids=["none", "all"])
 def test_slopes_of_training_are_the_same_forwards_and_backwards(chosen: Any) -> None:
     experts = {"a": optabs.adam_abs(0.1), "s": optabs.sgd(0.1)}
     optimizer = optabs.dao_e(experts=experts, features=chosen, previous="float32")

@@ -46,8 +46,8 @@ def test_private_names_and_modules_need_no_page() -> None:
 def test_a_literal_means_a_public_name_by_its_ending() -> None:
     targets = names.link_targets()
     assert targets["mse"] == targets["losses.mse"] == "optabs.losses.mse"
-    assert targets["features.loss"] == "optabs.features.loss"
-    assert "loss" not in targets
+    assert targets["features.batch_mean"] == "optabs.features.batch_mean"
+    assert "batch_mean" not in targets
 
 
 def formulas() -> list[str]:

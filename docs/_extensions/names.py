@@ -50,7 +50,7 @@ def link_targets() -> dict[str, str]:
         name.split(".", dropped)[-1]: name
         for name in public_names()
         for dropped in range(name.count(".") + 1)
-        # A name such as `loss` alone means more than the feature.
+        # A name such as `ALL` alone says too little.
         if dropped < 2 or not name.startswith("optabs.features.")
     }
 

@@ -147,7 +147,7 @@ def dao_e(
             controller=control.init(controller, leaves, len(members), inputs),
             multiplier=multiplier if multiplied else (),
             losses=control.new_losses(),
-            observing=observing.init(chosen, leaves),
+            observing=observing.init(chosen),
         )
 
     def update_fn(
@@ -176,16 +176,8 @@ def dao_e(
         if learns:
             products = _products(leaves, state)
             learned = control.learn(controller, learned, products, state.count, rho)
-            *numbers, observed = observing.observe(
-                chosen,
-                observed,
-                count=state.count,
-                batch=batch,
-                value=loss,
-                norm=norm,
-                grads=updates,
-                params=params,
-            )
+            seen = observing.Observation(batch, loss, norm, updates, params)
+            *numbers, observed = observing.observe(chosen, observed, seen)
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:

@@ -8,9 +8,9 @@ running means and variances and clipped to ±3, so that the units of a feature d
 
 Examples:
   >>> from optabs import features
-  >>> seen = features.Observation(None, value=0.0, last_value=0.0, gradient_norm=1.0)
-  >>> [float(f(seen)) for f in (features.loss, features.loss_decrease, features.gradient_norm)]
-  [0.0, 0.0, 0.0]
+  >>> seen = features.Observation(None, gradient_norm=1.0)
+  >>> float(features.gradient_norm(seen))
+  0.0
 
 Source: DAO-E, the feature extractor and the controller's feedback.
 """
@@ -23,23 +23,21 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optabs._numerics import hash_uint32
 from optabs._tree import numeric_leaves
 
 WARM_UP = 3  # steps whose features only feed the running means
 MIN_RATE = 0.01  # in the end the means cover about 100 steps
 BOUND = 3.0  # standard deviations
-LARGEST = 1e15  # its square is finite in float32
+LARGEST = 1e12  # its square is finite in float32
 _TINY = 1e-30
-_LARGEST = 1e12  # its square is finite in float32
 _COUNTED = 4096  # entries of an array, in an entropy
 _REAL_BINS = 32
 _INTEGER_BINS = 128  # the values of integers, modulo this
 
 
 __all__ = [
-    "ALL", "BATCH", "LEARNING", "Feature", "Observation", "batch_entropy", "batch_mean",
-    "batch_variance", "gradient_norm", "gradient_variance", "loss", "loss_decrease",
+    "ALL", "Feature", "Observation", "batch_entropy", "batch_mean", "batch_variance",
+    "gradient_norm",
 ]  # fmt: skip
 
 
@@ -50,12 +48,8 @@ class Observation(NamedTuple):
     """The mini-batch: a pytree of arrays."""
     value: jax.Array | None = None
     """The loss: float32 []."""
-    last_value: jax.Array | None = None
-    """The loss of the step before, in the first step that of this one: float32 []."""
     gradient_norm: jax.Array | None = None
     """The gradient's norm over the whole tree: float32 []."""
-    gradient_variance: jax.Array | None = None
-    """The averaged squared distance from its running mean, 0 in the first step: float32 []."""
     grads: Any = None
     """The gradient, a pytree like the parameters."""
     params: Any = None
@@ -132,50 +126,10 @@ def gradient_norm(observation: Observation) -> jax.Array | None:
     return None if norm is None else jnp.log(norm + _TINY)
 
 
-def gradient_variance(observation: Observation) -> jax.Array | None:
-    r"""The gradient's averaged squared distance from its running mean, as a logarithm.
-
-    .. math:: \log\big(\overline{\|g - \bar g\|^2} + 10^{-30}\big)
-
-    The distance is estimated without a copy of the gradient, from one number a leaf,
-    :math:`s_l = \sum_j r_{lj}\, g_{lj}` with fixed irregular signs :math:`r = \pm 1`: over
-    such signs :math:`(s_l - \bar s_l)^2` has the mean :math:`\|g_l - \bar g_l\|^2`. The
-    averages move by :math:`\max(1/t, 0.01)`. In the first step it is absent.
-    """
-    variance = observation.gradient_variance
-    return None if variance is None else jnp.log(variance + _TINY)
-
-
-def loss(observation: Observation) -> jax.Array | None:
-    r"""The loss.
-
-    .. math:: \operatorname{asinh}(L_t)
-    """
-    return None if observation.value is None else jnp.arcsinh(observation.value)
-
-
-def loss_decrease(observation: Observation) -> jax.Array | None:
-    r"""How far the loss fell since the step before.
-
-    .. math:: \operatorname{asinh}(L_{t-1} - L_t)
-
-    In the first step it is absent.
-    """
-    if observation.value is None or observation.last_value is None:
-        return None
-    return jnp.arcsinh(observation.last_value - observation.value)
-
-
-BATCH: tuple[Feature, ...] = ((batch_mean, 1), (batch_variance, 1), (batch_entropy, 1))
-"""Of the mini-batch alone."""
-
-LEARNING: tuple[Feature, ...] = tuple(
-    (feature, 1) for feature in (gradient_norm, gradient_variance, loss, loss_decrease)
-)
-"""Of the course of training."""
-
-ALL: tuple[Feature, ...] = BATCH + LEARNING
-"""All seven."""
+ALL: tuple[Feature, ...] = (
+    (batch_mean, 1), (batch_variance, 1), (batch_entropy, 1), (gradient_norm, 1),
+)  # fmt: skip
+"""Those of the publication."""
 
 
 class _BatchStatistics(NamedTuple):
@@ -213,7 +167,7 @@ def _merge(one: _BatchStatistics, other: _BatchStatistics) -> _BatchStatistics:
 
 def _statistics_of_reals(arrays: Sequence[jax.Array]) -> _BatchStatistics:
     finite = [jnp.isfinite(x) for x in arrays]
-    clipped = [jnp.clip(x.astype(jnp.float32), -_LARGEST, _LARGEST) for x in arrays]
+    clipped = [jnp.clip(x.astype(jnp.float32), -LARGEST, LARGEST) for x in arrays]
     values = [jnp.where(ok, x, 0) for x, ok in zip(clipped, finite, strict=True)]
     entries = _total(finite)
     mean = _total(values) / jnp.maximum(entries, 1)
@@ -272,15 +226,11 @@ def _subsample(array: jax.Array) -> jax.Array:
 
 
 class ObservingState(NamedTuple):
-    """Running statistics of n features and of the projections of the gradient's L leaves."""
+    """Running statistics of n features."""
 
     seen: jax.Array  # int32 [n]: steps in which a feature was known
     average: jax.Array  # float32 [n]
     variance: jax.Array  # float32 [n]
-    last_value: jax.Array  # float32 []
-    value_seen: jax.Array  # bool []
-    projections: jax.Array  # float32 [L]: their means
-    distance: jax.Array  # float32 []: mean squared distance from these means
 
 
 def check_features(features: Any) -> tuple[Feature, ...]:
@@ -297,68 +247,37 @@ def check_features(features: Any) -> tuple[Feature, ...]:
     return tuple((function, length) for function, length in features)
 
 
-def init(features: Sequence[Feature], leaves: int) -> ObservingState | tuple[()]:
+def init(features: Sequence[Feature]) -> ObservingState | tuple[()]:
     """Before the first step; nothing where there are no features."""
     if not features:
         return ()
-    number = sum(length for _, length in features)
-
-    def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.zeros(shape, dtype)
-
-    return ObservingState(
-        zeros(number, dtype=jnp.int32), zeros(number), zeros(number), zeros(),
-        zeros(dtype=bool), zeros(max(leaves, 1)), zeros(),
-    )  # fmt: skip
+    zeros = functools.partial(jnp.zeros, sum(length for _, length in features))
+    return ObservingState(zeros(jnp.int32), zeros(jnp.float32), zeros(jnp.float32))
 
 
 def observe(
-    features: Sequence[Feature],
-    state: Any,
-    *,
-    count: jax.Array,
-    batch: Any,
-    value: jax.Array | None,
-    norm: jax.Array,
-    grads: Any,
-    params: Any,
+    features: Sequence[Feature], state: Any, observation: Observation
 ) -> tuple[jax.Array, jax.Array, Any]:
     """The standardised features of a step, which of them are known, and the new state.
 
-    `count` is that of the steps before this one, `norm` the gradient's. Returns float32 [n]
-    within ±3, 0 where it is not known, bool [n], and the state.
+    float32 [n] within ±3, 0 where it is not known, bool [n], and the state.
     """
     if not features:
         return jnp.zeros(0, jnp.float32), jnp.zeros(0, bool), state
-    earlier, state = state, _with_gradient(state, count, grads)
-    last_value = state.last_value
-    if value is not None:
-        last_value = jnp.where(state.value_seen, last_value, value)
-        finite = jnp.isfinite(value)
-        state = state._replace(
-            last_value=jnp.where(finite, value, state.last_value),
-            value_seen=state.value_seen | finite,
-        )
-    observation = Observation(batch, value, last_value, norm, state.distance, grads, params)
-    # Differences from earlier steps are absent in the first one.
-    since = ((loss_decrease, earlier.value_seen), (gradient_variance, count > 0))
-    numbers, known = [], []
+    numbers, present = [], []
     for function, length in features:
         raw = _numbers(function, length, observation)
         numbers.append(jnp.zeros(length, jnp.float32) if raw is None else raw)
-        present = jnp.isfinite(numbers[-1]) & (raw is not None)
-        for other, has_previous in since:
-            present = present & has_previous if function is other else present
-        known.append(present)
-    return _standardize(jnp.concatenate(numbers), jnp.concatenate(known), state)
+        present.append(jnp.isfinite(numbers[-1]) & (raw is not None))
+    return _standardized(jnp.concatenate(numbers), jnp.concatenate(present), state)
 
 
-def _standardize(
+def _standardized(
     raw: jax.Array, present: jax.Array, state: ObservingState
 ) -> tuple[jax.Array, jax.Array, ObservingState]:
     raw = jnp.where(present, jnp.clip(raw, -LARGEST, LARGEST), state.average)
     seen = state.seen + present
-    rate = _rate(seen) * present
+    rate = jnp.maximum(1 / jnp.maximum(seen, 1).astype(jnp.float32), MIN_RATE) * present
     difference = raw - state.average
     average = state.average + rate * difference
     variance = state.variance + rate * (difference * (raw - average) - state.variance)
@@ -366,12 +285,7 @@ def _standardize(
     scale = jnp.sqrt(variance + 1e-6 * (1 + jnp.square(average)))
     known = present & (seen > WARM_UP)
     standard = jnp.where(known, jnp.clip((raw - average) / scale, -BOUND, BOUND), 0.0)
-    return standard, known, state._replace(seen=seen, average=average, variance=variance)
-
-
-def _rate(seen: jax.Array) -> jax.Array:
-    """Of a mean over the numbers seen: 1/t, then MIN_RATE."""
-    return jnp.maximum(1 / jnp.maximum(seen, 1).astype(jnp.float32), MIN_RATE)
+    return standard, known, ObservingState(seen, average, variance)
 
 
 def _numbers(
@@ -388,35 +302,3 @@ def _numbers(
             f"{length} real numbers, the length it was given with."
         )
     return array.astype(jnp.float32)
-
-
-def _with_gradient(state: ObservingState, count: jax.Array, grads: Any) -> ObservingState:
-    leaves = jax.tree.leaves(grads)
-    if not leaves:
-        return state
-    projections = jnp.stack([_projection(leaf) for leaf in leaves])
-    # The squares of float32 numbers up to LARGEST are finite.
-    projections = jnp.clip(jnp.nan_to_num(projections), -LARGEST, LARGEST)
-    difference = projections - state.projections
-    squares = jnp.where(count > 0, jnp.sum(jnp.square(difference)), 0)
-    return state._replace(
-        projections=state.projections + _rate(count + 1) * difference,
-        distance=state.distance + _rate(count) * (squares - state.distance),
-    )
-
-
-def _projection(leaf: jax.Array) -> jax.Array:
-    """The sum of a leaf's entries under fixed irregular signs: float32 []."""
-    for axis, extent in enumerate(leaf.shape):
-        # One sign a row times one a column do: any two of these products are uncorrelated,
-        # as the signs of single entries would be.
-        shape = [1] * leaf.ndim
-        shape[axis] = extent
-        leaf = leaf * _signs(extent, axis).astype(leaf.real.dtype).reshape(shape)
-    return jnp.sum(jnp.real(leaf)).astype(jnp.float32)
-
-
-def _signs(extent: int, axis: int) -> jax.Array:
-    """Plus or minus one by a hash of the index, the same on every device: int32 [extent]."""
-    index = jax.lax.iota(jnp.uint32, extent) + jnp.uint32((axis + 1) * 0x9E3779B9 % 2**32)
-    return 1 - 2 * (hash_uint32(index) >> 31).astype(jnp.int32)
