@@ -18,6 +18,7 @@ Times = Mapping[str, Sequence[float]]  # seconds of each side, round by round
 Ratios = Callable[[Times], dict[str, Spread]]  # by label
 Sections = Iterable[Table | str]
 
+STATE_BYTES = {DAO_E: 17.3, f"{DAO_E}, bfloat16": 24.3}  # that a parameter should take at most
 SHARE = 0.05  # of a generation, that an evolution without its training should take at most
 
 
@@ -155,8 +156,8 @@ def bars_of(records: Records) -> Iterator[Bar]:
     if times := trained.get("mlp"):  # 7 ms where Adam takes 3.8
         whole = ratio(times[f"training, {DAO_E}"], times[f"training, {ADAM}"]).median
         yield bar(f"{DAO_E}: MLP, training step over Adam's", 7 / 3.8, whole, "cpu")
-    for side in sides:
-        yield bar(f"{side}: bytes of state a parameter", 20, state_of(largest, side))
+    for side, limit in STATE_BYTES.items():
+        yield bar(f"{side}: bytes of state a parameter", limit, state_of(largest, side))
 
 
 def _training(records: Records) -> Table:
