@@ -72,17 +72,17 @@ CONSTRUCTION: list[tuple[dict[str, Any], str]] = [
         "learning_rate is nan; pass a finite number",
     ),
     # features
-    ({"features": None}, "features is None; pass pairs (function, length)"),
+    ({"features": None}, "features is None; pass a sequence of pairs, ((function, length), ...)"),
     ({"features": first}, "features is <function first"),
     ({"features": (first, 1)}, "features holds <function first"),
     ({"features": (first,)}, "features holds <function first"),
     (
         {"features": (("mean", 1),)},
-        "features holds ('mean', 1); pass pairs (function, length)",
+        "features holds ('mean', 1); pass a sequence of pairs",
     ),
-    ({"features": ((first, 0),)}, "each length a whole number of 1 or more"),
-    ({"features": ((first, 1.0),)}, "each length a whole number of 1 or more"),
-    ({"features": ((first, True),)}, "each length a whole number of 1 or more"),
+    ({"features": ((first, 0),)}, "whole lengths of 1 or more"),
+    ({"features": ((first, 1.0),)}, "whole lengths of 1 or more"),
+    ({"features": ((first, True),)}, "whole lengths of 1 or more"),
     # storage
     (
         {"previous": "float16"},

@@ -1,4 +1,4 @@
-"""The README's examples run, in order, as one program; its table names every optimizer."""
+"""Examples of README and of a page run, each as one program; README names every optimizer."""
 
 import pathlib
 import re
@@ -9,16 +9,18 @@ from checks import CHECKS
 
 import optabs
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
-def test_python_examples_run() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/optimizers/dao_e.md"])
+def test_python_examples_run(page: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     namespace: dict[str, Any] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, page, "exec"), namespace)
 
 
 def test_every_public_name_is_in_the_readme() -> None:

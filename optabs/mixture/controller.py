@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optabs._checks import BELOW_ONE, DECAY, NONNEGATIVE, POSITIVE, SHARE, check, optional
+from optabs._checks import (
+    BELOW_ONE,
+    DECAY,
+    NONNEGATIVE,
+    POSITIVE,
+    SHARE,
+    check,
+    optional,
+    short,
+)
 from optabs._numerics import correct_bias, update_moment
 
 MIN_VARIANCE_RATE = 0.02  # the variance of the advantages covers about 50 steps
@@ -69,8 +78,8 @@ class Controller(NamedTuple):
     are those of the same entries.
 
     Attributes:
-      cap: the longest share that an expert has in a step, in norms of the parameters; None
-        for no cap.
+      cap: the longest share that an expert has in a step, in norms of the parameters (at
+        least 1); None for no cap.
       floor: the least weight of an expert, in [0, 1/K).
       rate: of b, above or equal to 0. None freezes the weights: uniform.
       decay: of b and W in every step, in [0, 1), far from interpolation.
@@ -104,14 +113,15 @@ class Controller(NamedTuple):
     def paper(cls) -> "Controller":
         """The form that DAO-E was published in.
 
-        One set of weights for all leaves, learned by Adam at 0.05 from the last update alone;
-        no cap and no multiplier.
+        One set of weights for all leaves, learned by Adam at 0.05 (`rate`) from the last
+        update alone; no cap, no floor and no multiplier, so `shrink` and `low_loss` say
+        nothing.
         """
         return _Paper(None, 0.0, PAPER_RATE, 0.0, 0.0, None)
 
     @classmethod
     def uniform(cls) -> "Controller":
-        """Equal weights at all times, and nothing else: the baseline."""
+        """Equal weights at all times, no cap and no multiplier: the baseline."""
         return cls(rate=None, cap=None, multiplier_rate=None)
 
 
@@ -138,7 +148,7 @@ def rows_of(controller: Controller, leaves: int) -> int:
 def check_controller(controller: Controller, experts: int) -> None:
     """Raises ValueError for settings out of their range."""
     if not isinstance(controller, Controller):
-        raise ValueError(f"controller is {controller!r}; pass an optabs.Controller(...).")
+        raise ValueError(f"controller is {short(controller)}; pass an optabs.Controller(...).")
     check(optional(POSITIVE), cap=controller.cap)
     check(BELOW_ONE, floor=controller.floor, decay=controller.decay)
     check(DECAY, gamma=controller.gamma)

@@ -56,15 +56,18 @@ def dao_e(
               P_k \leftarrow \gamma P_k + U_k
 
     for the leaves :math:`l` of the parameters and the experts' updates :math:`U_k`, each
-    shortened to 5 % of the parameters' norm where it is longer. The next gradients tell what
-    each share did to the loss, :math:`\langle g_l, P_{kl}\rangle`, and :math:`\alpha` and
-    :math:`c` learn from it: see :class:`optabs.Controller`, and :mod:`optabs.features` for
-    what else they may look at.
+    shortened to 5 % of the parameters' norm (of 1, where that is less) if it is longer. The
+    next gradients tell what each share did to the loss, :math:`\langle g_l, P_{kl}\rangle`,
+    and :math:`\alpha` and :math:`c` learn from it: see :class:`optabs.Controller`, and
+    :mod:`optabs.features` for what else they may look at.
 
     `update(grads, state, params, value=loss, batch=mini_batch)`: the parameters are
-    required, for the experts' updates are measured against their norm. The loss tells how
-    near training is to interpolation; it and the mini-batch may be left out, and features of
-    them are 0 then. Both, and all other keyword arguments, reach the experts.
+    required, for the experts' updates are measured against their norm. Pass the loss: it tells
+    how near training is to interpolation, where steps may shorten freely; without it, or where
+    a constant keeps it up, a rate that is far too large is repaired more slowly (see `shrink`
+    and `low_loss`). The mini-batch is for features and experts that look at it. Both, and all
+    other keyword arguments, reach the experts. It judges the steps that it proposes: nothing
+    should scale or clip them after it.
 
     A gradient that is not finite gives a step of zero and changes no state at all. Entries of
     an expert's update that are not finite, or whose square is not, count as 0, and entries of
@@ -84,13 +87,15 @@ def dao_e(
         `Controller.uniform()` plain equal weights.
       features: pairs (function, length), such as `optabs.features.ALL`. By default none:
         in the study they hardly gained anything.
-      previous: how the traces are kept: "thinned" (of leaves of 32,768 entries and more
-        every 16th along the longest axis), or whole in "bfloat16" or "float32".
+      previous: how the traces are kept: "thinned" (of leaves of 4,096 entries and more every
+        2nd, of 32,768 and more every 16th along the longest axis), or whole in "bfloat16" or
+        "float32".
 
     Returns:
       The optimizer. Updates have the gradient's shape and dtype. State is the experts' own,
-      at least float32; of large leaves another 1.25 bytes a parameter for four experts, 8.25
-      with "bfloat16"; and per leaf K(1 + n) float32 numbers for K experts and n features.
+      at least float32, of the default four 16 bytes a parameter; beside it 1.25 bytes a
+      parameter of leaves of 32,768 entries and more, up to 20 of small ones, with "bfloat16"
+      8.25 to 12; and per leaf K(1 + n) float32 numbers for K experts and n features.
 
     Raises:
       ValueError: for no experts, experts with rates of their own beside a learning_rate, a
@@ -247,21 +252,23 @@ def steered(
     from the gradient's cosines with the last step and with a trace of the steps: it rises
     where they point down the hill, and falls where they went too far. This is
     :func:`optabs.dao_e` with one expert, whose :class:`optabs.Controller` has the equations;
-    what holds there for losses, lost numbers and derivatives holds here.
+    what holds there for losses, lost numbers and derivatives holds here. So pass the loss:
+    below 0 c falls at a tenth of its rate until the loss is a fifth of the first one, and
+    where it never gets there a rate that is far too large is repaired slowly.
 
     Args:
       transformation: any optax transformation with a rate of its own.
       cap: the longest step, in norms of the parameters; None for no cap.
       multiplier_rate: of c, 0 or more.
       gamma: in [0, 1), of the trace.
-      shrink: the share of its rate at which c falls below 0, in [0, 1].
-      low_loss: the share of the first loss, which `update(value=loss)` tells, below which c
-        falls as fast as it rises; 0 for no such distinction.
+      shrink: the share of its rate at which c falls below 0, in [0, 1]; 1 to fall freely.
+      low_loss: the share of the first loss that `update(value=loss)` told below which c falls
+        as fast as it rises; 0 for no such distinction.
 
     Returns:
       The optimizer; `update` needs the parameters. Updates have the gradient's shape and
       dtype. State is the optimizer's, and of leaves of 32,768 entries and more 0.25 bytes a
-      parameter, of small ones two arrays in bfloat16.
+      parameter, up to 4 of small ones.
 
     Raises:
       ValueError: for what is no transformation, or a setting out of its range; at the first
@@ -273,7 +280,8 @@ def steered(
       >>> params = jnp.array([3.0, -2.0])
       >>> state = optimizer.init(params)
       >>> for _ in range(100):
-      ...     updates, state = optimizer.update(2 * params, state, params)
+      ...     loss, grads = jnp.sum(params**2), 2 * params
+      ...     updates, state = optimizer.update(grads, state, params, value=loss)
       ...     params = optax.apply_updates(params, updates)
       >>> bool(jnp.abs(params).max() < 1.0)
       True

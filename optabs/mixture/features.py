@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from optabs._checks import short
 from optabs._tree import numeric_leaves
 
 WARM_UP = 3  # steps whose features only feed the running means
@@ -235,15 +236,15 @@ class ObservingState(NamedTuple):
 
 def check_features(features: Any) -> tuple[Feature, ...]:
     """The features as a tuple; raises ValueError for what is none."""
-    wanted = "pass pairs (function, length), each length a whole number of 1 or more"
+    wanted = "pass a sequence of pairs, ((function, length), ...), whole lengths of 1 or more"
     if not isinstance(features, list | tuple):
-        raise ValueError(f"features is {features!r}; {wanted}, in a tuple.")
+        raise ValueError(f"features is {short(features)}; {wanted}.")
     for feature in features:
         match feature:
             case [function, int(length)] if callable(function) and length is not True:
                 if length >= 1:
                     continue
-        raise ValueError(f"features holds {feature!r}; {wanted}.")
+        raise ValueError(f"features holds {short(feature)}; {wanted}.")
     return tuple((function, length) for function, length in features)
 
 
