@@ -152,9 +152,9 @@ def mixture(
         rho = 1.0
         if losses is not None:
             mean_loss = losses[t] if t == 0 else 0.9 * mean_loss + 0.1 * losses[t]
-            if losses[0] > 0 and rule.low_loss > 0:
+            if losses[0] > 0 and rule.low_loss > 0 and mean_loss >= 0:
                 rho = min(max(mean_loss / (rule.low_loss * losses[0]), 0.0), 1.0) ** 2
-        cosines, stretch = [0.0, 0.0], max(np.exp(c), 1.0)
+        cosines = [0.0, 0.0]
         if t > 0 and rule.multiplier_rate is not None:
             cosines = [_cosine(g, s), _cosine(g, long)]
             x = sum(cosines)
@@ -192,7 +192,7 @@ def mixture(
             alpha = rule.floor + (1 - experts * rule.floor) * _softmax(b + w @ f)
         updates = [[np.nan_to_num(x) for x in expert[t]] for expert in proposed]
         if rule.cap is not None:
-            longest = rule.cap * max(_norm(theta), 1.0) / stretch
+            longest = rule.cap * max(_norm(theta), 1.0) / max(np.exp(c), 1.0)
             updates = [
                 [x * min(1.0, longest / max(_norm(u), 1e-300)) for x in u] for u in updates
             ]

@@ -72,7 +72,10 @@ CONSTRUCTION: list[tuple[dict[str, Any], str]] = [
         "learning_rate is nan; pass a finite number",
     ),
     # features
-    ({"features": None}, "features is None; pass a sequence of pairs, ((function, length), ...)"),
+    (
+        {"features": None},
+        "features is None; pass a sequence of pairs, ((function, length), ...)",
+    ),
     ({"features": first}, "features is <function first"),
     ({"features": (first, 1)}, "features holds <function first"),
     ({"features": (first,)}, "features holds <function first"),
@@ -296,6 +299,52 @@ def test_gradients_parameters_and_state_belong_together(name: str) -> None:
     state = optimizer.init(LARGE) if state is None else state
     with pytest.raises(ValueError, match=re.escape(sentence)) as error:
         optimizer.update(grads, state, position)
+    assert_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("maker", "other", "of", "given"),
+    [
+        pytest.param({"controller": Controller.paper()}, {}, (2,), (2,), id="paper's"),
+        pytest.param({}, {"controller": Controller.paper()}, (2,), (2,), id="for paper"),
+        pytest.param({}, {}, (2,), (3,), id="another length"),
+        pytest.param({}, {}, (2, 1), (2, 3), id="one that broadcasts"),
+        pytest.param({"previous": "bfloat16"}, {}, (64, 128), (64, 128), id="whole traces"),
+    ],
+)
+def test_a_state_of_another_shape_is_refused(
+    maker: Any, other: Any, of: Any, given: Any, compiled: bool
+) -> None:
+    two = {"a": optabs.sgd(0.1), "b": optabs.sgd(0.2)}
+    state = optabs.dao_e(experts=two, **maker).init(jnp.ones(of))
+    optimizer, position = optabs.dao_e(experts=two, **other), jnp.ones(given)
+    update = jax.jit(optimizer.update) if compiled else optimizer.update
+    with pytest.raises(ValueError, match="state is of other parameters or settings") as error:
+        update(position, state, position)
+    assert_sentence(str(error.value))
+
+
+LONG = {f"layer {number}": np.ones(9) for number in range(500)}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"controller": LONG},
+        {"controller": jnp.ones((40, 40))},
+        {"controller": Controller.paper},
+        {"controller": Controller(rate=jnp.ones(4))},
+        {"controller": Controller(cap=np.ones(4))},
+        {"features": LONG},
+        {"features": (LONG,)},
+        {"previous": "x" * 1000},
+        {"previous": np.ones(9)},
+    ],
+)
+def test_long_and_strange_arguments_make_one_sentence(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"; pass (an|one|a) ") as error:
+        optabs.dao_e(**arguments)
     assert_sentence(str(error.value))
 
 

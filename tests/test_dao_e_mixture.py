@@ -345,6 +345,16 @@ class TestTheCap:
         updates, _ = jax.jit(optimizer.update)(GRADS[0], optimizer.init(position), position)
         assert_close(updates, jax.tree.map(lambda g: -0.1 * g, GRADS[0]))
 
+    def test_no_step_is_longer_while_the_multiplier_rises(self) -> None:
+        position = np.full(4, 10.0, np.float32)
+        optimizer = optabs.steered(optabs.sgd(100.0))
+        grads = np.ones((5, 4), np.float32)
+        path, states = walk(optimizer, position, grads, {})
+        assert float(states.multiplier.log_multiplier[-1]) > 1.5
+        before = np.concatenate([position[None], np.asarray(path)[:-1]])
+        steps = np.linalg.norm(np.asarray(path) - before, axis=1)
+        np.testing.assert_allclose(steps, 0.05 * np.linalg.norm(before, axis=1), rtol=1e-5)
+
     @pytest.mark.parametrize("row", [0, 1])
     def test_a_few_rows_of_a_large_leaf_are_capped_as_they_are(self, row: int) -> None:
         """Though of its traces every 16th row is kept: 0 is one of these, and 1 is not."""
@@ -356,3 +366,37 @@ class TestTheCap:
         wanted = 0.05 * np.linalg.norm(position)
         assert np.linalg.norm(updates) == pytest.approx(wanted, rel=1e-5)
         assert np.count_nonzero(updates) == 8
+
+
+def test_the_cosine_is_of_all_entries_though_large_leaves_are_thinned() -> None:
+    """Four fifths of the square point downhill, in a leaf of which a sixteenth is kept."""
+    sizes = {"large": 2**16, "small": 64}
+    share = {"large": np.sqrt(0.8), "small": np.sqrt(0.2)}
+    first = {k: jnp.full(n, share[k] / np.sqrt(n), jnp.float32) for k, n in sizes.items()}
+    second = {"large": first["large"], "small": -first["small"]}
+    optimizer = optabs.steered(optabs.sgd(0.1))
+    position = jax.tree.map(jnp.ones_like, first)
+    state = optimizer.update(first, optimizer.init(position), position)[1]
+    state = optimizer.update(second, state, position)[1]
+    np.testing.assert_allclose(state.multiplier.cosines, -0.6, rtol=1e-2)
+
+
+class TestStatesOfOtherKinds:
+    def test_python_numbers_in_an_experts_state(self) -> None:
+        counting = optax.GradientTransformation(
+            lambda params: {"n": 0, "x": 0.5},
+            lambda grads, state, params=None: (
+                jax.tree.map(lambda g: -g, grads),
+                {"n": state["n"] + 1, "x": state["x"]},
+            ),
+        )
+        optimizer = optabs.dao_e(experts={"counting": counting})
+        state = optimizer.init(jnp.ones(3))
+        _, state = optimizer.update(jnp.ones(3), state, jnp.ones(3))
+        assert state.experts["counting"].inner["n"] == 1
+
+    def test_multi_steps_as_an_expert(self) -> None:
+        optimizer = optabs.dao_e(experts={"slow": optax.MultiSteps(optax.sgd(0.1), 2)})
+        state = optimizer.init(jnp.ones(3))
+        update, state = optimizer.update(jnp.ones(3), state, jnp.ones(3))
+        np.testing.assert_array_equal(update, 0)

@@ -72,10 +72,12 @@ class Controller(NamedTuple):
     .. math:: \rho_t = \mathrm{clip}\big(\bar L_t / (\mathrm{low\_loss}\, L_0), 0, 1\big)^2,
               \qquad \delta_t = \min(\mathrm{decay} + 0.3\,(1 - \rho_t), 1),
 
-    and :math:`\rho_t = 1` where `update` is given no `value` or :math:`L_0` is not above 0.
-    :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries
-    every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis. The cosines
-    are those of the same entries.
+    and :math:`\rho_t = 1` where `update` is given no `value`, :math:`L_0` is not above 0 or
+    :math:`\bar L_t` is below it. :math:`s` and :math:`S` are kept in bfloat16 and thinned: of
+    a leaf of :math:`N` entries every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its
+    longest axis that one device has whole. The cosines are estimated from these entries. An
+    expert with :math:`d_{kl} = 0`, as one that made no update, is left out of the means, and
+    in a step with products that are not finite nothing is learned.
 
     Attributes:
       cap: the longest share that an expert has in a step, in norms of the parameters (at
@@ -149,6 +151,9 @@ def check_controller(controller: Controller, experts: int) -> None:
     """Raises ValueError for settings out of their range."""
     if not isinstance(controller, Controller):
         raise ValueError(f"controller is {short(controller)}; pass an optabs.Controller(...).")
+    for name, value in controller._asdict().items():
+        if getattr(value, "ndim", 0):
+            raise ValueError(f"{name} is {short(value)}; pass one number.")
     check(optional(POSITIVE), cap=controller.cap)
     check(BELOW_ONE, floor=controller.floor, decay=controller.decay)
     check(DECAY, gamma=controller.gamma)
@@ -195,7 +200,8 @@ def distance(controller: Controller, losses: Losses, value: jax.Array | None) ->
         return jnp.ones([], jnp.float32)
     low = jnp.asarray(controller.low_loss, jnp.float32) * losses.first
     share = jnp.clip(losses.mean / jnp.where(low > _LEAST, low, 1), 0, 1)
-    return jnp.where(low > _LEAST, jnp.square(share), 1.0)
+    # A loss that falls below 0 does not tell how near it is to its lowest.
+    return jnp.where((low > _LEAST) & (losses.mean >= 0), jnp.square(share), 1.0)
 
 
 class ControllerState(NamedTuple):

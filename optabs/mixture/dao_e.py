@@ -14,7 +14,7 @@ from optabs._numerics import new_count, transformation
 from optabs._tree import tree_where
 from optabs.mixture import controller as control
 from optabs.mixture import features as observing
-from optabs.mixture.controller import Controller, check_controller, rows_of
+from optabs.mixture.controller import Controller, check_controller
 from optabs.mixture.experts import Expert, repaired, resolve, updated
 from optabs.mixture.features import Feature
 from optabs.mixture.state import (
@@ -88,8 +88,8 @@ def dao_e(
       features: pairs (function, length), such as `optabs.features.ALL`. By default none:
         in the study they hardly gained anything.
       previous: how the traces are kept: "thinned" (of leaves of 4,096 entries and more every
-        2nd, of 32,768 and more every 16th along the longest axis), or whole in "bfloat16" or
-        "float32".
+        2nd, of 32,768 and more every 16th along the longest axis that one device has whole),
+        or whole in "bfloat16" or "float32".
 
     Returns:
       The optimizer. Updates have the gradient's shape and dtype. State is the experts' own,
@@ -133,7 +133,7 @@ def dao_e(
     inputs = 1 + sum(length for _, length in chosen) if learns else 0
     multiplied = controller.multiplier_rate is not None
 
-    def init_fn(params: optax.Params) -> DaoEState:
+    def new_state(params: optax.Params, inner: Mapping[str, Any]) -> DaoEState:
         def zeros(kept: Callable[[jax.Array], jax.Array]) -> Any:
             return jax.tree.map(lambda leaf: kept(jnp.zeros_like(leaf)), params)
 
@@ -144,16 +144,18 @@ def dao_e(
             return zeros(lambda leaf: rounded(thinned(leaf)))
 
         leaves = len(jax.tree.leaves(params))
-        states = {name: ExpertState(x.init(params), trace()) for name, x in members.items()}
         multiplier = MultiplierState(jnp.float32(0), jnp.zeros(2, jnp.float32), step(), step())
         return DaoEState(
             count=new_count(),
-            experts=states,
+            experts={name: ExpertState(inner[name], trace()) for name in members},
             controller=control.init(controller, leaves, len(members), inputs),
             multiplier=multiplier if multiplied else (),
             losses=control.new_losses(),
             observing=observing.init(chosen),
         )
+
+    def init_fn(params: optax.Params) -> DaoEState:
+        return new_state(params, {name: each.init(params) for name, each in members.items()})
 
     def update_fn(
         updates: optax.Updates,
@@ -170,9 +172,7 @@ def dao_e(
             )
         check_trees(updates, params)
         leaves: list[jax.Array] = jax.tree.leaves(updates)
-        trace, kept = (params if each else () for each in (learns, multiplied))
-        matrix = (rows_of(controller, len(leaves)), len(members), inputs) if learns else ()
-        check_state(state, list(members), trace, kept, matrix)
+        check_state(state, jax.eval_shape(new_state, params, dict.fromkeys(members, ())))
         loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
         learned, multiplier, losses, observed = state[2:]
@@ -186,7 +186,7 @@ def dao_e(
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:
-            cosines = _cosines([scaled(unit, thinned(g)) for g in leaves], multiplier)
+            cosines = _cosines(unit, leaves, multiplier)
             log = control.update_multiplier(
                 controller, multiplier.log_multiplier, cosines, state.count, rho
             )
@@ -203,7 +203,7 @@ def dao_e(
             proposed = jax.tree.map(where_finite, proposed)
             measured = jnp.ones([], bool)
             if controller.cap is not None:
-                stretch = jnp.exp(state.multiplier.log_multiplier) if multiplied else 1.0
+                stretch = jnp.exp(multiplier.log_multiplier) if multiplied else 1.0
                 factors = _factors(controller.cap, stretch, params, proposed)
                 if learns and previous == "thinned":
                     measured = barrier(~(factors[0] < 0))  # True for NaN, too
@@ -328,7 +328,7 @@ def _factors(
     # Exactly, not by the entries that are kept: an embedding's update may be a few rows.
     norms = jnp.stack([root(square_of(jax.tree.leaves(x))) for x in (params, *proposed)])
     longest = jnp.asarray(cap) * jnp.maximum(norms[0], 1.0) / jnp.maximum(stretch, 1.0)
-    # The square of a longer norm overflows, so no finite update is longer.
+    # No longer norm is finite; an update whose norm is not counts as 0.
     factors = 1 / jnp.maximum(norms[1:] / jnp.minimum(longest, 1e20), 1.0)
     return barrier(factors.astype(jnp.float32))
 
@@ -346,16 +346,25 @@ def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
     return barrier(jnp.stack(barrier(products))).reshape(len(leaves), len(traces))
 
 
-def _cosines(grads: list[jax.Array], multiplier: MultiplierState) -> jax.Array:
-    """The thinned gradient's with the last mixed step and with its trace: float32 [2]."""
-    cosines, square = [], square_of(grads)
+def _cosines(
+    unit: jax.Array, grads: list[jax.Array], multiplier: MultiplierState
+) -> jax.Array:
+    """The gradient's with the last mixed step and with its trace: float32 [2]."""
+    thin = [scaled(unit, thinned(leaf)) for leaf in grads]
+    # An entry stands for those that are left out beside it.
+    shares = [max(g.size, 1) / max(t.size, 1) for g, t in zip(grads, thin, strict=True)]
+
+    def total(ones: list[jax.Array], others: list[jax.Array]) -> jax.Array:
+        each = zip(shares, ones, others, strict=True)
+        return sum_of([share * product(one, other) for share, one, other in each])
+
+    cosines, square = [], total(thin, thin)
     for tree in (multiplier.step, multiplier.step_trace):
-        kept = [k.astype(g.dtype) for k, g in zip(jax.tree.leaves(tree), grads, strict=True)]
-        inner = [product(g, k) for g, k in zip(grads, kept, strict=True)]
-        squares = jnp.stack([square, square_of(kept)])
-        known = jnp.all((squares > 0) & jnp.isfinite(squares)) & bool(inner)
+        kept = [k.astype(t.dtype) for k, t in zip(jax.tree.leaves(tree), thin, strict=True)]
+        squares = jnp.stack([square, total(kept, kept)])
+        known = jnp.all((squares > 0) & jnp.isfinite(squares)) & bool(thin)
         norms = root(squares)
-        cosine = sum_of(inner) / norms[0] / norms[1]
+        cosine = total(thin, kept) / norms[0] / norms[1]
         cosines.append(jnp.where(known, jnp.clip(cosine, -1, 1), 0))
     return barrier(jnp.stack(cosines))
 

@@ -61,6 +61,8 @@ def resolve(
     resolved = {}
     for name in sorted(given, key=str):
         expert = given[name]
+        if isinstance(expert, optax.MultiSteps):
+            expert = expert.gradient_transformation()
         built = isinstance(expert, optax.GradientTransformation)
         if not isinstance(name, str) or not (built or callable(expert)):
             raise ValueError(f"experts holds {short(name)}: {short(expert)}; {wanted}.")
@@ -118,9 +120,9 @@ def repaired(
     """The experts' states, with what init makes in place of entries that are not finite."""
 
     def entry(old: jax.Array, new: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(old.dtype, jnp.inexact):
+        if not jnp.issubdtype(jnp.result_type(old), jnp.inexact):
             return old
-        return tree_where(jnp.isfinite(old), old, new)
+        return tree_where(jnp.isfinite(old), jnp.asarray(old), jnp.asarray(new))
 
     return {
         name: jax.tree.map(entry, states[name], member.init(params))

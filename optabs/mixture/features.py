@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optabs._checks import short
+from optabs._checks import cut, short
 from optabs._tree import numeric_leaves
 
 WARM_UP = 3  # steps whose features only feed the running means
@@ -295,11 +295,13 @@ def _numbers(
     """The numbers of one feature, float32 [length], or None where it is absent."""
     if (numbers := function(observation)) is None:
         return None
-    array = jnp.atleast_1d(jnp.asarray(numbers))
+    name = cut(getattr(function, "__name__", repr(function)))
+    wanted = f"return {length} real numbers, the length it was given with"
+    try:
+        array = jnp.atleast_1d(jnp.asarray(numbers))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"features: {name} returned {short(numbers)}; {wanted}.") from error
     if array.shape != (length,) or jnp.iscomplexobj(array):
-        name = getattr(function, "__name__", repr(function))
-        raise ValueError(
-            f"features: {name} returned {array.dtype.name}{list(array.shape)}; return "
-            f"{length} real numbers, the length it was given with."
-        )
+        what = f"{array.dtype.name}{list(array.shape)}"
+        raise ValueError(f"features: {name} returned {what}; {wanted}.")
     return array.astype(jnp.float32)

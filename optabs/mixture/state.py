@@ -54,13 +54,13 @@ class DaoEState(NamedTuple):
 def check_storage(storage: object) -> None:
     """Raises ValueError for an unknown storage."""
     known = ", ".join(map(repr, get_args(Storage)))
-    if storage == "int8":
+    if isinstance(storage, str) and storage == "int8":
         raise ValueError(
             "previous is 'int8', which is gone: a step adds a hundredth to a trace, less than "
             f"half a step of int8; pass one of {known}."
         )
-    if storage not in get_args(Storage):
-        raise ValueError(f"previous is {storage!r}; pass one of {known}.")
+    if not isinstance(storage, str) or storage not in get_args(Storage):
+        raise ValueError(f"previous is {short(storage)}; pass one of {known}.")
 
 
 def rounded(array: jax.Array) -> jax.Array:
@@ -184,27 +184,21 @@ def _barred_slope(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     return _barred(*primals), tangents[0]
 
 
-def check_state(
-    state: Any, names: Sequence[str], trace: Any, step: Any, weights: tuple[int, ...]
-) -> None:
+def check_state(state: Any, wanted: DaoEState) -> None:
     """Refuses a state of another optimizer, or of other parameters.
 
     Args:
       state: what was given.
-      names: the experts'.
-      trace: a tree like an expert's trace.
-      step: a tree like the multiplier's, () without one.
-      weights: the shape of the controller's matrix, () where it learns nothing.
+      wanted: the shapes of one of this optimizer, but for the experts' own states.
     """
     if not isinstance(state, DaoEState):
         raise ValueError(f"state is a {type(state).__name__}; {_WANTED}.")
-    if sorted(state.experts) != list(names):
-        found, wanted = map(short, (sorted(state.experts), list(names)))
-        raise ValueError(f"state is of the experts {found}, not {wanted}; {_WANTED}.")
-    kept: Any = [jax.tree.structure((each.trace, step)) for each in state.experts.values()]
-    ours: Any = jax.tree.structure((trace, state.multiplier and state.multiplier.step))
-    same = all(one == ours for one in kept)
-    if not same or getattr(state.controller.matrix, "shape", ()) != weights:
+    if sorted(state.experts) != sorted(wanted.experts):
+        found, ours = map(short, (sorted(state.experts), sorted(wanted.experts)))
+        raise ValueError(f"state is of the experts {found}, not {ours}; {_WANTED}.")
+    experts = {name: each._replace(inner=()) for name, each in state.experts.items()}
+    own = jax.tree.map(jnp.shape, state._replace(experts=experts))
+    if own != jax.tree.map(jnp.shape, wanted):
         raise ValueError(f"state is of other parameters or settings; {_WANTED}.")
 
 
