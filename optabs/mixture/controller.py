@@ -89,7 +89,8 @@ class Controller(NamedTuple):
       multiplier_rate: of c, above or equal to 0. None: no multiplier.
       shrink: the share of its rate at which c falls below 0, in [0, 1].
       low_loss: the share of the first loss below which training is near interpolation; 0 for
-        no such distinction.
+        no such distinction, as for regressions on large or streaming data, whose losses fall
+        further while there is much to learn.
 
     Examples:
       >>> import optabs
