@@ -381,7 +381,32 @@ def test_the_cosine_is_of_all_entries_though_large_leaves_are_thinned() -> None:
     np.testing.assert_allclose(state.multiplier.cosines, -0.6, rtol=1e-2)
 
 
+@jax.tree_util.register_pytree_node_class
+class Box:
+    """A container of parameters without an equality of its own."""
+
+    def __init__(self, weights: Any) -> None:
+        self.weights = weights
+
+    def tree_flatten(self) -> Any:
+        return (self.weights,), None
+
+    @classmethod
+    def tree_unflatten(cls, _: Any, children: Any) -> "Box":
+        return cls(*children)
+
+
 class TestStatesOfOtherKinds:
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_containers_without_an_equality(self, compiled: bool) -> None:
+        optimizer = optabs.dao_e(experts=experts(("sgd",)))
+        update = jax.jit(optimizer.update) if compiled else optimizer.update
+        position = Box(jnp.ones(3))
+        state = optimizer.init(position)
+        for _ in range(2):
+            updates, state = update(position, state, position)
+        assert isinstance(updates, Box)
+
     def test_python_numbers_in_an_experts_state(self) -> None:
         counting = optax.GradientTransformation(
             lambda params: {"n": 0, "x": 0.5},
@@ -395,8 +420,10 @@ class TestStatesOfOtherKinds:
         _, state = optimizer.update(jnp.ones(3), state, jnp.ones(3))
         assert state.experts["counting"].inner["n"] == 1
 
-    def test_multi_steps_as_an_expert(self) -> None:
-        optimizer = optabs.dao_e(experts={"slow": optax.MultiSteps(optax.sgd(0.1), 2)})
+    @pytest.mark.parametrize("built", [False, True])
+    def test_multi_steps_as_an_expert(self, built: bool) -> None:
+        made = optax.MultiSteps(optax.sgd(0.1), 2)
+        optimizer = optabs.dao_e(experts={"slow": made if built else lambda rate: made})
         state = optimizer.init(jnp.ones(3))
         update, state = optimizer.update(jnp.ones(3), state, jnp.ones(3))
         np.testing.assert_array_equal(update, 0)

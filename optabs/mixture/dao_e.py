@@ -262,8 +262,8 @@ def steered(
       multiplier_rate: of c, 0 or more.
       gamma: in [0, 1), of the trace.
       shrink: the share of its rate at which c falls below 0, in [0, 1]; 1 to fall freely.
-      low_loss: the share of the first loss that `update(value=loss)` told below which c falls
-        as fast as it rises; 0 for no such distinction.
+      low_loss: the share of the first loss, of `update(value=loss)`, below which c falls as
+        fast as it rises; 0 for no such distinction.
 
     Returns:
       The optimizer; `update` needs the parameters. Updates have the gradient's shape and

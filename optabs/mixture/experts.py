@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optabs._checks import RATE, check, check_alike, short
+from optabs._checks import RATE, as_transformation, check, check_alike, short
 from optabs._numerics import full_precision
 from optabs._tree import tree_where
 from optabs.optimizers.adam_family import adam
@@ -18,6 +18,7 @@ from optabs.optimizers.gradient_descent import sgd
 Factory: TypeAlias = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
 Expert: TypeAlias = optax.GradientTransformation | Factory
 
+_BUILT = optax.GradientTransformation | optax.MultiSteps  # what is no function of a rate
 DEFAULT_RATE = 1e-3
 
 
@@ -61,9 +62,7 @@ def resolve(
     resolved = {}
     for name in sorted(given, key=str):
         expert = given[name]
-        if isinstance(expert, optax.MultiSteps):
-            expert = expert.gradient_transformation()
-        built = isinstance(expert, optax.GradientTransformation)
+        built = isinstance(expert, _BUILT)
         if not isinstance(name, str) or not (built or callable(expert)):
             raise ValueError(f"experts holds {short(name)}: {short(expert)}; {wanted}.")
         if built and learning_rate is not None:
@@ -79,9 +78,9 @@ def resolve(
                     f"learning_rate alone; {wanted}."
                 )
             expert = expert(DEFAULT_RATE if learning_rate is None else learning_rate)
-            if not isinstance(expert, optax.GradientTransformation):
+            if not isinstance(expert, _BUILT):
                 raise ValueError(f"experts: {short(name)} made {short(expert)}; {wanted}.")
-        resolved[name] = optax.with_extra_args_support(expert)
+        resolved[name] = optax.with_extra_args_support(as_transformation(name, expert))
     return resolved
 
 

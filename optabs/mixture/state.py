@@ -197,8 +197,10 @@ def check_state(state: Any, wanted: DaoEState) -> None:
         found, ours = map(short, (sorted(state.experts), sorted(wanted.experts)))
         raise ValueError(f"state is of the experts {found}, not {ours}; {_WANTED}.")
     experts = {name: each._replace(inner=()) for name, each in state.experts.items()}
-    own = jax.tree.map(jnp.shape, state._replace(experts=experts))
-    if own != jax.tree.map(jnp.shape, wanted):
+    both: Any = [jax.tree.flatten(each) for each in (state._replace(experts=experts), wanted)]
+    # Leaf by leaf: a container of parameters may know no equality.
+    kept, new = ((structure, [*map(jnp.shape, leaves)]) for leaves, structure in both)
+    if kept != new:
         raise ValueError(f"state is of other parameters or settings; {_WANTED}.")
 
 
