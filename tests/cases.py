@@ -284,8 +284,6 @@ def _dao_e(
     decay: float = 0.003,
     gamma: float = 0.99,
     multiplier_rate: float = 1.0,
-    shrink: float = 0.1,
-    low_loss: float = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
     controller = optabs.Controller(
         cap=cap,
@@ -294,8 +292,6 @@ def _dao_e(
         decay=decay,
         gamma=gamma,
         multiplier_rate=multiplier_rate,
-        shrink=shrink,
-        low_loss=low_loss,
     )
     return optabs.dao_e(learning_rate, _experts(eps_root), controller=controller)
 
@@ -335,16 +331,12 @@ def _steered(
     cap: float = 0.05,
     multiplier_rate: float = 1.0,
     gamma: float = 0.99,
-    shrink: float = 0.1,
-    low_loss: float = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
     return optabs.steered(
         optabs.adam(learning_rate, eps_root=eps_root),
         cap=cap,
         multiplier_rate=multiplier_rate,
         gamma=gamma,
-        shrink=shrink,
-        low_loss=low_loss,
     )
 
 

@@ -124,7 +124,6 @@ def mixture(
     grads: Sequence[Leaves],
     proposed: Sequence[Sequence[Leaves]],
     rule: Controller,
-    losses: Sequence[float] | None = None,
     features: np.ndarray | None = None,
 ) -> list[Step]:
     """The parameters, weights, traces and multiplier after each step.
@@ -144,21 +143,17 @@ def mixture(
     c = 0.0
     traces = [[np.zeros_like(x) for x in theta] for _ in range(experts)]  # P
     s, long = ([np.zeros_like(x) for x in theta] for _ in range(2))  # s, S
-    mean_loss = 0.0
     f = np.zeros(n)
     steps = []
     for t, g in enumerate(grads):
         fall = 1.0 if published else max((1 + t / 100) ** -0.5, 0.2)
-        rho = 1.0
-        if losses is not None:
-            mean_loss = losses[t] if t == 0 else 0.9 * mean_loss + 0.1 * losses[t]
-            if losses[0] > 0 and rule.low_loss > 0 and mean_loss >= 0:
-                rho = min(max(mean_loss / (rule.low_loss * losses[0]), 0.0), 1.0) ** 2
         cosines = [0.0, 0.0]
         if t > 0 and rule.multiplier_rate is not None:
             cosines = [_cosine(g, s), _cosine(g, long)]
             x = sum(cosines)
-            share = 1 - (1 - rule.shrink) * rho if x > 0 and c < 0 else 1.0
+            share = 1.0
+            if x > 0 and c < 0:
+                share = min(1.0, np.exp(c) * _norm(s) / (0.005 * max(_norm(theta), 1.0)))
             c = min(max(c - rule.multiplier_rate * fall * share * x, -7.0), 3.0)
         if t > 0 and rule.rate is not None:
             d = np.array([[np.sum(x * p[leaf]) for p in traces] for leaf, x in enumerate(g)])
@@ -173,10 +168,9 @@ def mixture(
                 sigma2 = sigma2 + r * ((advantage**2).sum(axis=1) / number[:, 0] - sigma2)
                 q = np.clip(advantage / np.sqrt(sigma2 + 1e-20)[:, None], -10, 10)
                 q = (q - q.sum(axis=1, keepdims=True) / number) * judged
-                decay = min(rule.decay + 0.3 * (1 - rho), 1.0)
-                b = (1 - decay) * b + rule.rate * fall * q
+                b = (1 - rule.decay) * b + rule.rate * fall * q
                 b = b - b.mean(axis=1, keepdims=True)
-                w = (1 - decay) * w + 0.03 * fall * q[:, :, None] * f
+                w = (1 - rule.decay) * w + 0.03 * fall * q[:, :, None] * f
             else:
                 slope = -alpha * advantage
                 slopes = slope[:, :, None] * np.concatenate([[1.0], f])

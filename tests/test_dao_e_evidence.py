@@ -105,7 +105,7 @@ class TestOneThatMadeNoUpdate:
         # Of the published rule it is the weight that makes the evidence.
         share = state.weights[:, :2] / jnp.sum(state.weights[:, :2])
         state = state._replace(weights=state.weights.at[:, :2].set(share))
-        return control.learn(controller, state, products, jnp.int32(7), jnp.float32(1.0))
+        return control.learn(controller, state, products, jnp.int32(7))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", CONTROLLERS)

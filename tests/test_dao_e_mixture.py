@@ -14,7 +14,6 @@ from dao_e_problem import (
     FEATURES,
     GIVEN,
     GRADS,
-    LOSSES,
     MAKERS,
     RATES,
     assert_follows,
@@ -106,17 +105,16 @@ class TestSteered:
     @pytest.mark.parametrize("name", ["adam", "lion", "sgd"])
     def test_it_is_dao_e_with_one_expert_bit_for_bit(self, name: str) -> None:
         alone = MAKERS[name](RATES[name])
-        ours, _ = walked(optabs.steered(alone), GRADS[:20], value=LOSSES[:20])
-        wanted, _ = walked(optabs.dao_e(experts={"one": alone}), GRADS[:20], value=LOSSES[:20])
+        ours, _ = walked(optabs.steered(alone), GRADS[:20])
+        wanted, _ = walked(optabs.dao_e(experts={"one": alone}), GRADS[:20])
         assert_equal(ours, wanted)
 
     def test_its_settings_are_the_controllers(self) -> None:
-        numbers = {"cap": 0.1, "multiplier_rate": 0.3, "gamma": 0.5, "shrink": 0.7}
-        numbers |= {"low_loss": 2.0}
+        numbers = {"cap": 0.1, "multiplier_rate": 0.3, "gamma": 0.5}
         alone = optabs.sgd(0.4)
-        ours, _ = walked(optabs.steered(alone, **numbers), GRADS[:20], value=LOSSES[:20])
+        ours, _ = walked(optabs.steered(alone, **numbers), GRADS[:20])
         mixed = optabs.dao_e(experts={"one": alone}, controller=Controller(**numbers))
-        wanted, _ = walked(mixed, GRADS[:20], value=LOSSES[:20])
+        wanted, _ = walked(mixed, GRADS[:20])
         assert_equal(ours, wanted)
         defaults = inspect.signature(optabs.steered).parameters
         for setting in numbers:
@@ -258,15 +256,13 @@ class TestFailingExperts:
             features=(GIVEN,),
             previous="float32",
         )
-        each = {"value": LOSSES[:20], "batch": FEATURES[:20]}
+        each = {"batch": FEATURES[:20]}
         positions, states = walked(optimizer, grads, sick=sick, **each)
         numbers = list(map(flat, grads))
         proposed = [proposals(name, RATES[name], numbers) for name in ("adam", "lion", "sgd")]
         proposed[2][bad] = [np.full_like(leaf, np.nan) for leaf in numbers[bad]]
         start = flat(params())
-        wanted = mixture(
-            start, numbers, proposed, controller, list(LOSSES[:20]), FEATURES[:20]
-        )
+        wanted = mixture(start, numbers, proposed, controller, FEATURES[:20])
         assert_follows(wanted, positions, states)
         chex.assert_tree_all_finite(states)
 
@@ -298,7 +294,7 @@ class TestFailingExperts:
             experts={"a": fragile(0.1), "b": fragile(0.2)}, features=optabs.features.ALL
         )
         sick = np.arange(10) % 3 == 2
-        path, states = walked(optimizer, SLOPES[:10], START, sick=sick, value=LOSSES[:10])
+        path, states = walked(optimizer, SLOPES[:10], START, sick=sick)
         for t in np.flatnonzero(sick):
             assert_equal(path[t], path[t - 1])
         chex.assert_tree_all_finite(states)

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 import optabs
 from optabs import features
 
-MEASURED = optabs.Controller(low_loss=0.0)  # a decay that does not depend on the loss
 LOSS = (lambda seen: seen.value, 1)
 SEEN = (*features.ALL, LOSS)
 BATCH_COLUMNS, LOSS_COLUMNS = [1, 2, 3], [5]
@@ -84,7 +83,9 @@ class TestStandardisation:
         ).astype(np.float32)
         raw[::3, 2] = np.nan
         raw[:, 3] = np.inf
-        states = walked(two(MEASURED, GIVEN), jnp.ones(3), numbers(steps), batch=raw)
+        states = walked(
+            two(optabs.Controller(), GIVEN), jnp.ones(3), numbers(steps), batch=raw
+        )
         by_hand = Moments(4)
         with np.errstate(invalid="ignore"):
             wanted = [by_hand.standardised(np.float64(row)) for row in raw]
@@ -102,13 +103,13 @@ class TestStandardisation:
 
     def test_a_number_that_hardly_moves_is_nearly_zero(self) -> None:
         raw = np.float32(7 + 1e-6 * np.random.default_rng(2).normal(size=(300, 4)))
-        states = walked(two(MEASURED, GIVEN), jnp.ones(3), numbers(300), batch=raw)
+        states = walked(two(optabs.Controller(), GIVEN), jnp.ones(3), numbers(300), batch=raw)
         assert np.abs(states.controller.inputs[:, 1:]).max() < 0.01
 
 
 class TestAbsence:
     @pytest.mark.slow
-    @pytest.mark.parametrize("controller", [MEASURED, optabs.Controller.paper()])
+    @pytest.mark.parametrize("controller", [optabs.Controller(), optabs.Controller.paper()])
     @pytest.mark.parametrize(
         ("missing", "columns"), [("batch", BATCH_COLUMNS), ("value", LOSS_COLUMNS)]
     )
@@ -141,7 +142,7 @@ class TestAbsence:
     def test_a_loss_that_is_not_finite_is_absent_for_its_steps(self) -> None:
         losses = 3 * numbers(40, 5)[:, 0]
         losses[[5, 8, 20, 21]] = np.nan, np.inf, -np.inf, np.nan
-        optimizer, params = two(MEASURED, *SEEN), jnp.ones(3)
+        optimizer, params = two(optabs.Controller(), *SEEN), jnp.ones(3)
         start = optimizer.init(params)
         states = walked(optimizer, params, numbers(40), start, value=losses)
         bad = ~np.isfinite(losses)
@@ -158,7 +159,7 @@ class TestAbsence:
 ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)
 HARMLESS = st.floats(-1e3, 1e3, width=32)
 STEPS = 6
-MIXED = two(MEASURED, *SEEN)
+MIXED = two(optabs.Controller(), *SEEN)
 ANYTHING = jax.jit(lambda *xs: walked(MIXED, xs[0], xs[1], value=xs[2], batch=xs[3]))
 
 

@@ -104,8 +104,6 @@ class TestLoops:
         optimizer = optabs.dao_e(
             0.1,
             FACTORIES,
-            # Near interpolation the weights would be uniform again.
-            controller=optabs.Controller(low_loss=0.0),
             features=optabs.features.ALL,
         )
         result = optabs.fit(

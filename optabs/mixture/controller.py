@@ -11,7 +11,6 @@ from optabs._checks import (
     DECAY,
     NONNEGATIVE,
     POSITIVE,
-    SHARE,
     check,
     optional,
     short,
@@ -22,8 +21,7 @@ MIN_VARIANCE_RATE = 0.02  # the variance of the advantages covers about 50 steps
 MAX_SIGNAL = 10.0  # standard deviations; bounds what one step can change
 ANNEALING_STEPS = 100.0  # after so many the rates fall like 1 / sqrt(steps)
 MIN_ANNEALED = 0.2  # the share of themselves to which they fall: the problem may change
-LOSS_DECAY = 0.9  # of the loss's mean: about ten steps, to average over mini-batches
-LOW_DECAY = 0.3  # more decay of b at a loss of 0: equal weights generalise better there
+LONG_STEP = 0.005  # in norms of the parameters; shorter ones are seldom too long
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
 MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
 PAPER_RATE = 0.05  # of b and W, as published
@@ -48,9 +46,9 @@ class Controller(NamedTuple):
               \sigma_l^2 \leftarrow \sigma_l^2 + \max(1/t, 0.02)\,
               (\overline{a_l^2} - \sigma_l^2), \qquad
               q_{kl} = \mathrm{clip}(a_{kl} / \sigma_l, \pm 10),
-    .. math:: b_l \leftarrow (1 - \delta_t)\, b_l
+    .. math:: b_l \leftarrow (1 - \mathrm{decay})\, b_l
               + \mathrm{rate}\, h_t\, (q_l - \bar q_l), \qquad
-              W_l \leftarrow (1 - \delta_t)\, W_l
+              W_l \leftarrow (1 - \mathrm{decay})\, W_l
               + 0.03\, h_t\, (q_l - \bar q_l) \otimes f,
     .. math:: \alpha_l = \mathrm{floor} + (1 - K\,\mathrm{floor})\,
               \mathrm{softmax}(b_l + W_l f), \qquad h_t = \max(0.2, (1 + t/100)^{-1/2}),
@@ -63,34 +61,26 @@ class Controller(NamedTuple):
               c \leftarrow \mathrm{clip}\big(c - \mathrm{multiplier\_rate}\, h_t\, z\,
               (\cos(g, s) + \cos(g, S)), -7, 3\big),
 
-    :math:`z = 1 - (1 - \mathrm{shrink})\,\rho_t` where the sum of cosines is above 0 while
-    :math:`c < 0`, else 1: the step that is best for the next losses alone is shorter than the
-    one that trains best. That ends near interpolation, where what is still gained on the
-    training loss :math:`L` is no longer gained on data that were held out: with the running
-    mean of the losses :math:`\bar L_t` (decay 0.9) and the first one,
+    where, if the sum of the cosines is above 0 while :math:`c < 0`,
 
-    .. math:: \rho_t = \mathrm{clip}\big(\bar L_t / (\mathrm{low\_loss}\, L_0), 0, 1\big)^2,
-              \qquad \delta_t = \min(\mathrm{decay} + 0.3\,(1 - \rho_t), 1),
+    .. math:: z = \min\Big(1, \frac{e^c\, \|s\|}{0.005 \max(\|\theta\|, 1)}\Big)
 
-    and :math:`\rho_t = 1` where `update` is given no `value`, :math:`L_0` is not above 0 or
-    :math:`\bar L_t` is below it. :math:`s` and :math:`S` are kept in bfloat16 and thinned: of
-    a leaf of :math:`N` entries every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its
-    longest axis that one device has whole. The cosines are estimated from these entries. An
-    expert with :math:`d_{kl} = 0`, as one that made no update, is left out of the means, and
-    in a step with products that are not finite nothing is learned.
+    and else :math:`z = 1`: the step that is best for the next losses alone is shorter than
+    the one that trains best, so the shorter it is, the more slowly it shortens further.
+    :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries
+    every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
+    has whole. The cosines and :math:`z` are estimated from these entries. An expert with
+    :math:`d_{kl} = 0`, as one that made no update, is left out of the means, and in a step
+    with products that are not finite nothing is learned.
 
     Attributes:
       cap: the longest share that an expert has in a step, in norms of the parameters (at
         least 1); None for no cap.
       floor: the least weight of an expert, in [0, 1/K).
       rate: of b, above or equal to 0. None freezes the weights: uniform.
-      decay: of b and W in every step, in [0, 1), far from interpolation.
+      decay: of b and W in every step, in [0, 1).
       gamma: :math:`\gamma` in [0, 1), of the traces; 0 for the last update alone.
       multiplier_rate: of c, above or equal to 0. None: no multiplier.
-      shrink: the share of its rate at which c falls below 0, in [0, 1].
-      low_loss: the share of the first loss below which training is near interpolation; 0 for
-        no such distinction, as for regressions on large or streaming data, whose losses fall
-        further while there is much to learn.
 
     Examples:
       >>> import optabs
@@ -99,8 +89,7 @@ class Controller(NamedTuple):
       >>> optabs.Controller.paper().gamma
       0.0
 
-    Source: DAO-E, eqs. 1 and 2; hypergradient descent, Baydin et al., arXiv 1703.04782;
-    interpolation, Vaswani et al., arXiv 1905.09997, Loizou et al., arXiv 2002.10542.
+    Source: DAO-E, eqs. 1 and 2; hypergradient descent, Baydin et al., arXiv 1703.04782.
     """
 
     cap: ArrayLike | None = 0.05
@@ -109,16 +98,13 @@ class Controller(NamedTuple):
     decay: ArrayLike = 0.003
     gamma: ArrayLike = 0.99
     multiplier_rate: ArrayLike | None = 1.0
-    shrink: ArrayLike = 0.1
-    low_loss: ArrayLike = 0.2
 
     @classmethod
     def paper(cls) -> "Controller":
         """The form that DAO-E was published in.
 
         One set of weights for all leaves, learned by Adam at 0.05 (`rate`) from the last
-        update alone; no cap, no floor and no multiplier, so `shrink` and `low_loss` say
-        nothing.
+        update alone; no cap, no floor and no multiplier.
         """
         return _Paper(None, 0.0, PAPER_RATE, 0.0, 0.0, None)
 
@@ -161,48 +147,11 @@ def check_controller(controller: Controller, experts: int) -> None:
     check(
         optional(NONNEGATIVE), rate=controller.rate, multiplier_rate=controller.multiplier_rate
     )
-    check(SHARE, shrink=controller.shrink)
-    check(NONNEGATIVE, low_loss=controller.low_loss)
     floor: Any = controller.floor
     if not isinstance(floor, jax.Array) and floor * experts >= 1:
         raise ValueError(
             f"floor is {floor!r} for {experts} experts; pass a number below 1/{experts}."
         )
-
-
-class Losses(NamedTuple):
-    """What is known of the loss."""
-
-    first: jax.Array  # float32 []: L_0
-    mean: jax.Array  # float32 []
-    seen: jax.Array  # bool []: whether there was a finite one
-
-
-def new_losses() -> Losses:
-    """Before the first loss."""
-    first, mean = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
-    return Losses(first, mean, jnp.zeros([], bool))
-
-
-def update_losses(losses: Losses, value: jax.Array | None) -> Losses:
-    """After the next loss, float32 [], if there is one."""
-    if value is None:
-        return losses
-    mean = jnp.where(losses.seen, update_moment(losses.mean, value, LOSS_DECAY), value)
-    finite, (first, last, seen) = jnp.isfinite(value), losses
-    return Losses(
-        jnp.where(finite & ~seen, value, first), jnp.where(finite, mean, last), seen | finite
-    )
-
-
-def distance(controller: Controller, losses: Losses, value: jax.Array | None) -> jax.Array:
-    """From interpolation, rho: float32 [] in [0, 1]."""
-    if value is None:
-        return jnp.ones([], jnp.float32)
-    low = jnp.asarray(controller.low_loss, jnp.float32) * losses.first
-    share = jnp.clip(losses.mean / jnp.where(low > _LEAST, low, 1), 0, 1)
-    # A loss that falls below 0 does not tell how near it is to its lowest.
-    return jnp.where((low > _LEAST) & (losses.mean >= 0), jnp.square(share), 1.0)
 
 
 class ControllerState(NamedTuple):
@@ -242,7 +191,6 @@ def learn(
     state: ControllerState,
     products: jax.Array,
     steps: jax.Array,
-    rho: jax.Array,
 ) -> ControllerState:
     """The state after the next gradient.
 
@@ -251,7 +199,6 @@ def learn(
       state: what was learned so far.
       products: float32 [L, K], d: the gradient's with the traces, for each leaf and expert.
       steps: int32 [], taken before this one.
-      rho: float32 [], the distance from interpolation.
     """
     published = isinstance(controller, _Paper)
     if published:
@@ -263,7 +210,7 @@ def learn(
     if published:
         learned = _published_rule(controller, state, products, steps)
     else:
-        learned = _relative_rule(controller, state, products, steps, rho)
+        learned = _relative_rule(controller, state, products, steps)
     return jax.tree.map(lambda new, old: jnp.where(valid, new, old), learned, state)
 
 
@@ -280,11 +227,7 @@ def update_weights(
 
 
 def _relative_rule(
-    controller: Controller,
-    state: ControllerState,
-    products: jax.Array,
-    steps: jax.Array,
-    rho: jax.Array,
+    controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
 ) -> ControllerState:
     advantage = jnp.sum(state.weights * products, axis=1, keepdims=True) - products
     largest = jnp.max(jnp.abs(products), axis=1)
@@ -303,9 +246,8 @@ def _relative_rule(
     signal = jnp.where(judged, signal - _mean_of_judged(signal, judged), 0)
     step = signal[:, :, None] * _per_input(state.inputs)
     step = _rates(controller, state, FEATURE_RATE, _annealing(steps)) * step
-    decay = jnp.minimum(jnp.asarray(controller.decay) + LOW_DECAY * (1 - rho), 1.0)
     return state._replace(
-        matrix=_moved(state, decay, step), deviation=unit * _safe_sqrt(variance)
+        matrix=_moved(state, controller.decay, step), deviation=unit * _safe_sqrt(variance)
     )
 
 
@@ -377,12 +319,21 @@ def update_multiplier(
     controller: Controller,
     log_multiplier: jax.Array,
     cosines: jax.Array,
+    length: jax.Array,
     steps: jax.Array,
-    rho: jax.Array,
 ) -> jax.Array:
-    """c after the next gradient, from its cosines with s and S, float32 [2]."""
+    """c after the next gradient: float32 [].
+
+    Args:
+      controller: the settings.
+      log_multiplier: float32 [], c.
+      cosines: float32 [2], the gradient's with s and S.
+      length: float32 [], of s in norms of the parameters (at least 1).
+      steps: int32 [], taken before this one.
+    """
     both = jnp.sum(cosines)
-    shrink = 1 - (1 - jnp.asarray(controller.shrink)) * rho
+    share = jnp.exp(log_multiplier) * length / LONG_STEP
+    share = jnp.where(share < 1, share, 1.0)
     rate = jnp.asarray(controller.multiplier_rate) * _annealing(steps)
-    rate = rate * jnp.where((both > 0) & (log_multiplier < 0), shrink, 1.0)
+    rate = rate * jnp.where((both > 0) & (log_multiplier < 0), share, 1.0)
     return jnp.clip(log_multiplier - rate * both, MIN_LOG, MAX_LOG).astype(jnp.float32)

@@ -62,12 +62,10 @@ def dao_e(
     :mod:`optabs.features` for what else they may look at.
 
     `update(grads, state, params, value=loss, batch=mini_batch)`: the parameters are
-    required, for the experts' updates are measured against their norm. Pass the loss: it tells
-    how near training is to interpolation, where steps may shorten freely; without it, or where
-    a constant keeps it up, a rate that is far too large is repaired more slowly (see `shrink`
-    and `low_loss`). The mini-batch is for features and experts that look at it. Both, and all
-    other keyword arguments, reach the experts. It judges the steps that it proposes: nothing
-    should scale or clip them after it.
+    required, for the experts' updates are measured against their norm. The loss and the
+    mini-batch are for features and experts that look at them: both, and all other keyword
+    arguments, reach the experts. It judges the steps that it proposes: nothing should scale or
+    clip them after it.
 
     A gradient that is not finite gives a step of zero and changes no state at all. Entries of
     an expert's update that are not finite, or whose square is not, count as 0, and entries of
@@ -112,7 +110,7 @@ def dao_e(
       >>> @jax.jit
       ... def step(params, state):
       ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
-      ...     updates, state = optimizer.update(grads, state, params, value=loss)
+      ...     updates, state = optimizer.update(grads, state, params)
       ...     return optax.apply_updates(params, updates), state, loss
       >>> for _ in range(100):
       ...     params, state, loss = step(params, state)
@@ -150,7 +148,6 @@ def dao_e(
             experts={name: ExpertState(inner[name], trace()) for name in members},
             controller=control.init(controller, leaves, len(members), inputs),
             multiplier=multiplier if multiplied else (),
-            losses=control.new_losses(),
             observing=observing.init(chosen),
         )
 
@@ -175,20 +172,18 @@ def dao_e(
         check_state(state, jax.eval_shape(new_state, params, dict.fromkeys(members, ())))
         loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
-        learned, multiplier, losses, observed = state[2:]
-        losses = control.update_losses(losses, loss)
-        rho = control.distance(controller, losses, loss)
+        learned, multiplier, observed = state[2:]
         if learns:
             products = _products(leaves, state)
-            learned = control.learn(controller, learned, products, state.count, rho)
+            learned = control.learn(controller, learned, products, state.count)
             seen = observing.Observation(batch, loss, norm, updates, params)
             *numbers, observed = observing.observe(chosen, observed, seen)
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:
-            cosines = _cosines(unit, leaves, multiplier)
+            cosines, length = _judged(unit, leaves, multiplier, jax.tree.leaves(params))
             log = control.update_multiplier(
-                controller, multiplier.log_multiplier, cosines, state.count, rho
+                controller, multiplier.log_multiplier, cosines, length, state.count
             )
             multiplier = multiplier._replace(log_multiplier=log, cosines=cosines)
             weights = jnp.exp(log) * weights
@@ -224,7 +219,6 @@ def dao_e(
                 experts={name: ExpertState(states[name], traces[name]) for name in members},
                 controller=learned,
                 multiplier=_moved_step(multiplier, mixed, controller.gamma),
-                losses=losses,
                 observing=observed,
             )
             return (mixed, new), measured
@@ -240,8 +234,6 @@ def steered(
     cap: ArrayLike | None = 0.05,
     multiplier_rate: ArrayLike = 1.0,
     gamma: ArrayLike = 0.99,
-    shrink: ArrayLike = 0.1,
-    low_loss: ArrayLike = 0.2,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Caps the updates of one optimizer, and learns how long its steps should be.
 
@@ -252,18 +244,13 @@ def steered(
     from the gradient's cosines with the last step and with a trace of the steps: it rises
     where they point down the hill, and falls where they went too far. This is
     :func:`optabs.dao_e` with one expert, whose :class:`optabs.Controller` has the equations;
-    what holds there for losses, lost numbers and derivatives holds here. So pass the loss:
-    below 0 c falls at a tenth of its rate until the loss is a fifth of the first one, and
-    where it never gets there a rate that is far too large is repaired slowly.
+    what holds there for lost numbers and derivatives holds here.
 
     Args:
       transformation: any optax transformation with a rate of its own.
       cap: the longest step, in norms of the parameters; None for no cap.
       multiplier_rate: of c, 0 or more.
       gamma: in [0, 1), of the trace.
-      shrink: the share of its rate at which c falls below 0, in [0, 1]; 1 to fall freely.
-      low_loss: the share of the first loss, of `update(value=loss)`, below which c falls as
-        fast as it rises; 0 for no such distinction.
 
     Returns:
       The optimizer; `update` needs the parameters. Updates have the gradient's shape and
@@ -280,8 +267,7 @@ def steered(
       >>> params = jnp.array([3.0, -2.0])
       >>> state = optimizer.init(params)
       >>> for _ in range(100):
-      ...     loss, grads = jnp.sum(params**2), 2 * params
-      ...     updates, state = optimizer.update(grads, state, params, value=loss)
+      ...     updates, state = optimizer.update(2 * params, state, params)
       ...     params = optax.apply_updates(params, updates)
       >>> bool(jnp.abs(params).max() < 1.0)
       True
@@ -289,9 +275,7 @@ def steered(
     Source: hypergradient descent, Baydin et al., arXiv 1703.04782.
     """
     inner = as_transformation("transformation", transformation)
-    controller = Controller(
-        cap=cap, gamma=gamma, multiplier_rate=multiplier_rate, shrink=shrink, low_loss=low_loss
-    )
+    controller = Controller(cap=cap, gamma=gamma, multiplier_rate=multiplier_rate)
     return dao_e(experts={"steered": inner}, controller=controller)
 
 
@@ -346,10 +330,14 @@ def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
     return barrier(jnp.stack(barrier(products))).reshape(len(leaves), len(traces))
 
 
-def _cosines(
-    unit: jax.Array, grads: list[jax.Array], multiplier: MultiplierState
-) -> jax.Array:
-    """The gradient's with the last mixed step and with its trace: float32 [2]."""
+def _judged(
+    unit: jax.Array,
+    grads: list[jax.Array],
+    multiplier: MultiplierState,
+    params: list[jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient's cosines with the last mixed step and with its trace, float32 [2], and the
+    step's length in norms of the parameters (at least 1), float32 []."""
     thin = [scaled(unit, thinned(leaf)) for leaf in grads]
     # An entry stands for those that are left out beside it.
     shares = [max(g.size, 1) / max(t.size, 1) for g, t in zip(grads, thin, strict=True)]
@@ -358,15 +346,18 @@ def _cosines(
         each = zip(shares, ones, others, strict=True)
         return sum_of([share * product(one, other) for share, one, other in each])
 
-    cosines, square = [], total(thin, thin)
+    square, at = total(thin, thin), [thinned(leaf) for leaf in params]
+    cosines, squares = [], [total(at, at)]
     for tree in (multiplier.step, multiplier.step_trace):
         kept = [k.astype(t.dtype) for k, t in zip(jax.tree.leaves(tree), thin, strict=True)]
-        squares = jnp.stack([square, total(kept, kept)])
-        known = jnp.all((squares > 0) & jnp.isfinite(squares)) & bool(thin)
-        norms = root(squares)
+        both = jnp.stack([square, total(kept, kept)])
+        known = jnp.all((both > 0) & jnp.isfinite(both)) & bool(thin)
+        norms = root(both)
         cosine = total(thin, kept) / norms[0] / norms[1]
         cosines.append(jnp.where(known, jnp.clip(cosine, -1, 1), 0))
-    return barrier(jnp.stack(cosines))
+        squares.append(both[1])
+    norms = root(jnp.stack(squares))
+    return barrier((jnp.stack(cosines), norms[1] / jnp.maximum(norms[0], 1.0)))
 
 
 def _mixed(rows: list[jax.Array], proposed: list[Any]) -> Any:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from optabs._checks import short, where_they_differ
 from optabs._numerics import abs_square
 from optabs._tree import find_state, numeric_leaves
-from optabs.mixture.controller import ControllerState, Losses
+from optabs.mixture.controller import ControllerState
 
 Storage = Literal["thinned", "bfloat16", "float32"]
 
@@ -47,7 +47,6 @@ class DaoEState(NamedTuple):
     experts: dict[str, ExpertState]
     controller: ControllerState
     multiplier: Any  # a MultiplierState, or () without a multiplier
-    losses: Losses
     observing: Any  # an ObservingState, or () without features
 
 

@@ -40,9 +40,7 @@ BAD = {
     "floor": _DECAY,
     "rate": _SIZE,
     "gamma": _DECAY,
-    "low_loss": _SIZE,
     "multiplier_rate": _SIZE,
-    "shrink": (-0.1, 1.1, math.nan, "half", True),
     "max_ratio": (0, -1.0, math.nan, "tall", True),
     "mask": (True, False, 1),
 }
