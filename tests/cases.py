@@ -282,7 +282,7 @@ def _dao_e(
     floor: float = 0.01,
     rate: float = 0.15,
     decay: float = 0.003,
-    gamma: float = 0.99,
+    gamma: float = 0.998,
     multiplier_rate: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     controller = optabs.Controller(
@@ -330,7 +330,7 @@ def _steered(
     eps_root: float = 0.0,
     cap: float = 0.05,
     multiplier_rate: float = 1.0,
-    gamma: float = 0.99,
+    gamma: float = 0.998,
 ) -> optax.GradientTransformationExtraArgs:
     return optabs.steered(
         optabs.adam(learning_rate, eps_root=eps_root),

@@ -196,7 +196,7 @@ def mixture(
             for leaf in range(len(theta))
         ]
         theta = [x + np.exp(c) * y for x, y in zip(theta, s, strict=True)]
-        long = [_bfloat16(rule.gamma * x + y) for x, y in zip(long, s, strict=True)]
+        long = [_up_or_down(rule.gamma * x + y, t) for x, y in zip(long, s, strict=True)]
         s = [_bfloat16(x) for x in s]
         traces = [
             [rule.gamma * x + y for x, y in zip(p, u, strict=True)]
@@ -208,6 +208,12 @@ def mixture(
 
 def _bfloat16(x: np.ndarray) -> np.ndarray:
     return x.astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
+def _up_or_down(x: np.ndarray, t: int) -> np.ndarray:
+    """Down, after adding a share of a step of bfloat16: multiples of the golden ratio."""
+    word = np.float32(x).view(np.uint32) + np.uint32((t * 0x9E3779B9 % 2**32) >> 16)
+    return (word & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
 
 
 def _cosine(one: Leaves, other: Leaves) -> float:

@@ -94,8 +94,8 @@ CONSTRUCTION: list[tuple[dict[str, Any], str]] = [
     ({"previous": jnp.bfloat16}, "pass one of 'thinned', 'bfloat16', 'float32'."),
     (
         {"previous": "int8"},
-        "previous is 'int8', which is gone: a step adds a hundredth to a trace, less than "
-        "half a step of int8; pass one of 'thinned', 'bfloat16', 'float32'.",
+        "previous is 'int8', which is gone: a step adds less to a trace than half a step of "
+        "int8; pass one of 'thinned', 'bfloat16', 'float32'.",
     ),
     # the controller and its settings
     ({"controller": None}, "controller is None; pass an optabs.Controller(...)."),

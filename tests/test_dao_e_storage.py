@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from trees import assert_close, assert_equal, avals
 
 import optabs
-from optabs.mixture.state import inner_product, stored
+from optabs.mixture.state import inner_product, stored, traced
 
 STORAGES = ("thinned", "bfloat16", "float32")
 # sgd keeps nothing, adam two arrays, rmsprop and lion one each: 16 bytes; then four traces,
@@ -220,6 +220,23 @@ class TestTraining:
         atol = {"float32": 0.0, "bfloat16": 0.03, "thinned": 0.3}[storage]
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=atol)
         assert np.abs(wanted - 0.5).max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+def test_a_trace_in_bfloat16_forgets_as_it_should(dtype: Any) -> None:
+    """It is 500 times the last updates' mean; rounded to nearest it would be stuck."""
+    sizes = jnp.asarray(np.geomspace(0.01, 30.0, 101), dtype)
+
+    def step(trace: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        count, share = now
+        return traced(trace, share.astype(dtype) * sizes, 0.998, "bfloat16", count), None
+
+    run = jax.jit(lambda trace, *now: jax.lax.scan(step, trace, now)[0])
+    full = run(stored(0 * sizes, "bfloat16"), jnp.arange(3000), jnp.ones(3000))
+    wanted = np.asarray(sizes) * (1 - 0.998**3000) / 0.002
+    np.testing.assert_allclose(np.asarray(full, dtype), wanted, rtol=0.02)
+    half = run(full, jnp.arange(3000, 3346), jnp.zeros(346))
+    np.testing.assert_allclose(np.asarray(half, dtype), 0.998**346 * wanted, rtol=0.02)
 
 
 @pytest.mark.slow

@@ -39,8 +39,8 @@ class Controller(NamedTuple):
     .. math:: U_k \leftarrow U_k \min\Big(1, \frac{\mathrm{cap}\,\max(\|\theta\|, 1)}
               {\max(e^c, 1)\,\|U_k\|}\Big), \qquad P_k \leftarrow \gamma P_k + U_k,
 
-    norms taken over the whole tree. For leaf :math:`l` the next gradients tell what the
-    expert's last hundred updates did to the loss, :math:`d_{kl} = \langle g_l, P_{kl}\rangle`,
+    norms taken over the whole tree. For leaf :math:`l` the next gradients tell what an
+    expert's last five hundred updates did, :math:`d_{kl} = \langle g_l, P_{kl}\rangle`,
 
     .. math:: a_{kl} = \sum_j \alpha_{jl} d_{jl} - d_{kl}, \qquad
               \sigma_l^2 \leftarrow \sigma_l^2 + \max(1/t, 0.02)\,
@@ -96,7 +96,7 @@ class Controller(NamedTuple):
     floor: ArrayLike = 0.01
     rate: ArrayLike | None = 0.15
     decay: ArrayLike = 0.003
-    gamma: ArrayLike = 0.99
+    gamma: ArrayLike = 0.998
     multiplier_rate: ArrayLike | None = 1.0
 
     @classmethod

@@ -209,7 +209,9 @@ def dao_e(
             mixed = _mixed(rows, proposed)
             traces = {name: each.trace for name, each in state.experts.items()}
             if learns:
-                move = functools.partial(traced, gamma=controller.gamma, storage=previous)
+                move = functools.partial(
+                    traced, gamma=controller.gamma, storage=previous, count=state.count
+                )
                 traces = {
                     name: jax.tree.map(move, traces[name], update)
                     for name, update in zip(members, proposed, strict=True)
@@ -218,7 +220,7 @@ def dao_e(
                 count=optax.safe_increment(state.count),
                 experts={name: ExpertState(states[name], traces[name]) for name in members},
                 controller=learned,
-                multiplier=_moved_step(multiplier, mixed, controller.gamma),
+                multiplier=_moved_step(multiplier, mixed, controller.gamma, state.count),
                 observing=observed,
             )
             return (mixed, new), measured
@@ -233,7 +235,7 @@ def steered(
     *,
     cap: ArrayLike | None = 0.05,
     multiplier_rate: ArrayLike = 1.0,
-    gamma: ArrayLike = 0.99,
+    gamma: ArrayLike = 0.998,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Caps the updates of one optimizer, and learns how long its steps should be.
 
@@ -373,7 +375,7 @@ def _mixed(rows: list[jax.Array], proposed: list[Any]) -> Any:
     )
 
 
-def _moved_step(multiplier: Any, mixed: Any, gamma: Any) -> Any:
+def _moved_step(multiplier: Any, mixed: Any, gamma: Any, count: jax.Array) -> Any:
     """The mixed step before the multiplier, and its trace; () without a multiplier."""
     if not multiplier:
         return multiplier
@@ -382,7 +384,7 @@ def _moved_step(multiplier: Any, mixed: Any, gamma: Any) -> Any:
     return multiplier._replace(
         step=jax.tree.map(rounded, step),
         step_trace=jax.tree.map(
-            lambda trace, leaf: traced(trace, leaf, gamma, "bfloat16"),
+            lambda trace, leaf: traced(trace, leaf, gamma, "bfloat16", count),
             multiplier.step_trace,
             step,
         ),

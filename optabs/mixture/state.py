@@ -20,6 +20,7 @@ LEAST = 2048  # entries that are kept of a larger leaf: fewer estimate a product
 _LARGEST = 1.8e19  # the square of a larger number is not finite in float32
 # In a smaller sum of squares, squares that were flushed to 0 may matter.
 SMALLEST_SQUARE = 1e-22
+_GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
 HUGE = 2.0**80  # a power of two, so that scaling by it is exact
 _WANTED = "pass update the state that this optimizer's init made of these parameters"
 
@@ -55,8 +56,8 @@ def check_storage(storage: object) -> None:
     known = ", ".join(map(repr, get_args(Storage)))
     if isinstance(storage, str) and storage == "int8":
         raise ValueError(
-            "previous is 'int8', which is gone: a step adds a hundredth to a trace, less than "
-            f"half a step of int8; pass one of {known}."
+            "previous is 'int8', which is gone: a step adds less to a trace than half a step "
+            f"of int8; pass one of {known}."
         )
     if not isinstance(storage, str) or storage not in get_args(Storage):
         raise ValueError(f"previous is {short(storage)}; pass one of {known}.")
@@ -77,11 +78,30 @@ def stored(array: jax.Array, storage: Storage) -> jax.Array:
     return rounded(array) if storage == "bfloat16" else thinned(array)
 
 
-def traced(trace: jax.Array, update: jax.Array, gamma: Any, storage: Storage) -> jax.Array:
-    """gamma P + U, of P as it is kept."""
+def traced(
+    trace: jax.Array, update: jax.Array, gamma: Any, storage: Storage, count: jax.Array
+) -> jax.Array:
+    """gamma P + U, of P as it is kept; `count`, int32 [], are the steps taken."""
     update = thinned(update) if storage == "thinned" else update
     moved = trace.astype(update.dtype) * jnp.asarray(gamma, update.real.dtype) + update
-    return rounded(moved) if storage == "bfloat16" else moved
+    if storage != "bfloat16":
+        return moved
+    if jnp.iscomplexobj(moved):
+        return jax.lax.complex(*(_up_or_down(x, count) for x in (moved.real, moved.imag)))
+    return _up_or_down(moved, count).astype(jnp.bfloat16)
+
+
+def _up_or_down(array: jax.Array, count: jax.Array) -> jax.Array:
+    """To a bfloat16 beside it, in float32: over the steps as often up as it is near that one.
+
+    To the nearest one a trace would be stuck: a step takes a five-hundredth of it, and half a
+    step of bfloat16 is as much.
+    """
+    wide = array.astype(jnp.float32)
+    offset = (count.astype(jnp.uint32) * jnp.uint32(_GOLDEN)) >> 16
+    word = (jax.lax.bitcast_convert_type(wide, jnp.uint32) + offset) & jnp.uint32(0xFFFF0000)
+    kept = jax.lax.bitcast_convert_type(word, jnp.float32)
+    return wide + jax.lax.stop_gradient(kept - wide)
 
 
 def thinned(array: jax.Array) -> jax.Array:
