@@ -29,31 +29,29 @@ def experts(names: Sequence[str] = tuple(RATES)) -> dict[str, Any]:
     return {name: MAKERS[name](RATES[name]) for name in names}
 
 
-def problem() -> tuple[list[Any], np.ndarray, np.ndarray]:
-    """Noisy gradients of a bowl that moves away at half time, their losses, two features.
+def problem() -> tuple[list[Any], np.ndarray]:
+    """Noisy gradients of a bowl that moves away at half time, and two features.
 
-    At first, and once later, the gradient turns around as it does across a valley, while the
-    loss rises, then falls; one gradient is huge. They are fixed numbers, so that a difference
-    in rounding is not fed back.
+    At first, and once later, the gradient turns around as it does across a valley; one gradient
+    is huge. They are fixed numbers, so that a difference in rounding is not fed back.
     """
     random = np.random.default_rng(3)
     start, structure = jax.tree.flatten(params())
     theta = [np.asarray(leaf, np.float64) for leaf in start]
     size = np.where(np.arange(STEPS) < 10, (-1.0) ** np.arange(STEPS), 1.0)
     size[[24, STEPS - 4]] = -1.0, 300.0
-    runs, losses = [], []
+    runs = []
     for t in range(STEPS):
         slopes = [3.0 * (x - (0.0 if t < STEPS // 2 else 4.0)) for x in theta]
-        losses.append(sum(float(np.sum(s**2)) for s in slopes) / 6 * min(1.0, (t + 2) / 4))
         pulls = [s + random.normal(size=s.shape) for s in slopes]
         runs.append([jnp.asarray(size[t] * pull) for pull in pulls])
         theta = [x - 0.05 * pull for x, pull in zip(theta, pulls, strict=True)]
     grads = [jax.tree.unflatten(structure, leaves) for leaves in runs]
     features = random.normal(size=(STEPS, 2)) * [1.0, 50.0] + [0.0, 300.0]
-    return grads, np.float32(losses), np.float32(features)
+    return grads, np.float32(features)
 
 
-GRADS, LOSSES, FEATURES = problem()
+GRADS, FEATURES = problem()
 
 
 def drawn(shapes: Any) -> Any:
@@ -134,5 +132,5 @@ def assert_follows(wanted: Sequence[Step], positions: Any, states: Any) -> None:
                 actual, path, rtol=2**-7, atol=5e-3 * np.abs(path).max()
             )
             # What nearly cancels has few digits in float32 to begin with.
-            least = 1e-5 * np.abs(path).max()
-            np.testing.assert_allclose(actual[:EXACT], path[:EXACT], rtol=0, atol=least)
+            has_digits = np.abs(path[:EXACT]) > 1e-5 * np.abs(path).max()
+            np.testing.assert_array_equal(actual[:EXACT][has_digits], path[:EXACT][has_digits])
