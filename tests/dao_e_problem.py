@@ -32,8 +32,8 @@ def experts(names: Sequence[str] = tuple(RATES)) -> dict[str, Any]:
 def problem() -> tuple[list[Any], np.ndarray]:
     """Noisy gradients of a bowl that moves away at half time, and two features.
 
-    At first, and once later, the gradient turns around as it does across a valley; one gradient
-    is huge. They are fixed numbers, so that a difference in rounding is not fed back.
+    At first, and once later, the gradient turns around as it does across a valley; one is
+    huge. They are fixed numbers, so that a difference in rounding is not fed back.
     """
     random = np.random.default_rng(3)
     start, structure = jax.tree.flatten(params())
