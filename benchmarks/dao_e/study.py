@@ -12,7 +12,14 @@ from optax import contrib
 
 import optabs
 from benchmarks.lab import tasks
-from benchmarks.lab.models import RESNETS, Convnet, Network, in_pieces, network, resnet
+from benchmarks.lab.models import (
+    Architecture,
+    Convnet,
+    Network,
+    in_pieces,
+    network,
+    resnet,
+)
 from benchmarks.lab.tasks import Split
 from benchmarks.lab.training import Arm, Task, cosine, warmed_up
 from optabs.mixture.experts import DEFAULT
@@ -134,7 +141,8 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
         steps=240, scope="new",
     ),
     "resnet8": lambda source: _images(
-        "cifar10", "ResNet-8 at 16 x 16", resnet(RESNETS["resnet8"], channels=3, classes=10),
+        "cifar10", "ResNet-8 at 16 x 16",
+        resnet(Architecture((16, 32, 64), 1, stem_stride=2), channels=3, classes=10),
         tasks.image_splits("cifar10", source, half=True), 1200,
     ),
     "noisy_labels": lambda source: _drifting(
