@@ -154,7 +154,8 @@ def mixture(
             share = 1.0
             if x > 0 and c < 0:
                 share = min(1.0, np.exp(c) * _norm(s) / (0.005 * max(_norm(theta), 1.0)))
-            c = min(max(c - rule.multiplier_rate * fall * share * x, -7.0), 3.0)
+            fallen = share * x + 0.5 * max(_cosine(long, theta) - 0.6, 0.0)
+            c = min(max(c - rule.multiplier_rate * fall * fallen, -7.0), 3.0)
         if t > 0 and rule.rate is not None:
             d = np.array([[np.sum(x * p[leaf]) for p in traces] for leaf, x in enumerate(g)])
             if published:

@@ -163,7 +163,21 @@ class TestTheMultiplier:
         self, c: float, cosines: tuple[float, float], length: float, wanted: float
     ) -> None:
         numbers = (jnp.float32(c), jnp.float32(cosines), jnp.float32(length))
-        actual = control.update_multiplier(Controller(), *numbers, jnp.int32(0))
+        actual = control.update_multiplier(
+            Controller(), *numbers, jnp.float32(0), jnp.int32(0)
+        )
+        assert float(actual) == pytest.approx(wanted, rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("growth", "wanted"), [(-1.0, -0.9), (0.6, -0.9), (0.8, -1.0), (1.0, -1.1)]
+    )
+    def test_steps_that_enlarge_the_parameters_shorten(
+        self, growth: float, wanted: float
+    ) -> None:
+        numbers = (jnp.float32(-1), jnp.float32([0.3, -0.4]), jnp.float32(1e-4))
+        actual = control.update_multiplier(
+            Controller(), *numbers, jnp.float32(growth), jnp.int32(0)
+        )
         assert float(actual) == pytest.approx(wanted, rel=1e-6)
 
 

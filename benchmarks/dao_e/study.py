@@ -22,6 +22,7 @@ from benchmarks.lab.models import (
 )
 from benchmarks.lab.tasks import Split
 from benchmarks.lab.training import Arm, Task, cosine, warmed_up
+from optabs.mixture import controller as control
 from optabs.mixture.experts import DEFAULT
 from optabs.mixture.state import Storage, diagnostics
 from optabs.training.batches import take
@@ -153,6 +154,9 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
 }  # fmt: skip
 NEED_IMAGES = ("mnist", "fashion", "decay", "cnn", "resnet8")
 
+CONSTANTS = {  # of the rule
+    name: value for name, value in vars(control).items() if isinstance(value, float)
+}
 EXPERTS = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp", "lion": "Lion"}  # labels
 
 
@@ -169,8 +173,11 @@ class Form(NamedTuple):
     its runs stay valid when the controller gets settings that do not concern it."""
 
     def config(self) -> dict[str, Any]:
-        """As it is written into a record."""
-        settings = self.controller._asdict() if self.frozen is None else dict(self.frozen)
+        """As it is written into a record: another rule has other constants."""
+        if self.frozen is None:
+            settings = self.controller._asdict() | {"constants": CONSTANTS}
+        else:
+            settings = dict(self.frozen)
         names = [function.__name__ for function, _ in self.features]
         return settings | {"features": names, "previous": self.previous}
 

@@ -181,9 +181,9 @@ def dao_e(
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:
-            cosines, length = _judged(unit, leaves, multiplier, jax.tree.leaves(params))
+            cosines, *others = _judged(unit, leaves, multiplier, jax.tree.leaves(params))
             log = control.update_multiplier(
-                controller, multiplier.log_multiplier, cosines, length, state.count
+                controller, multiplier.log_multiplier, cosines, *others, state.count
             )
             multiplier = multiplier._replace(log_multiplier=log, cosines=cosines)
             weights = jnp.exp(log) * weights
@@ -337,9 +337,13 @@ def _judged(
     grads: list[jax.Array],
     multiplier: MultiplierState,
     params: list[jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """The gradient's cosines with the last mixed step and with its trace, float32 [2], and the
-    step's length in norms of the parameters (at least 1), float32 []."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the multiplier learns from.
+
+    The gradient's cosines with the last mixed step and with its trace, float32 [2]; the step's
+    length in norms of the parameters (at least 1), and the trace's cosine with them, float32
+    [] each.
+    """
     thin = [scaled(unit, thinned(leaf)) for leaf in grads]
     # An entry stands for those that are left out beside it.
     shares = [max(g.size, 1) / max(t.size, 1) for g, t in zip(grads, thin, strict=True)]
@@ -348,18 +352,21 @@ def _judged(
         each = zip(shares, ones, others, strict=True)
         return sum_of([share * product(one, other) for share, one, other in each])
 
-    square, at = total(thin, thin), [thinned(leaf) for leaf in params]
-    cosines, squares = [], [total(at, at)]
-    for tree in (multiplier.step, multiplier.step_trace):
-        kept = [k.astype(t.dtype) for k, t in zip(jax.tree.leaves(tree), thin, strict=True)]
-        both = jnp.stack([square, total(kept, kept)])
+    def like(tree: Any) -> list[jax.Array]:
+        return [k.astype(t.dtype) for k, t in zip(jax.tree.leaves(tree), thin, strict=True)]
+
+    at = like([thinned(leaf) for leaf in params])
+    step, trace = like(multiplier.step), like(multiplier.step_trace)
+
+    def cosine(one: list[jax.Array], other: list[jax.Array]) -> jax.Array:
+        both = jnp.stack([total(one, one), total(other, other)])
         known = jnp.all((both > 0) & jnp.isfinite(both)) & bool(thin)
         norms = root(both)
-        cosine = total(thin, kept) / norms[0] / norms[1]
-        cosines.append(jnp.where(known, jnp.clip(cosine, -1, 1), 0))
-        squares.append(both[1])
-    norms = root(jnp.stack(squares))
-    return barrier((jnp.stack(cosines), norms[1] / jnp.maximum(norms[0], 1.0)))
+        return jnp.where(known, jnp.clip(total(one, other) / norms[0] / norms[1], -1, 1), 0)
+
+    length = root(total(step, step)) / jnp.maximum(root(total(at, at)), 1.0)
+    cosines = jnp.stack([cosine(thin, step), cosine(thin, trace)])
+    return barrier((cosines, length, cosine(trace, at)))
 
 
 def _mixed(rows: list[jax.Array], proposed: list[Any]) -> Any:
