@@ -116,6 +116,26 @@ class TestTheRule:
         wanted = by_hand(Controller(), names, with_features=False)
         assert_follows(wanted, positions, states)
 
+    def test_steps_outward(self) -> None:
+        """Gradients that ask for larger parameters, in noise."""
+        random = np.random.default_rng(5)
+        grads = [
+            jax.tree.map(lambda p: jnp.asarray(2 * random.normal(size=p.shape) - p), params())
+            for _ in range(40)
+        ]
+        known = list(map(flat, grads))
+        proposed = [proposals(name, RATES[name], known) for name in sorted(FEW)]
+        wanted = mixture(flat(params()), known, proposed, Controller())
+        optimizer = optabs.dao_e(experts=experts(FEW), previous="float32")
+        positions, states = walked(optimizer, grads)
+        assert_follows(wanted, positions, states)
+        both = [
+            [np.concatenate([x.ravel() for x in leaves]) for leaves in (s.step_trace, s.theta)]
+            for s in wanted
+        ]
+        cosines = [s @ x / np.linalg.norm(s) / np.linalg.norm(x) for s, x in both]
+        assert np.mean(np.array(cosines) > control.GROWTH) > 0.3
+
     @pytest.mark.slow
     def test_no_part_is_idle(self) -> None:
         """Each setting above ends elsewhere than every other, so none is checked in vain."""

@@ -244,7 +244,8 @@ def steered(
 
     for the optimizer's update :math:`U`. :math:`c` starts at 0 and learns, within [-7, 3],
     from the gradient's cosines with the last step and with a trace of the steps: it rises
-    where they point down the hill, and falls where they went too far. This is
+    where they point down the hill, and falls where they went too far, or where they do little
+    but enlarge the parameters. This is
     :func:`optabs.dao_e` with one expert, whose :class:`optabs.Controller` has the equations;
     what holds there for lost numbers and derivatives holds here.
 
