@@ -181,11 +181,11 @@ def dao_e(
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:
-            cosines, *others = _judged(unit, leaves, multiplier, jax.tree.leaves(params))
+            judged = _judged(unit, leaves, multiplier, jax.tree.leaves(params))
             log = control.update_multiplier(
-                controller, multiplier.log_multiplier, cosines, *others, state.count
+                controller, multiplier.log_multiplier, *judged, state.count
             )
-            multiplier = multiplier._replace(log_multiplier=log, cosines=cosines)
+            multiplier = multiplier._replace(log_multiplier=log, cosines=judged[0])
             weights = jnp.exp(log) * weights
         # A row of its own for each leaf, so that leaves of one shape share their kernels.
         rows = barrier([weights[index % len(weights)] for index in range(len(leaves))])
