@@ -140,7 +140,7 @@ def mixture(
     sigma2 = np.zeros(rows)
     m, v = np.zeros((rows, experts, 1 + n)), np.zeros((rows, experts, 1 + n))
     alpha = np.full((rows, experts), 1 / experts)
-    c = 0.0
+    c = largest = 0.0
     traces = [[np.zeros_like(x) for x in theta] for _ in range(experts)]  # P
     s, long = ([np.zeros_like(x) for x in theta] for _ in range(2))  # s, S
     f = np.zeros(n)
@@ -154,8 +154,10 @@ def mixture(
             share = 1.0
             if x > 0 and c < 0:
                 share = min(1.0, np.exp(c) * _norm(s) / (0.005 * max(_norm(theta), 1.0)))
-            fallen = share * x + 0.5 * max(_cosine(long, theta) - 0.6, 0.0)
+            calm = max(1 - _norm(g) / (0.4 * max(_norm(g), 0.9995 * largest)), 0.0)
+            fallen = share * x + calm * max(_cosine(long, theta) - 0.5, 0.0)
             c = min(max(c - rule.multiplier_rate * fall * fallen, -7.0), 3.0)
+        largest = max(_norm(g), 0.9995 * largest)
         if t > 0 and rule.rate is not None:
             d = np.array([[np.sum(x * p[leaf]) for p in traces] for leaf, x in enumerate(g)])
             if published:

@@ -117,12 +117,15 @@ class TestTheRule:
         assert_follows(wanted, positions, states)
 
     def test_steps_outward(self) -> None:
-        """Gradients that ask for larger parameters, in noise."""
+        """Gradients that ask for larger parameters, in noise, and become small."""
         random = np.random.default_rng(5)
-        grads = [
-            jax.tree.map(lambda p: jnp.asarray(2 * random.normal(size=p.shape) - p), params())
-            for _ in range(40)
-        ]
+
+        def drawn(size: float) -> Any:
+            return jax.tree.map(
+                lambda p: jnp.asarray(size * (2 * random.normal(size=p.shape) - p)), params()
+            )
+
+        grads = [drawn(0.95**t) for t in range(40)]
         known = list(map(flat, grads))
         proposed = [proposals(name, RATES[name], known) for name in sorted(FEW)]
         wanted = mixture(flat(params()), known, proposed, Controller())
@@ -184,19 +187,27 @@ class TestTheMultiplier:
     ) -> None:
         numbers = (jnp.float32(c), jnp.float32(cosines), jnp.float32(length))
         actual = control.update_multiplier(
-            Controller(), *numbers, jnp.float32(0), jnp.int32(0)
+            Controller(), *numbers, jnp.float32(0), jnp.float32(0), jnp.int32(0)
         )
         assert float(actual) == pytest.approx(wanted, rel=1e-6)
 
     @pytest.mark.parametrize(
-        ("growth", "wanted"), [(-1.0, -0.9), (0.6, -0.9), (0.8, -1.0), (1.0, -1.1)]
+        ("growth", "size", "wanted"),
+        [
+            (-1.0, 0.0, -0.9),
+            (0.5, 0.0, -0.9),
+            (0.8, 0.0, -1.2),
+            (0.8, 0.2, -1.05),
+            (1.0, 0.4, -0.9),
+            (1.0, 1.0, -0.9),
+        ],
     )
-    def test_steps_that_enlarge_the_parameters_shorten(
-        self, growth: float, wanted: float
+    def test_small_gradients_and_steps_that_enlarge_the_parameters_shorten_them(
+        self, growth: float, size: float, wanted: float
     ) -> None:
         numbers = (jnp.float32(-1), jnp.float32([0.3, -0.4]), jnp.float32(1e-4))
         actual = control.update_multiplier(
-            Controller(), *numbers, jnp.float32(growth), jnp.int32(0)
+            Controller(), *numbers, jnp.float32(growth), jnp.float32(size), jnp.int32(0)
         )
         assert float(actual) == pytest.approx(wanted, rel=1e-6)
 

@@ -22,8 +22,9 @@ MAX_SIGNAL = 10.0  # standard deviations; bounds what one step can change
 ANNEALING_STEPS = 100.0  # after so many the rates fall like 1 / sqrt(steps)
 MIN_ANNEALED = 0.2  # the share of themselves to which they fall: the problem may change
 LONG_STEP = 0.005  # in norms of the parameters; shorter ones are seldom too long
-GROWTH = 0.6  # the cosine of steps with the parameters above which they mostly enlarge them
-GROWTH_RATE = 0.5  # how much of what is above that the multiplier falls by
+GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
+CALM = 0.4  # the share of the largest gradient's norm below which little is left to learn
+FORGETTING = 0.0005  # of the largest norm, in a step: it covers about 2,000
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
 MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
 PAPER_RATE = 0.05  # of b and W, as published
@@ -61,8 +62,8 @@ class Controller(NamedTuple):
     cosines with the last mixed step :math:`s = \sum_k \alpha_k U_k` and with its trace,
 
     .. math:: S \leftarrow \gamma S + s, \qquad
-              c \leftarrow \mathrm{clip}\big(c - \mathrm{multiplier\_rate}\, h_t\, \big[z\,
-              (\cos(g, s) + \cos(g, S)) + 0.5 \max(0, \cos(S, \theta) - 0.6)\big], -7, 3\big),
+              c \leftarrow \mathrm{clip}\big(c - \mathrm{multiplier\_rate}\, h_t\, [z\,
+              (\cos(g, s) + \cos(g, S)) + r], -7, 3\big),
 
     where, if the sum of the cosines is above 0 while :math:`c < 0`,
 
@@ -70,12 +71,17 @@ class Controller(NamedTuple):
 
     and else :math:`z = 1`: the step that is best for the next losses alone is shorter than
     the one that trains best, so the shorter it is, the more slowly it shortens further. And
-    steps that mostly enlarge the parameters make a network surer of what it has learned by
-    heart: they shorten. :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of
-    :math:`N` entries every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest
-    axis that one device has whole. The cosines and :math:`z` are estimated from these entries.
-    An expert with :math:`d_{kl} = 0`, as one that made no update, is left out of the means,
-    and in a step with products that are not finite nothing is learned.
+
+    .. math:: r = \max\Big(0, 1 - \frac{\|g\|}{0.4\, n}\Big)
+              \max(0, \cos(S, \theta) - 0.5), \qquad n \leftarrow \max(\|g\|, 0.9995\, n):
+
+    steps that mostly enlarge the parameters, when gradients have become small, make a network
+    surer of what it has learned by heart, and shorten. :math:`s` and :math:`S` are kept in
+    bfloat16 and thinned: of a leaf of :math:`N` entries every
+    :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device has
+    whole. Cosines and :math:`z` are estimated from these entries. An expert with
+    :math:`d_{kl} = 0`, as one that made no update, is left out of the means, and in a step
+    with products that are not finite nothing is learned.
 
     Attributes:
       cap: the longest share that an expert has in a step, in norms of the parameters (at
@@ -326,6 +332,7 @@ def update_multiplier(
     cosines: jax.Array,
     length: jax.Array,
     growth: jax.Array,
+    size: jax.Array,
     steps: jax.Array,
 ) -> jax.Array:
     """c after the next gradient: float32 [].
@@ -336,12 +343,14 @@ def update_multiplier(
       cosines: float32 [2], the gradient's with s and S.
       length: float32 [], of s in norms of the parameters (at least 1).
       growth: float32 [], the cosine of S with the parameters.
+      size: float32 [], of the gradient, its norm over the largest one.
       steps: int32 [], taken before this one.
     """
     both = jnp.sum(cosines)
     share = jnp.exp(log_multiplier) * length / LONG_STEP
     share = jnp.where(share < 1, share, 1.0)
     fall = both * jnp.where((both > 0) & (log_multiplier < 0), share, 1.0)
-    fall = fall + GROWTH_RATE * jnp.maximum(growth - GROWTH, 0.0)
+    calm = jnp.clip(1 - size / CALM, 0.0, 1.0)
+    fall = fall + calm * jnp.maximum(growth - GROWTH, 0.0)
     rate = jnp.asarray(controller.multiplier_rate) * _annealing(steps)
     return jnp.clip(log_multiplier - rate * fall, MIN_LOG, MAX_LOG).astype(jnp.float32)

@@ -142,7 +142,8 @@ def dao_e(
             return zeros(lambda leaf: rounded(thinned(leaf)))
 
         leaves = len(jax.tree.leaves(params))
-        multiplier = MultiplierState(jnp.float32(0), jnp.zeros(2, jnp.float32), step(), step())
+        zero, cosines = jnp.float32(0), jnp.zeros(2, jnp.float32)
+        multiplier = MultiplierState(zero, cosines, step(), step(), zero)
         return DaoEState(
             count=new_count(),
             experts={name: ExpertState(inner[name], trace()) for name in members},
@@ -181,11 +182,15 @@ def dao_e(
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:
-            judged = _judged(unit, leaves, multiplier, jax.tree.leaves(params))
+            cosines, length, growth = _judged(unit, leaves, multiplier, params)
+            largest = jnp.maximum(norm, (1 - control.FORGETTING) * multiplier.largest)
             log = control.update_multiplier(
-                controller, multiplier.log_multiplier, *judged, state.count
+                controller, multiplier.log_multiplier, cosines, length, growth,
+                norm / jnp.maximum(largest, 1e-37), state.count,
+            )  # fmt: skip
+            multiplier = multiplier._replace(
+                log_multiplier=log, cosines=cosines, largest=largest
             )
-            multiplier = multiplier._replace(log_multiplier=log, cosines=judged[0])
             weights = jnp.exp(log) * weights
         # A row of its own for each leaf, so that leaves of one shape share their kernels.
         rows = barrier([weights[index % len(weights)] for index in range(len(leaves))])
@@ -337,14 +342,10 @@ def _judged(
     unit: jax.Array,
     grads: list[jax.Array],
     multiplier: MultiplierState,
-    params: list[jax.Array],
+    params: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the multiplier learns from.
-
-    The gradient's cosines with the last mixed step and with its trace, float32 [2]; the step's
-    length in norms of the parameters (at least 1), and the trace's cosine with them, float32
-    [] each.
-    """
+    """The gradient's cosines with the last mixed step and with its trace, float32 [2], the
+    step's length in norms of the parameters (at least 1), and the trace's cosine with them."""
     thin = [scaled(unit, thinned(leaf)) for leaf in grads]
     # An entry stands for those that are left out beside it.
     shares = [max(g.size, 1) / max(t.size, 1) for g, t in zip(grads, thin, strict=True)]
@@ -356,7 +357,7 @@ def _judged(
     def like(tree: Any) -> list[jax.Array]:
         return [k.astype(t.dtype) for k, t in zip(jax.tree.leaves(tree), thin, strict=True)]
 
-    at = like([thinned(leaf) for leaf in params])
+    at = like(jax.tree.map(thinned, params))
     step, trace = like(multiplier.step), like(multiplier.step_trace)
 
     def cosine(one: list[jax.Array], other: list[jax.Array]) -> jax.Array:
