@@ -142,8 +142,8 @@ def dao_e(
             return zeros(lambda leaf: rounded(thinned(leaf)))
 
         leaves = len(jax.tree.leaves(params))
-        zero, cosines = jnp.float32(0), jnp.zeros(2, jnp.float32)
-        multiplier = MultiplierState(zero, cosines, step(), step(), zero)
+        log, cosines, largest = (jnp.zeros(shape, jnp.float32) for shape in ((), 2, ()))
+        multiplier = MultiplierState(log, cosines, step(), step(), largest)
         return DaoEState(
             count=new_count(),
             experts={name: ExpertState(inner[name], trace()) for name in members},
