@@ -326,6 +326,14 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
+def size_of(norm: jax.Array, largest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A gradient's norm over the largest so far, and the largest: float32 [] each."""
+    # At rest the slope of a norm is not finite over one of 0, and a huge norm is not.
+    norm = jax.lax.stop_gradient(jnp.minimum(norm, 1e38))
+    largest = jnp.maximum(norm, (1 - FORGETTING) * largest)
+    return norm / jnp.maximum(largest, _LEAST), largest
+
+
 def update_multiplier(
     controller: Controller,
     log_multiplier: jax.Array,

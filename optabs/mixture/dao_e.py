@@ -183,11 +183,10 @@ def dao_e(
         weights = learned.weights
         if multiplied:
             cosines, length, growth = _judged(unit, leaves, multiplier, params)
-            largest = jnp.maximum(norm, (1 - control.FORGETTING) * multiplier.largest)
+            size, largest = control.size_of(norm, multiplier.largest)
             log = control.update_multiplier(
-                controller, multiplier.log_multiplier, cosines, length, growth,
-                norm / jnp.maximum(largest, 1e-37), state.count,
-            )  # fmt: skip
+                controller, multiplier[0], cosines, length, growth, size, state.count
+            )
             multiplier = multiplier._replace(
                 log_multiplier=log, cosines=cosines, largest=largest
             )
@@ -249,8 +248,8 @@ def steered(
 
     for the optimizer's update :math:`U`. :math:`c` starts at 0 and learns, within [-7, 3],
     from the gradient's cosines with the last step and with a trace of the steps: it rises
-    where they point down the hill, and falls where they went too far, or where they do little
-    but enlarge the parameters. This is
+    where they point down the hill, and falls where they went too far, or where gradients are
+    small by now and the steps mostly enlarge the parameters. This is
     :func:`optabs.dao_e` with one expert, whose :class:`optabs.Controller` has the equations;
     what holds there for lost numbers and derivatives holds here.
 
