@@ -12,14 +12,7 @@ from optax import contrib
 
 import optabs
 from benchmarks.lab import tasks
-from benchmarks.lab.models import (
-    Architecture,
-    Convnet,
-    Network,
-    in_pieces,
-    network,
-    resnet,
-)
+from benchmarks.lab.models import Architecture, Convnet, Network, in_pieces, network, resnet
 from benchmarks.lab.tasks import Split
 from benchmarks.lab.training import Arm, Task, cosine, warmed_up
 from optabs.mixture import controller as control

@@ -356,18 +356,19 @@ def _judged(
     def like(tree: Any) -> list[jax.Array]:
         return [k.astype(t.dtype) for k, t in zip(jax.tree.leaves(tree), thin, strict=True)]
 
-    at = like(jax.tree.map(thinned, params))
-    step, trace = like(multiplier.step), like(multiplier.step_trace)
+    trees = jax.tree.map(thinned, params), multiplier.step, multiplier.step_trace
+    g, theta, step, trace = ((x, total(x, x)) for x in (thin, *map(like, trees)))
 
-    def cosine(one: list[jax.Array], other: list[jax.Array]) -> jax.Array:
-        both = jnp.stack([total(one, one), total(other, other)])
+    def cosine(one: Any, other: Any) -> jax.Array:
+        both = jnp.stack([one[1], other[1]])
         known = jnp.all((both > 0) & jnp.isfinite(both)) & bool(thin)
         norms = root(both)
-        return jnp.where(known, jnp.clip(total(one, other) / norms[0] / norms[1], -1, 1), 0)
+        found = total(one[0], other[0]) / norms[0] / norms[1]
+        return jnp.where(known, jnp.clip(found, -1, 1), 0)
 
-    length = root(total(step, step)) / jnp.maximum(root(total(at, at)), 1.0)
-    cosines = jnp.stack([cosine(thin, step), cosine(thin, trace)])
-    return barrier((cosines, length, cosine(trace, at)))
+    length = root(step[1]) / jnp.maximum(root(theta[1]), 1.0)
+    cosines = jnp.stack([cosine(g, step), cosine(g, trace)])
+    return barrier((cosines, length, cosine(trace, theta)))
 
 
 def _mixed(rows: list[jax.Array], proposed: list[Any]) -> Any:
