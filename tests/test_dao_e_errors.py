@@ -356,6 +356,17 @@ def test_a_large_tree_is_shown_where_it_changed() -> None:
     assert_sentence(str(error.value))
 
 
+def test_what_an_expert_needs_of_update_is_named() -> None:
+    optimizer = optabs.dao_e(experts={"polyak": optax.polyak_sgd(), "adam": optax.adam(0.1)})
+    params = jnp.ones(3)
+    state = optimizer.init(params)
+    wanted = "experts: 'polyak' needs 'value'; pass it to update by name, such as value=loss."
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        optimizer.update(params, state, params)
+    updates, _ = optimizer.update(params, state, params, value=jnp.float32(1.0))
+    assert bool(jnp.all(updates < 0))
+
+
 def test_a_traced_loss_of_the_wrong_shape_is_named_by_its_shape() -> None:
     optimizer = optabs.dao_e(experts=BUILT)
     update = jax.jit(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optabs._checks import RATE, as_transformation, check, check_alike, short
+from optabs._checks import RATE, as_transformation, check, check_alike, cut, short
 from optabs._numerics import full_precision
 from optabs._tree import tree_where
 from optabs.optimizers.adam_family import adam
@@ -105,7 +105,16 @@ def updated(
     wanted = "an expert's updates must have the gradient's structure, shapes and dtypes"
     proposed, new = [], {}
     for name, member in members.items():
-        update, new[name] = member.update(grads, states[name], params, **extra_args)
+        try:
+            update, new[name] = member.update(grads, states[name], params, **extra_args)
+        except TypeError as error:
+            needed = str(error).rpartition("required keyword-only argument")[2]
+            if not needed:
+                raise
+            raise ValueError(
+                f"experts: {short(name)} needs {cut(needed.rpartition(': ')[2])}; pass it to "
+                "update by name, such as value=loss."
+            ) from error
         check_alike(f"experts: {short(name)}", update, grads, wanted)
         proposed.append(update)
     return proposed, new

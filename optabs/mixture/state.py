@@ -319,8 +319,9 @@ def mixing_weights(state: optax.OptState, *, per_leaf: bool = False) -> dict[str
       per leaf, trees like the parameters of such numbers.
 
     Raises:
-      ValueError: for a state that does not hold exactly one of dao_e; per leaf, for one whose
-        controller learns no weights or has one set of weights for all leaves.
+      ValueError: for a state that does not hold exactly one of dao_e; per leaf, for one that
+        keeps nothing of the leaves, as with `Controller.uniform()`, or has one set of weights
+        for all of them, as with `Controller.paper()`.
 
     Examples:
       >>> import jax.numpy as jnp, optax, optabs
