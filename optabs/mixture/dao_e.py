@@ -69,10 +69,10 @@ def dao_e(
 
     A gradient that is not finite gives a step of zero and changes no state at all. Entries of
     an expert's update that are not finite, or whose square is not, count as 0, and entries of
-    its state that are not finite start anew as init makes them: the others go on. Weights and
-    multiplier do not depend on the loss's scale. For derivatives through updates the experts
-    must allow them: the default ones divide by a root that has no finite slope at 0, so pass
-    such as `optabs.adam(1e-3, eps_root=1e-8)`.
+    its state that are not finite start anew as init makes them: the others go on. The rule
+    does not depend on the loss's scale; steps of an expert such as SGD do. For derivatives
+    through updates the experts must allow them: the default ones divide by a root that has no
+    finite slope at 0, so pass such as `optabs.adam(1e-3, eps_root=1e-8)`.
 
     Args:
       learning_rate: the experts' common rate, in parameter units; a number, a traced scalar
