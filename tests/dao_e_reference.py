@@ -140,7 +140,7 @@ def mixture(
     sigma2 = np.zeros(rows)
     m, v = np.zeros((rows, experts, 1 + n)), np.zeros((rows, experts, 1 + n))
     alpha = np.full((rows, experts), 1 / experts)
-    c = largest = 0.0
+    c = high = 0.0
     traces = [[np.zeros_like(x) for x in theta] for _ in range(experts)]  # P
     s, long = ([np.zeros_like(x) for x in theta] for _ in range(2))  # s, S
     f = np.zeros(n)
@@ -148,16 +148,21 @@ def mixture(
     for t, g in enumerate(grads):
         fall = 1.0 if published else max((1 + t / 100) ** -0.5, 0.2)
         cosines = [0.0, 0.0]
+        if t == 0:
+            high = _norm(g)
+        elif t < 20:
+            high *= (_norm(g) / high) ** (1 / (t + 1))
+        else:
+            high = max(0.998 * high, min(_norm(g), 1.1 * high))
         if t > 0 and rule.multiplier_rate is not None:
             cosines = [_cosine(g, s), _cosine(g, long)]
             x = sum(cosines)
             share = 1.0
             if x > 0 and c < 0:
                 share = min(1.0, np.exp(c) * _norm(s) / (0.005 * max(_norm(theta), 1.0)))
-            calm = max(1 - _norm(g) / (0.4 * max(_norm(g), 0.9995 * largest)), 0.0)
+            calm = max(1 - _norm(g) / (0.5 * high), 0.0)
             fallen = share * x + calm * max(_cosine(long, theta) - 0.5, 0.0)
             c = min(max(c - rule.multiplier_rate * fall * fallen, -7.0), 3.0)
-        largest = max(_norm(g), 0.9995 * largest)
         if t > 0 and rule.rate is not None:
             d = np.array([[np.sum(x * p[leaf]) for p in traces] for leaf, x in enumerate(g)])
             if published:

@@ -151,6 +151,51 @@ class TestTheRule:
                 assert not np.allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+class TestTheNormThatFewExceed:
+    @staticmethod
+    def followed(norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sizes and n after each of some gradients."""
+
+        def step(high: jax.Array, item: Any) -> Any:
+            size, high = control.size_of(*item[:1], high, item[1])
+            return high, (size, high)
+
+        items = jnp.asarray(norms, jnp.float32), jnp.arange(len(norms))
+        _, (sizes, highs) = jax.lax.scan(step, jnp.float32(0), items)
+        return np.asarray(sizes), np.asarray(highs)
+
+    def test_one_of_fifty_exceeds_it(self) -> None:
+        norms = np.exp(np.random.default_rng(0).normal(size=20_000))
+        sizes, _ = self.followed(norms)
+        assert 0.01 < np.mean(sizes[1000:] >= 0.999) < 0.04
+
+    @pytest.mark.parametrize("at", [0, 20, 400])
+    def test_one_outlier_does_not_make_the_others_seem_small(self, at: int) -> None:
+        norms = np.ones(1000)
+        norms[at] = 1e6
+        sizes, highs = self.followed(norms)
+        assert np.all(highs[:at] == 1)
+        assert np.all(sizes[at + 21 :] > 0.4)
+        assert np.all(sizes[-1:] > 0.98)
+
+    def test_zeros_tell_nothing(self) -> None:
+        norms = np.ones(100)
+        norms[::3] = 0
+        sizes, highs = self.followed(norms)
+        assert np.all(sizes == 1)
+        assert highs[0] == 0
+        assert np.all(highs[1:] == 1)
+
+    def test_it_follows_what_lasts(self) -> None:
+        norms = np.r_[np.ones(100), np.full(100, 1e3), np.full(4000, 1.0)]
+        sizes, highs = self.followed(norms)
+        assert highs[199] == pytest.approx(1e3)
+        assert sizes[200] == pytest.approx(1e-3, rel=0.01)
+        assert highs[-1] == pytest.approx(1)
+        for size in (1e-44, 1e-30, 3e38):
+            assert np.all(np.isfinite(self.followed(np.full(30, size))))
+
+
 class TestTheMultiplier:
     STEEP = Controller(cap=None, multiplier_rate=0.1)
     ONE = optabs.dao_e(experts={"sgd": optabs.sgd(0.01)}, controller=STEEP)
@@ -197,8 +242,8 @@ class TestTheMultiplier:
             (-1.0, 0.0, -0.9),
             (0.5, 0.0, -0.9),
             (0.8, 0.0, -1.2),
-            (0.8, 0.2, -1.05),
-            (1.0, 0.4, -0.9),
+            (0.8, 0.25, -1.05),
+            (1.0, 0.5, -0.9),
             (1.0, 1.0, -0.9),
         ],
     )

@@ -240,3 +240,42 @@ class TestMixingWeights:
                 wanted = jax.tree.map(lambda _: np.float32(0.25), params)
                 assert list(weights) == ["adam", "lion", "rmsprop", "sgd"]
                 assert_equal(weights, dict.fromkeys(weights, wanted))
+
+
+OUTLIERS = {
+    "one": lambda t: jnp.where(t == 20, 1e3, 1.0),
+    "the first": lambda t: jnp.where(t == 0, 1e3, 1.0),
+    "recurring": lambda t: jnp.where(t % 500 == 7, 100.0, 1.0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["steered", "dao_e"])
+def test_outliers_do_not_stop_the_training(form: str) -> None:
+    """Logistic regression from 0, whose parameters have to grow for a long time."""
+    random = np.random.default_rng(0)
+    inputs = jnp.asarray(random.normal(size=(512, 20)), jnp.float32)
+    right = jax.nn.sigmoid(inputs @ jnp.asarray(3 * random.normal(size=20), jnp.float32))
+    labels = jnp.asarray(right > random.random(512), jnp.float32)
+    optimizer = optabs.dao_e(1e-3) if form == "dao_e" else optabs.steered(optabs.sgd(0.03))
+
+    def loss(params: jax.Array, rows: Any) -> jax.Array:
+        logits = inputs[rows] @ params
+        return optax.sigmoid_binary_cross_entropy(logits, labels[rows]).mean()
+
+    def end(scale: Any) -> float:
+        def step(carry: Any, t: jax.Array) -> Any:
+            params, state = carry
+            rows = (jnp.arange(32) + 32 * t) % 512
+            grads = jax.grad(loss)(params, rows) * scale(t)
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        start = jnp.zeros(20), optimizer.init(jnp.zeros(20))
+        (params, _), _ = jax.jit(lambda: jax.lax.scan(step, start, jnp.arange(2000)))()
+        return float(loss(params, slice(None)))
+
+    without = end(lambda t: 1.0)
+    assert without < 0.09
+    for name, scale in OUTLIERS.items():
+        assert end(scale) < 1.2 * without, name

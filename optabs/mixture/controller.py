@@ -23,8 +23,11 @@ ANNEALING_STEPS = 100.0  # after so many the rates fall like 1 / sqrt(steps)
 MIN_ANNEALED = 0.2  # the share of themselves to which they fall: the problem may change
 LONG_STEP = 0.005  # in norms of the parameters; shorter ones are seldom too long
 GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
-CALM = 0.4  # the share of the largest gradient's norm below which little is left to learn
-FORGETTING = 0.0005  # of the largest norm, in a step: it covers about 2,000
+CALM = 0.5  # the share of a large gradient's norm below which little is left to learn
+# That norm rises by so much in a step that exceeds it, and else falls by so much: about one of
+# fifty exceeds it, and no single one makes all others seem small.
+RISE, FORGETTING = 0.1, 0.002
+FIRST_NORMS = 20  # of which it begins as the geometric mean
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
 MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
 PAPER_RATE = 0.05  # of b and W, as published
@@ -72,12 +75,15 @@ class Controller(NamedTuple):
     and else :math:`z = 1`: the step that is best for the next losses alone is shorter than
     the one that trains best, so the shorter it is, the more slowly it shortens further. And
 
-    .. math:: r = \max\Big(0, 1 - \frac{\|g\|}{0.4\, n}\Big)
-              \max(0, \cos(S, \theta) - 0.5), \qquad n \leftarrow \max(\|g\|, 0.9995\, n):
+    .. math:: r = \max\Big(0, 1 - \frac{\|g\|}{0.5\, n}\Big)
+              \max(0, \cos(S, \theta) - 0.5), \qquad
+              n \leftarrow \max(0.998\, n, \min(\|g\|, 1.1\, n)):
 
     steps that mostly enlarge the parameters, when gradients have become small, make a network
-    surer of what it has learned by heart, and shorten. :math:`s` and :math:`S` are kept in
-    bfloat16 and thinned: of a leaf of :math:`N` entries every
+    surer of what it has learned by heart, and shorten. :math:`n`, which few gradients exceed,
+    begins as the geometric mean of the first twenty norms. (A loss whose scale falls is taken
+    for one that has been learned, for as long as :math:`n` takes to follow.) :math:`s` and
+    :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries every
     :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device has
     whole. Cosines and :math:`z` are estimated from these entries. An expert with
     :math:`d_{kl} = 0`, as one that made no update, is left out of the means, and in a step
@@ -326,12 +332,18 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def size_of(norm: jax.Array, largest: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A gradient's norm over the largest so far, and the largest: float32 [] each."""
+def size_of(norm: jax.Array, high: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A gradient's norm over one that few exceed, n, and n after it: float32 [] each."""
     # At rest the slope of a norm is not finite over one of 0, and a huge norm is not.
     norm = jax.lax.stop_gradient(jnp.minimum(norm, 1e38))
-    largest = jnp.maximum(norm, (1 - FORGETTING) * largest)
-    return norm / jnp.maximum(largest, _LEAST), largest
+    some, known = norm > 0, high > 0
+    ratio = jnp.where(some & known, norm / jnp.where(known, high, 1), 1)
+    later = jnp.maximum((1 - FORGETTING) * high, jnp.minimum(norm, (1 + RISE) * high))
+    mean = high * jnp.exp(jnp.log(ratio) / (steps + 1))
+    moved = jnp.where(steps < FIRST_NORMS, mean, later)
+    # A gradient of 0, as of a batch without errors, tells nothing.
+    high = jnp.where(some, jnp.where(known, moved, norm), high)
+    return jnp.where(some, norm / jnp.maximum(high, _LEAST), 1), high
 
 
 def update_multiplier(
@@ -351,7 +363,7 @@ def update_multiplier(
       cosines: float32 [2], the gradient's with s and S.
       length: float32 [], of s in norms of the parameters (at least 1).
       growth: float32 [], the cosine of S with the parameters.
-      size: float32 [], of the gradient, its norm over the largest one.
+      size: float32 [], of the gradient, its norm over one that few exceed.
       steps: int32 [], taken before this one.
     """
     both = jnp.sum(cosines)

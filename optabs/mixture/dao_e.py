@@ -142,8 +142,8 @@ def dao_e(
             return zeros(lambda leaf: rounded(thinned(leaf)))
 
         leaves = len(jax.tree.leaves(params))
-        log, cosines, largest = (jnp.zeros(shape, jnp.float32) for shape in ((), 2, ()))
-        multiplier = MultiplierState(log, cosines, step(), step(), largest)
+        log, cosines, high = (jnp.zeros(shape, jnp.float32) for shape in ((), 2, ()))
+        multiplier = MultiplierState(log, cosines, step(), step(), high)
         return DaoEState(
             count=new_count(),
             experts={name: ExpertState(inner[name], trace()) for name in members},
@@ -183,12 +183,12 @@ def dao_e(
         weights = learned.weights
         if multiplied:
             cosines, length, growth = _judged(unit, leaves, multiplier, params)
-            size, largest = control.size_of(norm, multiplier.largest)
+            size, high = control.size_of(norm, multiplier.high_norm, state.count)
             log = control.update_multiplier(
                 controller, multiplier[0], cosines, length, growth, size, state.count
             )
             multiplier = multiplier._replace(
-                log_multiplier=log, cosines=cosines, largest=largest
+                log_multiplier=log, cosines=cosines, high_norm=high
             )
             weights = jnp.exp(log) * weights
         # A row of its own for each leaf, so that leaves of one shape share their kernels.

@@ -39,7 +39,7 @@ class MultiplierState(NamedTuple):
     cosines: jax.Array  # float32 [2]: of the last gradient with `step` and with `step_trace`
     step: Any  # s, bfloat16, like the parameters, thinned
     step_trace: Any  # S, likewise
-    largest: jax.Array  # float32 []: n, a norm of gradients
+    high_norm: jax.Array  # float32 []: n, which few gradients exceed
 
 
 class DaoEState(NamedTuple):
