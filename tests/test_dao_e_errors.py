@@ -367,6 +367,21 @@ def test_what_an_expert_needs_of_update_is_named() -> None:
     assert bool(jnp.all(updates < 0))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_experts_state_of_another_optimizer_is_refused(compiled: bool) -> None:
+    given = {"adam": optabs.adam(0.1), "scheduled": optabs.sgd(lambda count: 0.1)}
+    params = jnp.ones(3)
+    for inner in given.values():
+        optimizer = optabs.steered(optabs.sgd(0.1))
+        update = jax.jit(optimizer.update) if compiled else optimizer.update
+        with pytest.raises(ValueError, match="state holds another optimizer's") as caught:
+            update(params, optabs.steered(inner).init(params), params)
+        assert len(str(caught.value)) <= 300
+    uniform = optabs.dao_e(0.1, controller=Controller.uniform())
+    with pytest.raises(ValueError, match="one of other parameters"):
+        uniform.update(jnp.ones((3, 2)), uniform.init(jnp.ones((1, 2))), jnp.ones((3, 2)))
+
+
 def test_a_traced_loss_of_the_wrong_shape_is_named_by_its_shape() -> None:
     optimizer = optabs.dao_e(experts=BUILT)
     update = jax.jit(

@@ -124,3 +124,28 @@ class TestOneThatMadeNoUpdate:
         controller = Controller(floor=0.0, multiplier_rate=None, decay=0.0)
         moved = self.learned(controller, np.s_[:], 1e-9)
         assert abs(float(moved.matrix[0, 2, 0]) + 0.3) > 1e-3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_parameters_that_are_not_finite_do_not_count_for_the_cap(bad: float) -> None:
+    """As in a buffer that nothing trains, or a mask."""
+    params = {"w": jnp.ones(4), "mask": jnp.full(3, bad)}
+    grads = {"w": jnp.ones(4), "mask": jnp.zeros(3)}
+    optimizer = optabs.steered(optabs.sgd(1e3))
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = jax.jit(optimizer.update)(grads, state, params)
+        assert 0 < float(jnp.linalg.norm(updates["w"])) <= 0.05 * 2 * 1.0001
+        assert not np.any(updates["mask"])
+
+
+def test_complex_numbers_of_double_precision() -> None:
+    with jax.enable_x64(True):
+        params = jnp.asarray([1.0 + 2.0j, -1.0j], jnp.complex128)
+        for optimizer in (optabs.steered(optabs.sgd(0.01)), optabs.dao_e(0.01)):
+            state = optimizer.init(params)
+            kinds = [leaf.dtype for leaf in jax.tree.leaves(state)]
+            for update in (jax.jit(optimizer.update), optimizer.update):
+                updates, state = update(params, state, params)
+                assert updates.dtype == jnp.complex128
+                assert [leaf.dtype for leaf in jax.tree.leaves(state)] == kinds

@@ -90,10 +90,10 @@ def dao_e(
         or whole in "bfloat16" or "float32".
 
     Returns:
-      The optimizer. Updates have the gradient's shape and dtype. State is the experts' own,
-      at least float32, of the default four 16 bytes a parameter; beside it 1.25 bytes a
-      parameter of leaves of 32,768 entries and more, up to 20 of small ones, with "bfloat16"
-      8.25 to 12; and per leaf K(1 + n) float32 numbers for K experts and n features.
+      The optimizer. Updates have the gradient's shape and dtype. State is the experts' own, at
+      least float32, of the default four 16 bytes a parameter; beside it 1.25 bytes a parameter
+      of leaves of 32,768 entries, up to 20 of others, with "bfloat16" 8.25 to 12; and per leaf
+      K(2 + n) + 1 float32 numbers for K experts and n features.
 
     Raises:
       ValueError: for no experts, experts with rates of their own beside a learning_rate, a
@@ -317,7 +317,8 @@ def _factors(
 ) -> jax.Array:
     """What shortens each update to its cap, `stretch` being the multiplier: float32 [K]."""
     # Exactly, not by the entries that are kept: an embedding's update may be a few rows.
-    norms = jnp.stack([root(square_of(jax.tree.leaves(x))) for x in (params, *proposed)])
+    known = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), params)
+    norms = jnp.stack([root(square_of(jax.tree.leaves(x))) for x in (known, *proposed)])
     longest = jnp.asarray(cap) * jnp.maximum(norms[0], 1.0) / jnp.maximum(stretch, 1.0)
     # No longer norm is finite; an update whose norm is not counts as 0.
     factors = 1 / jnp.maximum(norms[1:] / jnp.minimum(longest, 1e20), 1.0)
@@ -338,10 +339,7 @@ def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
 
 
 def _judged(
-    unit: jax.Array,
-    grads: list[jax.Array],
-    multiplier: MultiplierState,
-    params: Any,
+    unit: jax.Array, grads: list[jax.Array], multiplier: MultiplierState, params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradient's cosines with the last mixed step and with its trace, float32 [2], the
     step's length in norms of the parameters (at least 1), and the trace's cosine with them."""

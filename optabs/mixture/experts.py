@@ -128,11 +128,20 @@ def repaired(
     """The experts' states, with what init makes in place of entries that are not finite."""
 
     def entry(old: jax.Array, new: jax.Array) -> jax.Array:
+        if jnp.shape(old) != jnp.shape(new):
+            raise ValueError
         if not jnp.issubdtype(jnp.result_type(old), jnp.inexact):
             return old
         return tree_where(jnp.isfinite(old), jnp.asarray(old), jnp.asarray(new))
 
-    return {
-        name: jax.tree.map(entry, states[name], member.init(params))
-        for name, member in members.items()
-    }
+    good = {}
+    for name, member in members.items():
+        new = member.init(params)
+        try:
+            good[name] = jax.tree.map(entry, states[name], new)
+        except ValueError:
+            raise ValueError(
+                f"state holds another optimizer's for {short(name)}, or one of other "
+                "parameters; pass update the state that this optimizer's init made of these."
+            ) from None
+    return good

@@ -88,7 +88,8 @@ def traced(
     if storage != "bfloat16":
         return moved
     if jnp.iscomplexobj(moved):
-        return jax.lax.complex(*(_up_or_down(x, count) for x in (moved.real, moved.imag)))
+        parts = (_up_or_down(x, count) for x in (moved.real, moved.imag))
+        return jax.lax.complex(*parts).astype(moved.dtype)
     return _up_or_down(moved, count).astype(jnp.bfloat16)
 
 
