@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from trees import assert_close
 
@@ -145,3 +146,39 @@ def test_what_is_sent_is_read_from_the_program() -> None:
         gathered = jax.jit(lambda x: x + 1, out_shardings=whole)
         with pytest.raises(AssertionError):
             sent(gathered.lower(rows).compile().as_text())
+
+
+@pytest.mark.parametrize("width", [1000, 1024])
+def test_partitioned_modules_of_flax(width: int) -> None:
+    """What is thinned is an axis that has no name: the others stay divisible."""
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    start = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+    with jax.set_mesh(mesh):
+        model = nnx.Linear(64, width, rngs=nnx.Rngs(0), kernel_init=start)
+        optimizer = nnx.Optimizer(model, optabs.dao_e(0.01), wrt=nnx.Param)
+        before = np.asarray(model.kernel[...])
+        for _ in range(2):
+            grads = nnx.grad(lambda model: jnp.mean(model(jnp.ones((5, 64))) ** 2))(model)
+            optimizer.update(model, grads)
+        kept = optimizer.opt_state.multiplier.step["kernel"]
+    assert kept.shape == (4, width)
+    assert np.any(np.asarray(model.kernel[...]) != before)
+    assert np.all(np.isfinite(model.kernel[...]))
+
+
+@pytest.mark.parametrize("previous", ["thinned", "float32"])
+def test_a_state_goes_on_where_other_axes_would_be_thinned(previous: Any) -> None:
+    optimizer = optabs.dao_e(0.1, previous=previous)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    host = np.linspace(-1, 1, 4096 * 64, dtype=np.float32).reshape(4096, 64)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(host, NamedSharding(mesh, PartitionSpec("x", None)))
+        _, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    state, params = jax.device_get(state), jnp.asarray(host)
+    assert state.multiplier.step.shape == (4096, 4)
+    assert optimizer.init(params).multiplier.step.shape == (256, 64)
+    _, state = jax.jit(optimizer.update)(params, state, params)
+    assert state.multiplier.step.shape == (4096, 4)
+    assert float(state.multiplier.cosines[0]) < -0.1
+    with pytest.raises(ValueError, match="state is of other parameters"):
+        optimizer.update(params[:, :32], state, params[:, :32])

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from optabs._checks import as_transformation
 from optabs._numerics import new_count, transformation
-from optabs._tree import tree_where
+from optabs._tree import is_box, tree_where
 from optabs.mixture import controller as control
 from optabs.mixture import features as observing
 from optabs.mixture.controller import Controller, check_controller
@@ -34,11 +34,11 @@ from optabs.mixture.state import (
     rounded,
     scaled,
     square_of,
-    stored,
     sum_of,
-    thinned,
+    thinned_like,
     traced,
     where_finite,
+    zeros_stored,
 )
 
 
@@ -132,14 +132,14 @@ def dao_e(
     multiplied = controller.multiplier_rate is not None
 
     def new_state(params: optax.Params, inner: Mapping[str, Any]) -> DaoEState:
-        def zeros(kept: Callable[[jax.Array], jax.Array]) -> Any:
-            return jax.tree.map(lambda leaf: kept(jnp.zeros_like(leaf)), params)
+        def zeros(storage: Storage) -> Any:
+            return jax.tree.map(lambda p: zeros_stored(p, storage), params, is_leaf=is_box)
 
         def trace() -> Any:
-            return zeros(lambda leaf: stored(leaf, previous)) if learns else ()
+            return zeros(previous) if learns else ()
 
         def step() -> Any:
-            return zeros(lambda leaf: rounded(thinned(leaf)))
+            return jax.tree.map(rounded, zeros("thinned"))
 
         leaves = len(jax.tree.leaves(params))
         log, cosines, high = (jnp.zeros(shape, jnp.float32) for shape in ((), 2, ()))
@@ -170,7 +170,9 @@ def dao_e(
             )
         check_trees(updates, params)
         leaves: list[jax.Array] = jax.tree.leaves(updates)
-        check_state(state, jax.eval_shape(new_state, params, dict.fromkeys(members, ())))
+        check_state(
+            state, jax.eval_shape(new_state, params, dict.fromkeys(members, ())), params
+        )
         loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
         learned, multiplier, observed = state[2:]
@@ -328,11 +330,8 @@ def _factors(
 def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
     """The gradient's inner products with the traces: float32 [L, K]."""
     traces = [jax.tree.leaves(expert.trace) for expert in state.experts.values()]
-    products = [
-        inner_product(g, trace)
-        for g, shares in zip(leaves, zip(*traces, strict=True), strict=True)
-        for trace in shares
-    ]
+    pairs = zip(leaves, zip(*traces, strict=True), strict=True)
+    products = [inner_product(g, trace) for g, shares in pairs for trace in shares]
     if not products:
         return jnp.zeros((0, len(traces)), jnp.float32)
     return barrier(jnp.stack(barrier(products))).reshape(len(leaves), len(traces))
@@ -343,7 +342,8 @@ def _judged(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradient's cosines with the last mixed step and with its trace, float32 [2], the
     step's length in norms of the parameters (at least 1), and the trace's cosine with them."""
-    thin = [scaled(unit, thinned(leaf)) for leaf in grads]
+    kept = jax.tree.leaves(multiplier.step)
+    thin = [scaled(unit, thinned_like(*pair)) for pair in zip(grads, kept, strict=True)]
     # An entry stands for those that are left out beside it.
     shares = [max(g.size, 1) / max(t.size, 1) for g, t in zip(grads, thin, strict=True)]
 
@@ -354,7 +354,7 @@ def _judged(
     def like(tree: Any) -> list[jax.Array]:
         return [k.astype(t.dtype) for k, t in zip(jax.tree.leaves(tree), thin, strict=True)]
 
-    trees = jax.tree.map(thinned, params), multiplier.step, multiplier.step_trace
+    trees = jax.tree.map(thinned_like, params, multiplier.step), *multiplier[2:4]
     g, theta, step, trace = ((x, total(x, x)) for x in (thin, *map(like, trees)))
 
     def cosine(one: Any, other: Any) -> jax.Array:
@@ -387,7 +387,8 @@ def _moved_step(multiplier: Any, mixed: Any, gamma: Any, count: jax.Array) -> An
     if not multiplier:
         return multiplier
     by = jnp.exp(-multiplier.log_multiplier)
-    step = jax.tree.map(lambda leaf: scaled(by, thinned(leaf)), mixed)
+    thin = jax.tree.map(thinned_like, mixed, multiplier.step)
+    step = jax.tree.map(functools.partial(scaled, by), thin)
     return multiplier._replace(
         step=jax.tree.map(rounded, step),
         step_trace=jax.tree.map(

@@ -1,5 +1,6 @@
 """The state of DAO-E: traces as they are kept, norms, weights, and what they show."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, overload
 
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 
 from optabs._checks import short, where_they_differ
 from optabs._numerics import abs_square
-from optabs._tree import find_state, numeric_leaves
+from optabs._tree import axis_names, boxed, find_state, numeric_leaves, unboxed
 from optabs.mixture.controller import ControllerState
 
 Storage = Literal["thinned", "bfloat16", "float32"]
@@ -18,8 +19,7 @@ Storage = Literal["thinned", "bfloat16", "float32"]
 MAX_STRIDE = 16  # of the entries that are kept of a thinned leaf
 LEAST = 2048  # entries that are kept of a larger leaf: fewer estimate a product too roughly
 _LARGEST = 1.8e19  # the square of a larger number is not finite in float32
-# In a smaller sum of squares, squares that were flushed to 0 may matter.
-SMALLEST_SQUARE = 1e-22
+SMALLEST_SQUARE = 1e-22  # in a smaller sum, squares that were flushed to 0 may matter
 _GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
 HUGE = 2.0**80  # a power of two, so that scaling by it is exact
 _WANTED = "pass update the state that this optimizer's init made of these parameters"
@@ -72,18 +72,24 @@ def rounded(array: jax.Array) -> jax.Array:
     return array.astype(jnp.bfloat16)
 
 
-def stored(array: jax.Array, storage: Storage) -> jax.Array:
-    """An array as it is kept: as it is, in bfloat16, or thinned."""
+def stored(array: jax.Array, storage: Storage, names: Sequence[Any] = ()) -> jax.Array:
+    """An array as it is kept: as it is, in bfloat16, or thinned along an axis without name."""
     if storage == "float32":
         return array
-    return rounded(array) if storage == "bfloat16" else thinned(array)
+    return rounded(array) if storage == "bfloat16" else thinned(array, names)
+
+
+def zeros_stored(param: Any, storage: Storage) -> Any:
+    """Zeros like a parameter as they are kept, in its box, whose names of axes stay right."""
+    zeros = jnp.zeros_like(unboxed(param))
+    return boxed(stored(zeros, storage, axis_names(param)), like=param)
 
 
 def traced(
     trace: jax.Array, update: jax.Array, gamma: Any, storage: Storage, count: jax.Array
 ) -> jax.Array:
     """gamma P + U, of P as it is kept; `count`, int32 [], are the steps taken."""
-    update = thinned(update) if storage == "thinned" else update
+    update = thinned_like(update, trace)
     moved = trace.astype(update.dtype) * jnp.asarray(gamma, update.real.dtype) + update
     if storage != "bfloat16":
         return moved
@@ -106,14 +112,22 @@ def _up_or_down(array: jax.Array, count: jax.Array) -> jax.Array:
     return wide + jax.lax.stop_gradient(kept - wide)
 
 
-def thinned(array: jax.Array) -> jax.Array:
-    """Every n-th entry along the longest axis on one device; of a small array all."""
-    stride = min(MAX_STRIDE, array.size // LEAST)
-    spec = jax.typeof(array).sharding.spec
+def _stride(array: Any) -> int:
+    return min(MAX_STRIDE, math.prod(array.shape) // LEAST)
+
+
+def thinned(array: jax.Array, names: Sequence[Any] = ()) -> jax.Array:
+    """Every n-th entry along the longest axis on one device; of a small array all.
+
+    Axes that have a name, which a mesh may divide, count as divided.
+    """
+    stride = _stride(array)
+    taken = [*jax.typeof(array).sharding.spec], [*names]
     free = [
         axis
         for axis in range(array.ndim)
-        if array.shape[axis] >= stride and (axis >= len(spec) or spec[axis] is None)
+        if array.shape[axis] >= stride
+        and not any(axis < len(each) and each[axis] is not None for each in taken)
     ]
     if stride < 2 or not free:
         return array
@@ -121,24 +135,35 @@ def thinned(array: jax.Array) -> jax.Array:
     return jax.lax.slice_in_dim(array, 0, array.shape[axis], stride, axis)
 
 
+def _thinned_axes(array: Any, kept: Any) -> list[int] | None:
+    """The axis along which it was thinned, or none; None where it cannot have been."""
+    if len(array.shape) != len(kept.shape):
+        return None
+    stride, pairs = max(_stride(array), 1), zip(array.shape, kept.shape, strict=True)
+    apart = {axis: pair for axis, pair in enumerate(pairs) if pair[0] != pair[1]}
+    right = all(part == -(-whole // stride) for whole, part in apart.values())
+    return [*apart] if right and len(apart) < 2 else None
+
+
+def thinned_like(array: jax.Array, kept: jax.Array) -> jax.Array:
+    """The entries of an array that are kept of it, by the shape of what is kept."""
+    for axis in _thinned_axes(array, kept) or ():
+        return jax.lax.slice_in_dim(array, 0, array.shape[axis], _stride(array), axis)
+    return array
+
+
 def inner_product(gradient: jax.Array, kept: jax.Array) -> jax.Array:
     """The inner product of a gradient with a kept array, real: float32 []."""
-    if kept.shape == gradient.shape:
-        return product(gradient, kept)
-    small = thinned(gradient)
-    if small.shape != kept.shape:
-        raise ValueError(
-            f"state keeps a trace of shape {kept.shape} where grads hold {gradient.shape}; "
-            f"{_WANTED}."
-        )
-    return product(small, kept) * (gradient.size / small.size)
+    small = thinned_like(gradient, kept)
+    return product(small, kept) * (max(gradient.size, 1) / max(small.size, 1))
 
 
 def product(gradient: jax.Array, kept: jax.Array) -> jax.Array:
     """The sum of the entries' products, real, in the gradient's precision: float32 []."""
     # Not jnp.vdot, which refuses sharded leaves under an Explicit mesh.
-    terms = jnp.real(jnp.conj(gradient) * kept.astype(gradient.dtype))
-    return jnp.sum(terms).astype(jnp.float32)
+    return jnp.sum(jnp.real(jnp.conj(gradient) * kept.astype(gradient.dtype))).astype(
+        jnp.float32
+    )
 
 
 def square_of(leaves: Sequence[jax.Array]) -> jax.Array:
@@ -205,24 +230,44 @@ def _barred_slope(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     return _barred(*primals), tangents[0]
 
 
-def check_state(state: Any, wanted: DaoEState) -> None:
+def check_state(state: Any, wanted: DaoEState, params: Any) -> None:
     """Refuses a state of another optimizer, or of other parameters.
 
-    Args:
-      state: what was given.
-      wanted: the shapes of one of this optimizer, but for the experts' own states.
+    But for the experts' own, which are looked at later, it should have the shapes that are
+    wanted; traces may be thinned along other axes, as on another mesh.
     """
     if not isinstance(state, DaoEState):
         raise ValueError(f"state is a {type(state).__name__}; {_WANTED}.")
     if sorted(state.experts) != sorted(wanted.experts):
         found, ours = map(short, (sorted(state.experts), sorted(wanted.experts)))
         raise ValueError(f"state is of the experts {found}, not {ours}; {_WANTED}.")
-    experts = {name: each._replace(inner=()) for name, each in state.experts.items()}
-    both: Any = [jax.tree.flatten(each) for each in (state._replace(experts=experts), wanted)]
+    try:
+        both: Any = [jax.tree.flatten(_whole(each, params)) for each in (state, wanted)]
+    except (AttributeError, TypeError, ValueError):  # of other trees
+        both = [([], 0), ([], 1)]
     # Leaf by leaf: a container of parameters may know no equality.
     kept, new = ((structure, [*map(jnp.shape, leaves)]) for leaves, structure in both)
     if kept != new:
         raise ValueError(f"state is of other parameters or settings; {_WANTED}.")
+
+
+def _whole(state: DaoEState, params: Any) -> DaoEState:
+    """Without the experts' own states, and the same for what is thinned along any axis."""
+
+    def mark(param: Any, kept: Any) -> Any:
+        thin = jax.ShapeDtypeStruct((*param.shape, 0), kept.dtype)
+        return thin if _thinned_axes(param, kept) else kept
+
+    def like(tree: Any) -> Any:
+        if isinstance(tree, tuple) and not tree:
+            return tree
+        return jax.tree.map(mark, params, tree)
+
+    experts = {n: ExpertState((), like(each.trace)) for n, each in state.experts.items()}
+    kept = state.multiplier
+    if isinstance(kept, MultiplierState):
+        kept = kept._replace(step=like(kept.step), step_trace=like(kept.step_trace))
+    return state._replace(experts=experts, multiplier=kept)
 
 
 def checked_arguments(
