@@ -157,7 +157,8 @@ class TestTheNormThatFewExceed:
         """Sizes and n after each of some gradients."""
 
         def step(high: jax.Array, item: Any) -> Any:
-            size, high = control.size_of(*item[:1], high, item[1])
+            norm, number = item
+            size, high = control.size_of(norm, high, number)
             return high, (size, high)
 
         items = jnp.asarray(norms, jnp.float32), jnp.arange(len(norms))

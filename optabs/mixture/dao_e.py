@@ -186,8 +186,9 @@ def dao_e(
         if multiplied:
             cosines, length, growth = _judged(unit, leaves, multiplier, params)
             size, high = control.size_of(norm, multiplier.high_norm, state.count)
+            log = multiplier.log_multiplier
             log = control.update_multiplier(
-                controller, multiplier[0], cosines, length, growth, size, state.count
+                controller, log, cosines, length, growth, size, state.count
             )
             multiplier = multiplier._replace(
                 log_multiplier=log, cosines=cosines, high_norm=high
