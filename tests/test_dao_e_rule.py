@@ -196,6 +196,14 @@ class TestTheNormThatFewExceed:
         for size in (1e-44, 1e-30, 3e38):
             assert np.all(np.isfinite(self.followed(np.full(30, size))))
 
+    @pytest.mark.parametrize("first", [1e-36, 3.5e-37])
+    def test_norms_further_apart_than_float32_reaches(self, first: float) -> None:
+        norms = np.r_[first, np.full(30, 120.0), first, 3e38]
+        sizes, highs = self.followed(norms)
+        assert np.all(np.isfinite([sizes, highs]))
+        assert np.all(sizes <= 1)
+        assert highs[19] == pytest.approx(np.exp(np.log(norms[:20]).mean()), rel=1e-4)
+
 
 class TestTheMultiplier:
     STEEP = Controller(cap=None, multiplier_rate=0.1)

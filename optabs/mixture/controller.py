@@ -333,17 +333,18 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
 
 
 def size_of(norm: jax.Array, high: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A gradient's norm over one that few exceed, n, and n after it: float32 [] each."""
+    """A gradient's norm over one that few exceed, n, at most 1, and n after it: float32 []."""
     # At rest the slope of a norm is not finite over one of 0, and a huge norm is not.
     norm = jax.lax.stop_gradient(jnp.minimum(norm, 1e38))
-    some, known = norm > 0, high > 0
-    ratio = jnp.where(some & known, norm / jnp.where(known, high, 1), 1)
+    some, known = norm > _LEAST, high > 0
+    # A difference of logarithms: the ratio itself may be more than float32 has.
+    distance = jnp.log(jnp.where(some, norm, 1)) - jnp.log(jnp.where(known, high, 1))
     later = jnp.maximum((1 - FORGETTING) * high, jnp.minimum(norm, (1 + RISE) * high))
-    mean = high * jnp.exp(jnp.log(ratio) / (steps + 1))
+    mean = high * jnp.exp(distance / (steps + 1))
     moved = jnp.where(steps < FIRST_NORMS, mean, later)
     # A gradient of 0, as of a batch without errors, tells nothing.
     high = jnp.where(some, jnp.where(known, moved, norm), high)
-    return jnp.where(some, norm / jnp.maximum(high, _LEAST), 1), high
+    return jnp.where(some, jnp.minimum(norm, high) / jnp.maximum(high, _LEAST), 1), high
 
 
 def update_multiplier(
