@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Rule = Callable[[Any], str | None]  # a value -> what is wrong with it
 
 
@@ -35,16 +37,17 @@ def check(rule: Rule, **arguments: Any) -> None:
 
 
 def within(low: float, high: float, wanted: str) -> Rule:
-    """Accepts low <= value < high."""
+    """Accepts low <= value < high, and no number that float32 does not reach."""
 
     def rule(value: Any) -> str | None:
         try:
             number = _number(value)
         except (TypeError, ValueError):
             return f"is {short(value)}, a {type(value).__name__}; pass {wanted}"
-        if number is None or low <= number < high:
+        if number is None or (low <= number <= _LARGEST and number < high):
             return None
-        return f"is {short(value)}; pass {wanted}"
+        beyond = ", more than float32 holds" if _LARGEST < number < high else ""
+        return f"is {short(value)}{beyond}; pass {wanted}"
 
     return rule
 
@@ -148,10 +151,13 @@ def check_alike(maker: str, made: Any, like: Any, wanted: str) -> None:
         old_text, new_text = where_they_differ(structure, given)
         raise ValueError(f"{maker} turned {old_text} into {new_text}; {wanted}.")
     for new, old in zip(jax.tree.leaves(made), jax.tree.leaves(like), strict=True):
-        if (new.shape, new.dtype) != (old.shape, old.dtype):
+        (was, shape), (dtype, turned) = (
+            (jnp.result_type(leaf), jnp.shape(leaf)) for leaf in (old, new)
+        )
+        if (was, shape) != (dtype, turned):
             raise ValueError(
-                f"{maker} turned {old.dtype.name}{list(old.shape)} into "
-                f"{new.dtype.name}{list(new.shape)}; {wanted}."
+                f"{maker} turned {was.name}{list(shape)} into {dtype.name}{list(turned)}; "
+                f"{wanted}."
             )
 
 

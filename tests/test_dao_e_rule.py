@@ -151,6 +151,10 @@ class TestTheRule:
                 assert not np.allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_uniform_weights_are_the_same_whoever_is_asked_for_them() -> None:
+    assert Controller.paper().uniform() == Controller.uniform()
+
+
 class TestTheNormThatFewExceed:
     @staticmethod
     def followed(norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -80,6 +80,12 @@ def test_a_function_in_place_of_a_decay() -> None:
     assert refusal(lambda: optabs.unit_correction(optabs.rms)).startswith("decay is <function")
 
 
+@pytest.mark.parametrize("make", [optabs.sgd, optabs.adam, lambda n: optabs.adam(0.1, eps=n)])
+def test_a_number_that_float32_does_not_hold(make: Callable[[float], Any]) -> None:
+    assert "is 1e+39, more than float32 holds; pass" in refusal(lambda: make(1e39))
+    make(3.4e38)
+
+
 @pytest.mark.parametrize("case", [*NAMED, *OPTIONS], ids=str)
 class TestAnotherTree:
     def update(self, case: Case, grads: Any) -> Any:

@@ -128,7 +128,7 @@ class Controller(NamedTuple):
     @classmethod
     def uniform(cls) -> "Controller":
         """Equal weights at all times, no cap and no multiplier: the baseline."""
-        return cls(rate=None, cap=None, multiplier_rate=None)
+        return Controller(rate=None, cap=None, multiplier_rate=None)
 
 
 class _Paper(Controller):

@@ -68,8 +68,8 @@ def dao_e(
     clip them after it.
 
     A gradient that is not finite gives a step of zero and changes no state at all. Entries of
-    an expert's update that are not finite, or whose square is not, count as 0, and entries of
-    its state that are not finite start anew as init makes them: the others go on. The rule
+    an expert's update that are not finite, or whose square is not, count as 0, as does a whole
+    update with such a norm, and entries of its state that are not finite start anew. The rule
     does not depend on the loss's scale; steps of an expert such as SGD do. For derivatives
     through updates the experts must allow them: the default ones divide by a root that has no
     finite slope at 0, so pass such as `optabs.adam(1e-3, eps_root=1e-8)`.
@@ -330,7 +330,7 @@ def _factors(
 
 def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
     """The gradient's inner products with the traces: float32 [L, K]."""
-    traces = [jax.tree.leaves(expert.trace) for expert in state.experts.values()]
+    traces = [jax.tree.leaves(each.trace) for _, each in sorted(state.experts.items())]
     pairs = zip(leaves, zip(*traces, strict=True), strict=True)
     products = [inner_product(g, trace) for g, shares in pairs for trace in shares]
     if not products:

@@ -103,6 +103,7 @@ def updated(
 ) -> tuple[list[Any], dict[str, Any]]:
     """The experts' updates, in their order, and their states."""
     wanted = "an expert's updates must have the gradient's structure, shapes and dtypes"
+    kept = "an expert's state must keep its structure, shapes and dtypes"
     proposed, new = [], {}
     for name, member in members.items():
         try:
@@ -116,6 +117,7 @@ def updated(
                 "update by name, such as value=loss."
             ) from error
         check_alike(f"experts: {short(name)}", update, grads, wanted)
+        check_alike(f"experts: {short(name)}", new[name], states[name], kept)
         proposed.append(update)
     return proposed, new
 
