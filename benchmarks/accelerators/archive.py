@@ -48,17 +48,18 @@ def write(path: pathlib.Path, source: pathlib.Path | None) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    if len(packed.getvalue()) > LIMIT:
+    content = packed.getvalue()
+    if len(content) > LIMIT:
         raise DataError(
-            f"the archive would have {len(packed.getvalue())} bytes, and {LIMIT} may be carried; "
-            "pass the published MNIST and CIFAR-10 as data."
+            f"the archive would have {len(content)} bytes, and {LIMIT} may be carried; pass "
+            "the published MNIST and CIFAR-10 as data."
         )
-    write_bytes(path, packed.getvalue())
-    typer.echo(f"archive: {path}, {len(packed.getvalue()) / 2**20:.1f} MiB")
+    write_bytes(path, content)
+    typer.echo(f"archive: {path}, {len(content) / 2**20:.1f} MiB")
 
 
 def unpacked(source: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of data that a study's --data takes: the source, or what is in its archive."""
+    """The folder that a study's --data takes: the source or, of an archive, what is in it."""
     if not source.exists():
         raise DataError(f"data {str(source)!r} does not exist; pass {EXPECTED}.")
     if source.is_dir():
@@ -76,10 +77,8 @@ def unpacked(source: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
             np.concatenate([_images(files[name]) for name in sorted(files) if split in name])
             for split in ("train_", "test_")
         )
-        counts = len(labels["train_labels"]), len(labels["test_labels"])
-        images = Arrays(
-            train[: counts[0]], labels["train_labels"], test[: counts[1]], labels["test_labels"]
-        )
+        first, second = labels.values()
+        images = Arrays(train[: len(first)], first, test[: len(second)], second)
         write_bytes(folder / MNIST, files[MNIST])
         write_bytes(folder / f"{CIFAR}.npz", _npz(images, compressed=False))
     return folder

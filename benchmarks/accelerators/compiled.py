@@ -134,8 +134,8 @@ def sent_by(key: Key) -> dict[str, Any]:
     """What a population sends on a device's mesh, while it learns and by an evolution."""
     device = DEVICES[key.setting]
     mesh = Mesh(np.array(device.described()), ("population",), axis_types=(AxisType.Auto,))
-    images = np.zeros((1, PIXELS), np.float32)
-    _, init_fn, loss_fn = learned(Split(images, np.zeros(1, np.int32)), HIDDEN)
+    image = Split(jnp.zeros((1, PIXELS)), jnp.zeros(1, jnp.int32))
+    _, init_fn, loss_fn = learned(image, HIDDEN)
     settings: Any = {"epochs": 1, "batch_size": 64, "mesh": mesh}
     learner = optabs.gadam(ADAM, UNITS_EACH * mesh.size, **settings)
     found = jax.eval_shape(lambda key: learner.init(key, init_fn), jax.random.key(0))
@@ -147,9 +147,11 @@ def sent_by(key: Key) -> dict[str, Any]:
             for name, part in found.units._asdict().items()
         }
     )
-    data = Split(
-        _struct(jax.ShapeDtypeStruct((IMAGES, PIXELS), jnp.float32), mesh, whole),
-        _struct(jax.ShapeDtypeStruct((IMAGES,), jnp.int32), mesh, whole),
+    data = jax.tree.map(
+        lambda leaf: _struct(
+            jax.ShapeDtypeStruct((IMAGES, *leaf.shape[1:]), leaf.dtype), mesh, whole
+        ),
+        image,
     )
     programs: Mapping[str, Callable[..., Any]] = {
         "learn": lambda state, data: learner.learn(state, loss_fn, data),
@@ -218,7 +220,7 @@ def sections(records: Records) -> Iterator[report.Table | str]:
             results = {row: each.result for row, each in found.items()}
             yield report.grid(title, "step", results, COLUMNS, lambda own, cell: cell(own))
     sent = {
-        f"{title} on {device.mesh}": each.result | {"phase": phase}
+        f"{title} on {device.mesh}": {**each.result, "phase": phase}
         for name, device in DEVICES.items()
         if (each := records.get(Key(POPULATION, GADAM, name)))
         for phase, title in PHASES.items()

@@ -75,9 +75,7 @@ ROWS: Mapping[str, Row] = {
     **{name: Row(make) for name, make in OURS.items()},
     "dao_e": Row(lambda: optabs.dao_e(RATE)),
     "dao_e_bfloat16": Row(lambda: optabs.dao_e(RATE, previous="bfloat16")),
-    "dao_e_uniform": Row(
-        lambda: optabs.dao_e(RATE, controller=optabs.Controller.uniform())
-    ),
+    "dao_e_uniform": Row(lambda: optabs.dao_e(RATE, controller=optabs.Controller.uniform())),
     "steered_adam": Row(lambda: optabs.steered(optabs.adam(RATE))),
     # narrow_state, and parameters in fewer bits
     **{
