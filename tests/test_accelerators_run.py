@@ -1,9 +1,9 @@
 """What waits for a GPU: the parts that fit are run, and their data fit into an archive."""
 
 import importlib
+import importlib.util
 import pathlib
 import shlex
-import sys
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from benchmarks.lab.originals import Arrays, DataError
 from benchmarks.lab.records import Records
 from benchmarks.timing import SUBJECTS, steps
 
-HERE = {"platform": "cpu", "device": "cpu", "jax": "0.11", "torch": False}
+HERE = {"platform": "gpu", "device": "a card", "jax": "0.11", "torch": False}
 
 
 def _drawn(train: int, test: int, side: int, channels: int) -> Arrays:
@@ -107,6 +107,8 @@ def test_nine_minutes_are_enough_for_all_that_is_asked_for() -> None:
 def test_a_part_is_a_command_that_there_is(name: str, toy: bool) -> None:
     """Its options are known, and so are the names that it passes."""
     part = PARTS[name]
+    if toy and not part.toy:
+        return
     study, *words = shlex.split(part.toy if toy else part.line)
     assert study in commands()
     module = importlib.import_module(f"benchmarks.{study}")
@@ -151,7 +153,7 @@ def test_parts_that_fit_are_run_and_the_others_are_named(
     minutes = (parts.RESERVED + 60.0) / 60
     assert call(monkeypatch, f"accelerators --run --minutes {minutes} --out {tmp_path}") == 0
     text = (tmp_path / "README.md").read_text()
-    assert "run on this CPU, at toy sizes: no GPU was found" in text
+    assert "run on a card\n" in text
     for name, state in {
         "fails": "failed with exit code 3",
         "data": "left out: needs the images of mnist; pass --data",
@@ -200,7 +202,13 @@ def test_a_machine_on_which_jax_finds_nothing_is_said(
     assert_refused("accelerators --run", sentence, tmp_path, monkeypatch, capsys)
     monkeypatch.undo()
     found = parts.probe()
-    assert (found["platform"], found["torch"]) == ("cpu", "torch" in sys.modules)
+    assert (found["platform"], found["torch"]) == (
+        "cpu",
+        bool(importlib.util.find_spec("torch")),
+    )
+    assert parts.left_out("epoch", tmp_path, HERE) == "left out: PyTorch is not installed"
+    assert parts.left_out("dao_e_resnet18", None, HERE) == ""
+    assert parts.left_out("dao_e_resnet18", None, found) == "left out: it has no toy size"
 
 
 @pytest.mark.slow
@@ -212,6 +220,7 @@ def test_a_part_runs_at_toy_sizes_and_its_speeds_are_shown(
     (record,) = Records(tmp_path / "timing")
     assert record.key.task == "1e4"
     text = (tmp_path / "README.md").read_text()
+    assert "run on this CPU, at toy sizes: no GPU was found" in text
     assert "| whole |" in text
     for side in record.result["call"]["seconds"]:
         assert f"| 1e4, adamw_abs, 8bit, {side} |" in text

@@ -23,6 +23,7 @@ from benchmarks.lab.study import Interrupted
 from benchmarks.lab.timing import median
 
 ROOT = pathlib.Path(benchmarks.__file__).parents[1]
+TOY_SECONDS = 30.0  # of a part at toy sizes
 RESERVED = 10.0  # seconds for the start and the summary
 GRACE = 10.0  # of a part's seconds: to end in once it is told so
 PROBE = """
@@ -39,7 +40,7 @@ class Part(NamedTuple):
     title: str
     seconds: float  # that it may take; it is begun where as many are left
     line: str  # of `python -m benchmarks`
-    toy: str
+    toy: str  # "" where another part's says as much
     data: str = ""  # the data set that it reads, if any
 
 
@@ -85,12 +86,11 @@ PARTS: Mapping[str, Part] = {
     ),
     "dao_e_resnet18": Part(
         "DAO-E's share of ResNet-18's training step",
-        240, "timing dao_e --sizes resnet18", "timing dao_e --sizes mlp --quick",
+        240, "timing dao_e --sizes resnet18", "",
     ),
     "mnist": Part(
         "MNIST's table, smaller batches and more seeds",
-        600, "optimabs --tasks mnist-256,mnist-128,mnist-64 --seeds 2",
-        "optimabs --tasks mnist-128 --arms adam --seeds 1 --steps 10 --quick", "mnist",
+        600, "optimabs --tasks mnist-256,mnist-128,mnist-64 --seeds 2", "", "mnist",
     ),
 }  # fmt: skip
 
@@ -118,27 +118,29 @@ def run(minutes: float, data: pathlib.Path | None, out: pathlib.Path) -> None:
         folder = None if unpacked is None else unpacked.resolve()
         device = probe()
         toy = device["platform"] == "cpu"
-        where = (
-            "on this CPU, at toy sizes: no GPU was found" if toy else f"on {device['device']}"
-        )
-        typer.echo(f"{minutes:g} minutes {where}, jax {device['jax']}")
+        where = "this CPU, at toy sizes: no GPU was found" if toy else device["device"]
+        typer.echo(f"{minutes:g} minutes on {where}, jax {device['jax']}")
+        seconds = {name: TOY_SECONDS if toy else part.seconds for name, part in PARTS.items()}
+        reasons = {name: left_out(name, folder, device) for name in PARTS}
+        waiting = [name for name in PARTS if not reasons[name]]
         outcomes: dict[str, Outcome] = {}
-        fit = [name for name in PARTS if not left_out(name, folder, device)]
-        later = {name: fit[place + 1 :] for place, name in enumerate(fit)}
         for name, part in PARTS.items():
-            waiting = [PARTS[each].seconds for each in later.get(name, ())]
-            limit = limit_of(part.seconds, waiting, end - time.monotonic())
-            reason = left_out(name, folder, device)
+            waiting = [each for each in waiting if each != name]
+            left, others = end - time.monotonic(), [seconds[each] for each in waiting]
+            limit = limit_of(seconds[name], others, left)
             if not limit:
-                reason = reason or f"left out: it needs {part.seconds:g} s, fewer were left"
-            if reason:
-                outcomes[name] = Outcome(reason)
+                reasons[name] = reasons[name] or (
+                    f"left out: it needs {seconds[name]:g} s, fewer were left"
+                )
+            if reasons[name]:
+                outcomes[name] = Outcome(reasons[name])
             else:
                 typer.echo(f"\n{name}: {part.title}")
                 outcomes[name] = call(command_of(part, toy, folder, out), limit)
             typer.echo(f"{name}: {outcomes[name].state}")
-            last = name == list(PARTS)[-1]
-            report.write(out, title_of(where), [*sections(outcomes, out)], show=last)
+            text = [NOTE, *sections(outcomes, out)]
+            title = f"What waited for a GPU, run on {where}"
+            report.write(out, title, text, show=len(outcomes) == len(PARTS))
 
 
 def limit_of(needed: float, waiting: Sequence[float], left: float) -> float:
@@ -168,6 +170,8 @@ def left_out(name: str, folder: pathlib.Path | None, device: Mapping[str, Any]) 
     """Why a part cannot be run here at all."""
     if PARTS[name].data and folder is None:
         return f"left out: needs the images of {PARTS[name].data}; pass --data"
+    if device["platform"] == "cpu" and not PARTS[name].toy:
+        return "left out: it has no toy size"
     if name == "epoch" and not device["torch"]:
         return "left out: PyTorch is not installed"
     return ""
@@ -209,9 +213,11 @@ def _ended(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def title_of(where: str) -> str:
-    """Of the summary."""
-    return f"What waited for a GPU, run {where}"
+NOTE = """\
+Each part is a command in a process of its own. What it finished is in its study's folder;
+where it was stopped, `python -m benchmarks STUDY --report --out FOLDER` makes the tables of
+that, on any machine.
+"""
 
 
 def sections(outcomes: Mapping[str, Outcome], out: pathlib.Path) -> Iterator[Any]:
@@ -222,7 +228,7 @@ def sections(outcomes: Mapping[str, Outcome], out: pathlib.Path) -> Iterator[Any
         called = shlex.join(["python", *outcome.command]) if outcome.command else "-"
         rows.append([name, PARTS[name].title, outcome.state, seconds, f"`{called}`"])
     yield report.Table(
-        "Parts in order of worth; each study's own tables are in its folder",
+        "Parts, in order of worth",
         ["part", "what", "state", "seconds", "command"], rows,
     )  # fmt: skip
     steps = [record for record in read(out / "timing") if record.key.kind == "step"]
