@@ -172,7 +172,8 @@ program with donated parameters and state, for an H100 and a TPU v5e, which are 
 not there, and for a CPU.
 
 - Kernels: fusions, copies, reductions, custom calls and what else passes over arrays; of a
-  conditional, those of its larger branch. Large ones move at least {LARGE:g} of all bytes.
+  conditional, those of its larger branch; those of a loop, such as Muon's, once. Large ones
+  move at least {LARGE:g} of all bytes.
 - Bytes a parameter: of the kernels' operands and results in the device's memory; the least
   there is, of state and parameters, read and written, and of the gradient; temporary memory.
 - Seconds to compile, on the record's machine, which may have had other work.

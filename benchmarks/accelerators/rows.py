@@ -88,7 +88,7 @@ ROWS: Mapping[str, Row] = {
         lambda: optabs.narrow_state(optax.contrib.muon(RATE)), meshes=False
     ),
     # of other libraries
-    "rollfast.adamw8": Row(_adamw8, "rollfast"),
+    "rollfast.adamw8": Row(_adamw8, "rollfast", meshes=False),
     "flashoptim.flash_adamw": Row(_flash_adamw, "flashoptim-jax", "h100", meshes=False),
 }
 
