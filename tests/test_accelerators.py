@@ -201,7 +201,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEVICES, "eight", EIGHT)
 
 
-def test_every_optimizer_is_a_row_and_its_state_is_of_bfloat16_parameters_too() -> None:
+def test_every_optimizer_is_a_row_that_takes_bfloat16_parameters() -> None:
     takes = {
         name: inspect.signature(each).parameters
         for name, each in vars(optabs).items()

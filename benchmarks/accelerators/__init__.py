@@ -68,13 +68,14 @@ def command(
         parts.run(minutes, data, out or pathlib.Path("runs") / "accelerators-run")
         return
     chosen = some_of(rows, "rows", [*ROWS, compiled.GADAM])
-    shapes = some_of(trees, "trees", TREES)
-    if lacking := {row: lacks for row in chosen if row in ROWS and (lacks := ROWS[row].lacks)}:
-        named = "; ".join(f"{row} (needs {lacks})" for row, lacks in lacking.items())
-        typer.echo(f"Left out: {named}.")
-    chosen = [row for row in chosen if row not in lacking]
+    shapes, found = some_of(trees, "trees", TREES), []
+    if not only_report:
+        found, lacking = devices_of(devices), compiled.lacking_of(chosen)
+        chosen = [row for row in chosen if row not in lacking]
+        if lacking:
+            named = "; ".join(f"{row} (needs {lacks})" for row, lacks in lacking.items())
+            typer.echo(f"Left out: {named}.")
     chosen, shapes = (each[: 1 if quick else None] for each in (chosen, shapes))
-    found = [] if only_report else devices_of(devices)
     records = opened("accelerators", out, only_report=only_report, quick=quick)
     jax.config.update("jax_platforms", "cpu")  # nothing runs elsewhere
     run_units([*compiled.units_of(shapes, chosen, found)], records)

@@ -17,7 +17,7 @@ import optabs
 from benchmarks.accelerators.devices import DEVICES, Device
 from benchmarks.accelerators.rows import ROWS, TREES, Stepper
 from benchmarks.lab import report
-from benchmarks.lab.hlo import Kernel, collectives_of, kernels_of
+from benchmarks.lab.hlo import collectives_of, kernels_of
 from benchmarks.lab.records import Key, Records, rounded
 from benchmarks.lab.study import Unit
 from benchmarks.lab.tasks import Split
@@ -31,6 +31,12 @@ SHARDED, DATA_PARALLEL = "collectives", "collectives_data_parallel"
 GADAM, POPULATION = "gadam", "population"
 PIXELS, HIDDEN, IMAGES, UNITS_EACH = 784, 64, 4096, 4
 PHASES = {"learn": "learning", "evolve": "an evolution"}
+
+
+def lacking_of(rows: list[str]) -> dict[str, str]:
+    """The rows of libraries that are not there, each with the package to install."""
+    own = [row for row in rows if row in ROWS]
+    return {row: lacks for row in own if (lacks := ROWS[row].lacks)}
 
 
 def units_of(trees: list[str], rows: list[str], devices: list[str]) -> Iterator[Unit]:
@@ -52,12 +58,9 @@ def measure(key: Key) -> dict[str, Any]:
     params, row, device = TREES[key.task](), ROWS[key.arm], DEVICES[key.setting]
     entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     least = 3 * tree_bytes(params) + 2 * tree_bytes(jax.eval_shape(row.make().init, params))
-    lowered = lower(row.make(), params, device, 1)
-    started = time.perf_counter()
-    compiled = device.compile(lowered)
-    seconds, memory = time.perf_counter() - started, compiled.memory_analysis()
+    compiled, seconds = _alone(key)
+    memory, found = compiled.memory_analysis(), kernels_of(compiled.as_text() or "")
     assert memory is not None
-    found = kernels_of(compiled.as_text() or "")
     moved = sum(each.moved for each in found)
     result = {
         "kernels": dict(collections.Counter(each.opcode for each in found)),
@@ -77,11 +80,18 @@ def measure(key: Key) -> dict[str, Any]:
 
 def bytes_of(key: Key) -> float:
     """What the kernels of a row move for each parameter: of `measure`, the bytes alone."""
-    params, device = TREES[key.task](), DEVICES[key.setting]
-    compiled = device.compile(lower(ROWS[key.arm].make(), params, device, 1))
-    found: list[Kernel] = kernels_of(compiled.as_text() or "")
-    entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(TREES[key.task]()))
+    found = kernels_of(_alone(key)[0].as_text() or "")
     return sum(each.moved for each in found) / entries
+
+
+def _alone(key: Key) -> tuple[jax.stages.Compiled, float]:
+    """A row's step on one device, and the seconds in which it was compiled."""
+    device = DEVICES[key.setting]
+    lowered = lower(ROWS[key.arm].make(), TREES[key.task](), device, 1)
+    started = time.perf_counter()
+    compiled = device.compile(lowered)
+    return compiled, time.perf_counter() - started
 
 
 def lower(
