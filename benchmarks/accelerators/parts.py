@@ -40,7 +40,7 @@ class Part(NamedTuple):
     title: str
     seconds: float  # that it may take; it is begun where as many are left
     line: str  # of `python -m benchmarks`
-    toy: str  # "" where another part's says as much
+    toy: str  # "" where there is none that is quick, or no other than another part's
     data: str = ""  # the data set that it reads, if any
 
 
@@ -82,7 +82,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "epoch": Part(
         "an epoch of MNIST in JAX and in PyTorch",
-        60, "timing epoch", "timing epoch --quick", "mnist",
+        60, "timing epoch", "", "mnist",
     ),
     "dao_e_resnet18": Part(
         "DAO-E's share of ResNet-18's training step",
