@@ -69,9 +69,9 @@ check: lint types test-all notebooks pages wheel  ## what continuous integration
 peers: $(VENV)/.benchmarks $(VENV)/.peers  ## evosax, for gadam; PyTorch, for timing
 	$(INSTALL) "torch==2.13.0"
 
-accelerators:  ## compiles steps for a GPU and a TPU that are not there, in ./runs
+accelerators:  ## compiles steps on one large array for a GPU and a TPU that are not there
 	$(MAKE) $(ACCELERATORS)/.accelerators VENV=$(ACCELERATORS)
-	$(ACCELERATORS)/bin/python -m benchmarks accelerators
+	$(ACCELERATORS)/bin/python -m benchmarks accelerators --trees 4096x4096
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

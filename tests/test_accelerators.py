@@ -1,13 +1,22 @@
 """What a program that is compiled for an accelerator costs, read from its text."""
 
+import inspect
+import math
 import pathlib
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from commands import RESULTS, assert_refused, assert_reported, call
 
+import optabs
 from benchmarks import accelerators
+from benchmarks.accelerators import compiled, devices
+from benchmarks.accelerators.devices import DEVICES, Device
+from benchmarks.accelerators.rows import ROWS, TREES, Row, Stepper
 from benchmarks.lab.hlo import collectives_of, kernels_of
 from benchmarks.lab.records import FILE, Key, Records
 
@@ -178,11 +187,42 @@ def test_collectives_are_counted_with_what_each_device_receives() -> None:
     assert collectives_of(GPU + TPU) == {}
 
 
+SHAPES = {"w": (64, 32), "b": (32,)}
+SMALL = {name: jax.ShapeDtypeStruct(each, jnp.float32) for name, each in SHAPES.items()}
+ENTRIES = 64 * 32 + 32
+# The eight devices of the tests, as the accelerators' meshes are.
+EIGHT = Device("eight CPUs (not run)", "cpu", ("jaxlib",), lambda: jax.devices("cpu"), "8")
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = {"w": (64, 32), "b": (32,)}
-    tree = {name: jax.ShapeDtypeStruct(each, jnp.float32) for name, each in shapes.items()}
-    monkeypatch.setattr(accelerators, "TREES", {"small": lambda: tree})
+    for module in (accelerators, compiled):
+        monkeypatch.setattr(module, "TREES", {"small": lambda: SMALL})
+    monkeypatch.setitem(DEVICES, "eight", EIGHT)
+
+
+def test_every_optimizer_is_a_row_that_takes_bfloat16_parameters() -> None:
+    takes = {
+        name: inspect.signature(each).parameters
+        for name, each in vars(optabs).items()
+        if inspect.isfunction(each)
+    }
+    rated = {name for name in takes if "learning_rate" in takes[name]}
+    assert {"adam", "dao_e"} <= rated <= set(ROWS)
+    params = {"w": jax.ShapeDtypeStruct((128, 64), jnp.bfloat16)}
+    for name, row in ROWS.items():
+        if not row.package:
+            state = jax.eval_shape(row.make().init, params)
+            assert all(leaf.size < 2**14 for leaf in jax.tree.leaves(state)), name
+
+
+def test_the_trees_have_their_sizes_and_the_transformer_is_in_bfloat16() -> None:
+    leaves = {name: jax.tree.leaves(make()) for name, make in TREES.items()}
+    sizes = {name: sum(math.prod(x.shape) for x in own) for name, own in leaves.items()}
+    assert sizes["4096x4096"] == 2**24
+    assert sizes["resnet18"] == 11_173_962
+    assert sizes["transformer_bfloat16"] == pytest.approx(28.5e6, rel=0.01)
+    assert {x.dtype for x in leaves["transformer_bfloat16"]} == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.usefixtures("small")
@@ -196,6 +236,7 @@ def test_a_row_is_compiled_for_the_cpu_recorded_and_shown(
     assert record.result["kernels"] == {"fusion": 2}
     for cost in ("bytes", "least_bytes"):
         assert record.result[cost] == pytest.approx(12, abs=0.1)
+    assert compiled.bytes_of(record.key) == pytest.approx(record.result["bytes"], rel=1e-5)
     text = (tmp_path / "README.md").read_text()
     assert "compiled for this CPU (not run) by jaxlib" in text
     assert "| sgd | 2 (0) | 2 | 12.0 | 12.0 | 0.0 |" in text
@@ -206,11 +247,45 @@ def test_a_row_is_compiled_for_the_cpu_recorded_and_shown(
     assert (tmp_path / "README.md").read_text() == text
 
 
+def _normalised(params: Any, state: Any, grads: Any) -> Any:
+    """Descent by a gradient of norm 1."""
+    norm = optax.tree.norm(grads)
+    return jax.tree.map(lambda p, g: p - g / norm, params, grads), state
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_sent_on_a_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data-parallel, the mean of the gradients; fully sharded, what the step itself needs."""
+    rows = {"sgd": ROWS["sgd"], "norm": Row(lambda: Stepper(lambda _: (), _normalised))}
+    monkeypatch.setattr(compiled, "ROWS", rows)
+    sgd, norm = (compiled.measure(Key("small", row, "eight")) for row in rows)
+    for result in (sgd, norm):
+        ((count, size),) = result[compiled.DATA_PARALLEL].values()
+        assert (count <= 2, size) == (True, 4 * ENTRIES)
+        assert set(result[compiled.DATA_PARALLEL]) == {"all-reduce"}
+    assert sgd[compiled.SHARDED] == {}
+    assert set(norm[compiled.SHARDED]) == {"all-reduce"}
+    alone = rows["sgd"]._replace(meshes=False)
+    monkeypatch.setattr(compiled, "ROWS", {"sgd": alone})
+    assert compiled.SHARDED not in compiled.measure(Key("small", "sgd", "eight"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["h100", "eight"])
+@pytest.mark.usefixtures("small")
+def test_a_population_sends_nothing_while_it_learns(name: str) -> None:
+    _skip_without(DEVICES[name])
+    sent = compiled.sent_by(Key(compiled.POPULATION, compiled.GADAM, name))
+    assert sent["learn"] == {}
+    assert set(sent["evolve"]) == {"all-gather", "all-reduce"}
+
+
 @pytest.mark.usefixtures("small")
 def test_without_the_compilers_one_sentence_says_what_to_install(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(accelerators, "installed", lambda package: package == "jaxlib")
+    monkeypatch.delitem(DEVICES, "eight")
+    monkeypatch.setattr(devices, "installed", lambda package: package == "jaxlib")
     needed = "need jax-cuda13-plugin, nvidia-cuda-nvcc{}; call `make accelerators` or install "
     left = "optabs[accelerators]; what is left: cpu."
     sentence = f"devices h100 {needed.format('')}{left}"
@@ -222,12 +297,29 @@ def test_without_the_compilers_one_sentence_says_what_to_install(
     assert [each.key for each in Records(tmp_path)] == [Key("small", "sgd", "cpu")]
 
 
+@pytest.mark.usefixtures("small")
+def test_rows_of_libraries_that_are_not_there_are_left_out_and_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rollfast", None)
+    line = "accelerators --rows rollfast.adamw8,sgd --devices cpu"
+    assert call(monkeypatch, f"{line} --out {tmp_path}") == 0
+    assert "Left out: rollfast.adamw8 (needs rollfast).\n" in capsys.readouterr().out
+    assert [each.key.arm for each in Records(tmp_path)] == ["sgd"]
+    # Its kernels are for a GPU alone.
+    kept = compiled.units_of(["small"], ["flashoptim.flash_adamw"], ["cpu", "eight"])
+    assert list(kept) == []
+
+
 def test_bad_input_is_one_sentence(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for line, sentence in {
-        "--rows adagram": "rows is 'adagram'; choose from optax.adam, optax.lion,",
+        "--rows adagram": "rows is 'adagram'; choose from optax.sgd, optax.momentum,",
+        "--trees oak": "trees is 'oak'; choose from 4096x4096, resnet18, transformer",
         "--devices a100": "devices is 'a100'; choose from h100, v5e, cpu.",
+        "--run --minutes 0": "minutes is 0; pass a number above 0.",
+        "--run --data nowhere": "data 'nowhere' does not exist; pass an archive",
     }.items():
         assert_refused(f"accelerators {line}", sentence, tmp_path, monkeypatch, capsys)
 
@@ -238,15 +330,26 @@ def test_committed_records_give_the_committed_tables(
     assert_reported("accelerators", tmp_path, monkeypatch)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("row", ["optax.adam", "adam", "dao_e"])
-def test_a_step_for_an_h100_moves_the_bytes_of_its_record(row: str) -> None:
-    device, tree = accelerators.DEVICES["h100"], "4096x4096"
+def _skip_without(device: Device) -> None:
     if device.lacks:
         pytest.skip(f"{', '.join(device.lacks)}: not installed; call `make accelerators`")
-    record = Records(RESULTS / "accelerators").get(Key(tree, row, "h100"))
-    assert record is not None
+
+
+HELD = (
+    "optax.adam", "optax.lion", "adam", "adamw_abs", "dao_e", "dao_e_bfloat16", "steered_adam",
+    "optax.adamw_8bit", "adamw_abs_8bit", "adamw_abs_bfloat16", "optax.lion_8bit",
+    "optax.muon_8bit",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", HELD)
+def test_a_step_for_an_h100_moves_the_bytes_of_its_record(row: str) -> None:
+    key = Key("4096x4096", row, "h100")
+    device, record = DEVICES["h100"], Records(RESULTS / "accelerators").get(key)
+    _skip_without(device)
+    if record is None:
+        pytest.skip(f"{row} has no record; `python -m benchmarks accelerators` makes it")
     if record.config["compiler"] != device.compiler:
         pytest.skip(f"recorded with {record.config['compiler']}, here is {device.compiler}")
-    found = accelerators.measure(tree, row, "h100")
-    assert found["bytes"] == pytest.approx(record.result["bytes"], rel=0.02)
+    assert compiled.bytes_of(key) == pytest.approx(record.result["bytes"], rel=0.02)

@@ -9,6 +9,7 @@ from commands import interrupt
 
 import optabs
 from benchmarks.lab import records, report, study, tasks
+from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.records import Key, Records
 from benchmarks.lab.study import Grid, Study, run_units
 from benchmarks.lab.training import Arm, cosine
@@ -159,6 +160,13 @@ def test_settings_have_a_table_each_and_quick_runs_a_folder(
         for setting in ("", ", cosine"):
             assert f"noisy gradients{setting}, {steps} steps; {seeds} seeds" in text
         assert "| Adam | 0.1 | - |" in text
+    command(steps=20, seeds=2, settings="cosine")
+    seeds_of = {"": [0], "cosine": [0, 1]}
+    kept = Records(tmp_path / "runs" / "tiny")
+    for setting, seeds in seeds_of.items():
+        assert [each.key.seed for each in kept.select(setting=setting)] == seeds
+    with pytest.raises(ArgumentError, match="settings is 'linear'; choose from"):
+        command(settings="linear")
 
 
 def test_several_workers_make_the_same_records(

@@ -18,7 +18,7 @@ from benchmarks.lab.arguments import ArgumentError
 from benchmarks.lab.records import FILE, Records
 from benchmarks.lab.timing import tree_bytes
 from benchmarks.lab.training import training_step
-from benchmarks.timing import programs, steps, tables
+from benchmarks.timing import programs, pytorch, steps, tables
 from benchmarks.timing.steps import ADAM, DAO_E, OPTAX, OURS
 
 
@@ -186,6 +186,47 @@ def test_a_subject_writes_records_and_tables_and_goes_on_from_them(
     before = (tmp_path / FILE).read_bytes()
     assert call(monkeypatch, f"timing {line} --quick --out {tmp_path}") == 0
     assert (tmp_path / FILE).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_step_of_pytorch_is_called_in_turns_where_it_is_installed(tmp_path, monkeypatch):
+    made, steps_made = [], []
+
+    class AdamW:
+        def __init__(self, params, lr, fused):
+            made.append(([leaf.grad for leaf in params], lr, fused))
+
+        def step(self):
+            steps_made.append(True)
+
+    torch = types.SimpleNamespace(
+        set_num_threads=lambda count: None,
+        zeros=lambda shape, **_: types.SimpleNamespace(shape=shape),
+        randn_like=lambda leaf: leaf.shape,
+        optim=types.SimpleNamespace(AdamW=AdamW),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(timing, "SHORTEST", 1e-4)
+    monkeypatch.setitem(steps.SIZES, "step", ["64"])
+    line = f"timing step --optimizers adamw_abs --quick --out {tmp_path}"
+    assert call(monkeypatch, line) == 0
+    (record,) = Records(tmp_path)
+    found = record.result
+    assert made == [([(64,)], steps.RATE, True)]
+    assert steps_made
+    assert pytorch.ADAMW in found["call"]["seconds"]
+    assert pytorch.ADAMW not in found["loop"]["seconds"]  # it has none
+    for side in (pytorch.ADAMW, "optax.adamw"):
+        assert found["must_move_bytes"][side] == pytest.approx(28, abs=0.2)
+    assert f"| adamw_abs / {pytorch.ADAMW} |" in (tmp_path / "README.md").read_text()
+
+
+def test_the_largest_size_has_to_be_named(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(steps, "step_units", lambda sizes, *_: asked.append(sizes) or [])
+    for sizes in ("", "--sizes 1e8,1e9"):
+        assert call(monkeypatch, f"timing step {sizes} --out {tmp_path}") == 0
+    assert asked == [[x for x in steps.SIZES["step"] if x != "1e9"], ["1e8", "1e9"]]
 
 
 @pytest.mark.slow

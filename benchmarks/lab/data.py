@@ -44,9 +44,7 @@ def load(
     Raises:
       DataError: an argument, file or package is not as it must be.
     """
-    if name not in SPECS:
-        raise DataError(f"data set {name!r} is not known; name one of {', '.join(SPECS)}.")
-    arrays = _read(name, source)
+    arrays = arrays_of(name, source)
     count = len(arrays.train_labels)
     held_out = SPECS[name].validation if validation is None else validation
     if not 0 < held_out < count:
@@ -66,7 +64,10 @@ def load(
     )  # fmt: skip
 
 
-def _read(name: str, source: pathlib.Path | None) -> Arrays:
+def arrays_of(name: str, source: pathlib.Path | None) -> Arrays:
+    """The arrays of a data set as they were published; for `name` and `source` see `load`."""
+    if name not in SPECS:
+        raise DataError(f"data set {name!r} is not known; name one of {', '.join(SPECS)}.")
     if source is None:
         return _read_digits() if name == "digits" else _fetched(name)
     inner = (source / name, source / f"{name}.npz")

@@ -146,16 +146,19 @@ def write(
     title: str,
     sections: Sequence[Table | str],
     figures: Mapping[str, "Figure"] | None = None,
+    *,
+    show: bool = True,
 ) -> None:
-    """Shows the tables, and writes sections and figures into a folder.
+    """Shows the tables, if asked, and writes sections and figures into a folder.
 
     Args:
       folder: of the study's results.
       title: of the file.
       sections: tables and paragraphs of Markdown, in their order.
       figures: by the name of its file, without its ending; a paragraph shows each.
+      show: whether in the terminal, too.
     """
-    for section in sections:
+    for section in sections if show else ():
         if isinstance(section, Table):
             rich.console.Console().print(rich.markdown.Markdown(section.markdown()))
     texts = [each.markdown() if isinstance(each, Table) else each for each in sections]
@@ -163,7 +166,8 @@ def write(
     write_bytes(folder / "README.md", body.encode())
     for stem, figure in (figures or {}).items():
         write_bytes(folder / f"{stem}.png", png(figure))
-    typer.echo(f"tables: {folder / 'README.md'}")
+    if show:
+        typer.echo(f"tables: {folder / 'README.md'}")
 
 
 def png(figure: "Figure", *, bbox_inches: str | None = "tight") -> bytes:

@@ -329,10 +329,14 @@ def command_of(study: Study) -> Callable[..., None]:
     """The command line of a study."""
     separator = ";" if any("," in arm for arm in study.arms) else ","
     all_tasks, all_arms = ", ".join(study.tasks), f"{separator} ".join(study.arms)
+    all_settings = "; ".join(study.settings)
 
     def command(
         tasks: Annotated[str, typer.Option(help=f"all, or some of {all_tasks}")] = "",
         arms: Annotated[str, typer.Option(help=f"all, or some of {all_arms}")] = "all",
+        settings: Annotated[
+            str, typer.Option(help=f"all, or some of {all_settings}", hidden=not all_settings)
+        ] = "all",
         seeds: Annotated[int, typer.Option(help="reported runs of each arm")] = 5,
         steps: given.StepsOption = None,
         data: given.DataOption = None,
@@ -342,6 +346,8 @@ def command_of(study: Study) -> Callable[..., None]:
         out: given.OutOption = None,
     ) -> None:
         names = given.some_of(arms, "arms", study.arms, separator=separator)
+        kept = given.some_of(settings, "settings", study.settings, separator=";")
+        selected = study._replace(settings={name: study.settings[name] for name in kept})
         needy = study.need_images
         chosen = [] if only_report else given.tasks_of(tasks, study.tasks, needy, data)
         if not chosen and not only_report:
@@ -359,7 +365,7 @@ def command_of(study: Study) -> Callable[..., None]:
             whole = [(name, study.task(name, data, steps)) for name in chosen]
             run_units(study.timings(whole, names), records)
         asked = {"seeds": seeds, "steps": steps, "source": data}
-        study.run(records, chosen, names, workers=workers, **asked)
+        selected.run(records, chosen, names, workers=workers, **asked)
         study.report(records)
 
     command.__name__, command.__doc__ = study.name, study.doc

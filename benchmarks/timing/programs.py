@@ -1,7 +1,6 @@
 """Whole programs: epochs beside PyTorch's and a scan's, and populations."""
 
 import functools
-import importlib
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,11 +12,11 @@ import numpy as np
 
 import optabs
 from benchmarks.lab import tasks, timing
-from benchmarks.lab.arguments import ArgumentError
-from benchmarks.lab.records import Key, environment
+from benchmarks.lab.records import Key
 from benchmarks.lab.study import Unit
 from benchmarks.lab.tasks import Split, Splits
 from benchmarks.lab.training import Optimizer, Task, training_step
+from benchmarks.timing.pytorch import load_torch
 from benchmarks.timing.steps import RATE, unit_of
 from optabs.training.batches import rows_of_epoch, take
 
@@ -73,19 +72,6 @@ def epoch_of(task: Task, size: int | None) -> Function:
 
     compiled = jax.jit(epoch, donate_argnums=0)
     return lambda carry, number: compiled(carry, number, task.train)
-
-
-def load_torch() -> tuple[Any, str]:
-    """PyTorch, with all cores, and its name of the kind of device that JAX uses."""
-    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError as error:
-        raise ArgumentError(f"PyTorch is missing ({error}); call `make peers`.") from None
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("PyTorch sees no GPU; set JAX_PLATFORMS=cpu or install another.")
-    torch.set_num_threads(environment()["cores"] or 1)
-    return torch, device
 
 
 def torch_epoch(params: Any, splits: Splits, size: int, form: str) -> Function:

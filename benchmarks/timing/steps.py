@@ -20,6 +20,7 @@ from benchmarks.lab.tasks import Split
 from benchmarks.lab.timing import FULL, MODES, STATES
 from benchmarks.lab.training import training_step
 from benchmarks.steady import RULES
+from benchmarks.timing import pytorch
 from optabs.mixture import experts
 from optabs.mixture.state import Storage
 
@@ -39,8 +40,9 @@ NETWORKS: Mapping[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
     "resnet18": (lambda: resnet(RESNETS["resnet18"], channels=3, classes=10), IMAGE),
     "mlp": (lambda: tasks.mlp(784, 768, 512, 10), (784,)),  # 1e6 parameters
 }
+LARGEST = "1e9"  # only where it is asked for: it takes 60 GB
 SIZES = {  # parameters of a single array, or a network's
-    "step": ("1e4", "1e5", "1e6", "1.6e7", "1e8", "resnet18"),
+    "step": ("1e4", "1e5", "1e6", "1.6e7", "1e8", LARGEST, "resnet18"),
     "dao_e": ("1e6", "1.6e7", "mlp", "resnet18"),
 }
 
@@ -71,6 +73,7 @@ OURS: Mapping[str, Maker] = {
     )
 }  # fmt: skip
 
+TORCH = ("adamw", "adamw_abs")  # beside PyTorch's, where that is installed
 LEAVES = (8, 16, 40, 62, 150)
 COMPILED: Mapping[str, Maker] = {
     ADAM: OPTAX["adam"],
@@ -95,6 +98,8 @@ def step_units(
         asked = {"size": size, "optimizer": name, "rounds": rounds, "seconds": SECONDS}
         if name != DAO_E:
             asked |= {"state": state, "codes": STATES.get(state)}
+            if name in TORCH and pytorch.available():
+                asked["torch"] = pytorch.ADAMW
             yield unit_of(Key(size, name, state, "step"), measure_step, **asked)
             continue
         key, asked["batch_size"] = Key(size, name, "step", DAO_E), BATCH
@@ -150,11 +155,12 @@ def extra_of(size: str) -> dict[str, Any]:
 
 
 def measure_step(
-    size: str, optimizer: str, rounds: int, state: str = FULL, **_: Any
+    size: str, optimizer: str, rounds: int, state: str = FULL, torch: str = "", **_: Any
 ) -> dict[str, Any]:
     """Times one step of an optimizer and of its rivals in turns, on given gradients.
 
-    A copy of as many bytes as the first has to move is timed beside them.
+    A copy of as many bytes as the first has to move is timed beside them and, where asked,
+    PyTorch's, which has no compiled loop.
     """
     shapes = shapes_of(size)
     parameters = sum(map(math.prod, shapes))
@@ -172,8 +178,16 @@ def measure_step(
     # It reads and writes each byte once, so its array is half of the traffic.
     half = round(parameters * next(iter(needed.values()))) // 8
     runners[COPY] = timing.Runner(lambda x, one: x + one, jnp.zeros(half), jnp.ones([]))
+    theirs: dict[str, Any] = {}
+    if torch:
+        theirs[torch] = pytorch.AdamW(shapes, RATE)
+        needed[torch] = pytorch.MOVED
     for mode in MODES:
-        timers = {side: getattr(runner, mode) for side, runner in runners.items()}
+        timers = {
+            side: getattr(runner, mode)
+            for side, runner in (runners | theirs).items()
+            if hasattr(runner, mode)
+        }
         found[mode] = timing.repeated(timers, rounds, SECONDS)
     return found
 
