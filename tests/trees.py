@@ -20,7 +20,7 @@ SHAPES = {"layer": {"w": (3, 2), "b": (2,)}, "scale": ()}
 def tree(seed: int, dtype: Any = jnp.float32) -> Any:
     """Entries of every leaf away from 0, the same for the same seed."""
     random = np.random.default_rng(seed)
-    dtype = _dtype if dtype == jnp.float32 else dtype
+    dtype = _dtype if jnp.dtype(dtype) == jnp.float32 else dtype
 
     def leaf(shape: tuple[int, ...]) -> jax.Array:
         size = random.uniform(0.5, 2.0, shape) * random.choice([-1.0, 1.0], shape)

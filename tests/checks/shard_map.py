@@ -55,15 +55,15 @@ def check_shard_map_of_shards(case: Case, vma: str) -> None:
     """A device's part steps as it would alone; of an element-wise row, as in the whole."""
     host = _host_params()
 
-    def trained(params):
+    def moved(params):
         return _after_two(case, params)[0]
 
-    outside = jax.jit(trained)
+    outside = jax.jit(moved)
     if case.element_wise:
         wanted = outside(host)
     else:
         split = {name: np.split(array, _DEVICES) for name, array in host.items()}
         parts = [outside({n: a[i] for n, a in split.items()}) for i in range(_DEVICES)]
         wanted = jax.tree.map(lambda *shards: jnp.concatenate(shards), *parts)
-    mapped = _mapped(trained, PartitionSpec("x"), _VMA[vma])
+    mapped = _mapped(moved, PartitionSpec("x"), _VMA[vma])
     assert_close(mapped(host), wanted, rtol=1e-5, atol=1e-5)
