@@ -177,8 +177,8 @@ def _warn_of_others(params: optax.Params) -> None:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         warnings.warn(
             f"narrow_params leaves {others[0]}{more} as it is: it keeps bits of bfloat16 and "
-            "float32 alone; to have this said no more, give other leaves an optimizer of their "
-            "own by optax.partition.",
+            "float32 alone; to have this said no more, give other leaves an optimizer of "
+            "their own by optax.partition.",
             stacklevel=3,
         )
 
@@ -200,7 +200,8 @@ def _matched(
     Raises ValueError where they do not go together; with `all_kept` also where there is a
     bfloat16 without bits.
     """
-    found, structure = jax.tree_util.tree_flatten_with_path(state.bits, is_leaf=_is_masked)
+    found = jax.tree_util.tree_leaves_with_path(state.bits, is_leaf=_is_masked)
+    structure: Any = jax.tree.structure(state.bits, is_leaf=_is_masked)
     try:
         leaves = structure.flatten_up_to(params)
     except ValueError as error:
@@ -258,9 +259,9 @@ def _move(param: Any, bits: Any, exact: Any, step: Any) -> tuple[Any, Any]:
     size, sign = word & _SIZE, word & ~_SIZE
     finite = size < _INFINITY
     kept = jnp.minimum((size + 0x80) >> 8, _LARGEST)
-    nearest = jnp.where(finite, ((kept + 0x80) >> 8) << 16, size)
+    nearest = _float(sign | (((kept + 0x80) >> 8) << 16))
     old = _plain(param)
-    update = _float(sign | nearest) - old
+    update = jnp.where(finite, nearest - old, step)
     reached = _word(jax.lax.reduce_precision(old + update, 8, 7)) & _SIZE
     lost = jnp.clip(kept - (reached >> 8), -128, 127).astype(jnp.int8)
     return _differentiated_as(update, step), jnp.where(finite, lost, bits)

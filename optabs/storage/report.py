@@ -75,7 +75,8 @@ class NarrowReport(NamedTuple):
             for line in lines
         )
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def narrow_report(state: optax.OptState) -> NarrowReport:
@@ -123,7 +124,7 @@ _Path = tuple[KeyEntry, ...]
 
 
 def _split(state: Any, path: _Path) -> tuple[_Path, _Path, bool]:
-    """The way to a field of the innermost state, the rest, and if these are parameters' bits."""
+    """The way to a field of the innermost state, the rest, and whether it is `bits`."""
     node, at, is_copy = state, 0, False
     for depth, key in enumerate(path):
         if hasattr(node, "_fields") and type(node).__name__.endswith("State"):
