@@ -260,9 +260,10 @@ def _move(param: Any, bits: Any, exact: Any, step: Any) -> tuple[Any, Any]:
     finite = size < _INFINITY
     kept = jnp.minimum((size + 0x80) >> 8, _LARGEST)
     nearest = _float(sign | (((kept + 0x80) >> 8) << 16))
-    old = _plain(param)
-    update = jnp.where(finite, nearest - old, step)
-    reached = _word(jax.lax.reduce_precision(old + update, 8, 7)) & _SIZE
+    update = jnp.where(finite, nearest - _plain(param), step)
+    # The user's own next operation, which XLA does once for both: on a TPU it is one pass
+    # over the arrays then, else two.
+    reached = _word(_plain(optax.apply_updates(param, update))) & _SIZE
     lost = jnp.clip(kept - (reached >> 8), -128, 127).astype(jnp.int8)
     return _differentiated_as(update, step), jnp.where(finite, lost, bits)
 
