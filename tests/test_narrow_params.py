@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from broken import CONTROLS
 from cases import Case
@@ -531,3 +532,51 @@ def test_the_new_checks_accept_what_their_controls_lack() -> None:
     with declared(case):
         for name in ("check_short_steps_add_up", "check_wide_params_are_refused"):
             CHECKS[name].run(case)
+
+
+AROUND = {
+    "sgd": optax.sgd(1e-2, momentum=0.9, nesterov=True),
+    "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=2),
+    "lion": optax.lion(1e-3),
+    "lamb": optax.lamb(1e-3),
+    "adamw, decayed": optax.adamw(optax.cosine_decay_schedule(1e-2, 4), weight_decay=0.1),
+    "muon": optax.contrib.muon(1e-2),
+    "schedule_free": optax.contrib.schedule_free_adamw(1e-2),
+    "prodigy": optax.contrib.prodigy(),
+    "chain": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
+    "nag": optabs.nag(1e-2),
+    "adadelta_abs": optabs.adadelta_abs(),
+    "dao_e": optabs.dao_e(1e-2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AROUND)
+def test_around_any_optimizer_it_steps_as_in_float32(name: str) -> None:
+    inner = AROUND[name]
+    optimizer = optabs.narrow_params(inner)
+    random = np.random.default_rng(11)
+    start = {"w": jnp.asarray(random.normal(size=(4, 4)), "f4"), "b": jnp.ones(4)}
+    grads = jax.tree.map(lambda p: jnp.asarray(random.normal(size=p.shape), BF16), start)
+    wide, wide_state = start, inner.init(start)
+    params, state = optax.tree.cast(start, BF16), optimizer.init(start)
+    before = jax.tree.map(jnp.result_type, state)
+    for _ in range(4):
+        params, state = compiled_step(optimizer)(grads, state, params)
+        as_float = jax.tree.map(lambda g: g.astype("f4"), grads)
+        wide, wide_state = compiled_step(inner)(as_float, wide_state, wide)
+    assert jax.tree.map(jnp.result_type, state) == before
+    exact = optabs.exact_params(params, state)
+    for leaf, other in zip(*map(jax.tree.leaves, (exact, wide)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=2.0**-13, atol=2.0**-16)
+
+
+@pytest.mark.slow
+def test_fit_trains_them() -> None:
+    loss, start = quadratic(2)
+    optimizer = optabs.narrow_params(optabs.adam(1e-2))
+    narrow = optax.tree.cast(start, BF16)
+    data = jnp.zeros((1, 1))
+    result = optabs.fit(lambda p, _: loss(p), narrow, optimizer, data, epochs=200)
+    assert result.params["w"].dtype == BF16
+    assert loss(optabs.exact_params(result.params, result.opt_state)) < 1e-2 * loss(start)
