@@ -44,9 +44,9 @@ def narrow_params(
     Updates of these leaves are float32, whatever the gradient's dtype, and are
     :math:`p_t - p_{t-1}`. So :func:`optax.apply_updates` arrives exactly at :math:`p_t` unless
     a parameter becomes :math:`2^{16}` times smaller in one step; then, too, the kept bits are
-    of the bfloat16 that is reached, and of what they can hold the nearest to
-    :math:`\theta_t`. What changes the updates afterwards makes them wrong, by at most half a
-    step of bfloat16: let `narrow_params` be the last of a chain. Steps below :math:`2^{-17}`
+    of the bfloat16 that is reached, and the nearest to :math:`\theta_t` that they can be. Where
+    updates are changed afterwards the bits are those of other parameters, an error of at most
+    half a step of bfloat16: let `narrow_params` be the last of a chain. Steps below :math:`2^{-17}`
     of the parameter are rounded off, as those below :math:`2^{-25}` are in float32.
 
     Args:
@@ -75,14 +75,14 @@ def narrow_params(
       >>> state = optimizer.init(params)
       >>> params = optax.tree.cast(params, jnp.bfloat16)
       >>> grads = {"w": jnp.ones(3, jnp.bfloat16)}
-      >>> for _ in range(3):  # a bfloat16 below 1 is the next after 4
+      >>> for _ in range(3):  # the next bfloat16 below 1 is four such steps away
       ...     updates, state = optimizer.update(grads, state, params)
       ...     params = optax.apply_updates(params, updates)
       >>> float(params["w"][0]), float(1024 * optabs.exact_params(params, state)["w"][0])
       (0.99609375, 1021.0)
 
-    Source: FlashOptim, arXiv 2602.23349, which keeps the difference from the parameter in
-    units of its last place; here it is one of the bits themselves, and exact.
+    Source: FlashOptim, arXiv 2602.23349: bfloat16 parameters, and what they lack in 8 bits. The
+    difference of the bits themselves, which is exact, is this package's.
     """
     inner = full_precision(transformation)
 
