@@ -44,10 +44,11 @@ def narrow_params(
     Updates of these leaves are float32, whatever the gradient's dtype, and are
     :math:`p_t - p_{t-1}`. So :func:`optax.apply_updates` arrives exactly at :math:`p_t` unless
     a parameter becomes :math:`2^{16}` times smaller in one step; then, too, the kept bits are
-    of the bfloat16 that is reached, and the nearest to :math:`\theta_t` that they can be. Where
-    updates are changed afterwards the bits are those of other parameters, an error of at most
-    half a step of bfloat16: let `narrow_params` be the last of a chain. Steps below :math:`2^{-17}`
-    of the parameter are rounded off, as those below :math:`2^{-25}` are in float32.
+    of the bfloat16 that is reached, and the nearest to :math:`\theta_t` that they can be.
+    Where updates are changed afterwards the bits are those of other parameters, an error of at
+    most half a step of bfloat16: let `narrow_params` be the last of a chain. Steps below
+    :math:`2^{-17}` of the parameter are rounded off, as those below :math:`2^{-25}` are in
+    float32.
 
     Args:
       transformation: any optax transformation, with all that belongs to the step.
@@ -81,8 +82,8 @@ def narrow_params(
       >>> float(params["w"][0]), float(1024 * optabs.exact_params(params, state)["w"][0])
       (0.99609375, 1021.0)
 
-    Source: FlashOptim, arXiv 2602.23349: bfloat16 parameters, and what they lack in 8 bits. The
-    difference of the bits themselves, which is exact, is this package's.
+    Source: FlashOptim, arXiv 2602.23349: bfloat16 parameters, and what they lack in 8 bits.
+    The difference of the bits themselves, which is exact, is this package's.
     """
     inner = full_precision(transformation)
 
