@@ -60,13 +60,19 @@ from optabs.evolution.state import Evolution as Evolution, GadamState as GadamSt
 from optabs.evolution.learning import vmapped as vmapped
 from optabs import genetics as genetics
 
-# Storage: optimizers' moments in fewer bits
+# Storage: optimizers' moments, and parameters, in fewer bits
 from optabs.storage.state import NarrowState as NarrowState
 from optabs.storage.narrowing import narrow_state as narrow_state
 from optabs.storage.state import (
     decode_state as decode_state,
     encode_state as encode_state,
 )
+from optabs.storage.params import (
+    NarrowParamsState as NarrowParamsState,
+    exact_params as exact_params,
+    narrow_params as narrow_params,
+)
+from optabs.storage.report import NarrowReport as NarrowReport, narrow_report as narrow_report
 
 # Training
 from optabs import losses as losses

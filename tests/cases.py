@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import optabs
@@ -43,6 +44,8 @@ class Case:
     full_width: bool = True  # state is kept in promote_types(dtype, float32)
     passes_nan: bool = True  # a NaN gradient reaches the updates
     error: float = 0.0  # quantised: what rounding the state may change, relative
+    dtype: str = "float32"  # of parameters where a check asks for float32, or for none
+    keeps_dtype: bool = True  # updates have the gradient's dtype, from parameters of any
     settings_of: str = ""  # the row that has the same code, under other settings
     large: bool = False  # hundreds of operations, which outside of jit are compiled one by one
 
@@ -62,6 +65,11 @@ class Case:
     @functools.lru_cache(None, typed=True)  # noqa: B019  (rows live as long as the module)
     def _compiled(self, learning_rate: Any, **numbers: Any) -> Any:
         return with_compiled_update(self.make_eager(learning_rate, **numbers))
+
+    def emitted(self, dtype: Any) -> Any:
+        """The dtype of the updates for gradients of a dtype."""
+        widens = not self.keeps_dtype and dtype == jnp.bfloat16
+        return jnp.dtype(jnp.float32 if widens else dtype)
 
     @property
     def code(self) -> str:
@@ -406,4 +414,32 @@ NARROW = [
     _quantised("narrow_bfloat16", 0.03, {"mu": "bfloat16", "nu": "bfloat16"}, "narrow_8"),
 ]
 
-CASES = NAMED + OPTIONS + PARTS + MIXTURES + NARROW
+# Parameters in bfloat16, with 8 bits in the state.
+
+
+def _bfloat16_params(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    return optabs.narrow_params(optabs.adam(learning_rate, b1, b2, eps, eps_root))
+
+
+COMPRESSED = [
+    Case(
+        "bfloat16_params",
+        _bfloat16_params,
+        0.1,
+        1e-3,
+        moments={"bits": 1, **_ADAM},
+        without_params=False,
+        dtype="bfloat16",
+        keeps_dtype=False,
+        error=0.1,
+        covers=("narrow_params",),
+    ),
+]
+
+CASES = NAMED + OPTIONS + PARTS + MIXTURES + NARROW + COMPRESSED

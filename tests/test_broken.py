@@ -3,13 +3,14 @@
 import pytest
 from broken import CONTROLS
 from checks import CHECKS
+from trees import declared
 
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_check_rejects_its_control(name: str) -> None:
     control = CONTROLS[name]
     assert CHECKS[name].applies(control.case)
-    with pytest.raises(control.raises):
+    with declared(control.case), pytest.raises(control.raises):
         CHECKS[name].run(control.case)
 
 

@@ -9,7 +9,7 @@ import pytest
 from cases import CASES, Case
 from checks import CHECKS
 from conftest import scope_of
-from trees import coarsely
+from trees import declared
 
 import optabs
 
@@ -19,8 +19,8 @@ def _marks(name: str, case: Case, variant: str | None) -> list[pytest.MarkDecora
     if not CHECKS[name].is_quick(case, variant):
         marks.append(pytest.mark.slow)
     if case.error:
-        # It leaves complex and float64 moments alone, and says so.
-        marks.append(pytest.mark.filterwarnings("ignore:narrow_state leaves"))
+        # It leaves complex numbers and float64 alone, and says so.
+        marks.append(pytest.mark.filterwarnings("ignore:narrow_(state|params) leaves"))
     return marks
 
 
@@ -40,7 +40,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("name", "case", "variant"), RUNS)
 def test_contract(name: str, case: Case, variant: str | None) -> None:
-    with coarsely(case.error):
+    with declared(case):
         CHECKS[name].run(case, variant)
 
 

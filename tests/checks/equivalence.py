@@ -12,6 +12,7 @@ from trees import (
     gradients,
     params,
     run,
+    trained,
     tree,
     with_traced,
 )
@@ -56,7 +57,7 @@ def check_vmap_over_rates_equals_loop(case: Case) -> None:
 
 def _arrays(count: int) -> list[jax.Array]:
     random = np.random.default_rng(40)
-    return list(jnp.asarray(random.normal(size=(count, 4)), jnp.float32))
+    return list(trained(jnp.asarray(random.normal(size=(count, 4)), jnp.float32)))
 
 
 @check(where="apart")

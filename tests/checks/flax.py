@@ -11,7 +11,7 @@ from checks.registry import check
 
 @check()
 def check_nnx_optimizer(case: Case) -> None:
-    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    model = nnx.Linear(2, 3, param_dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
     transformation = case.make()
     optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
     plain = nnx.to_pure_dict(nnx.state(model, nnx.Param))

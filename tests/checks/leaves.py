@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 from cases import Case
 from trees import (
     assert_close,
@@ -15,6 +16,7 @@ from trees import (
     plain,
     run,
     step,
+    trained,
 )
 
 from checks.registry import check
@@ -24,7 +26,7 @@ def _as_number(tree: Any) -> Any:
     return {**tree, "scale": float(tree["scale"])}
 
 
-@check()
+@check(where="keeps_dtype")
 def check_python_numbers_are_scalars(case: Case) -> None:
     """A Python float among the parameters is an array of shape () and float32."""
     optimizer = case.make()
@@ -43,8 +45,26 @@ def check_python_numbers_are_scalars(case: Case) -> None:
     assert avals(updates) == avals((wanted[0][0], wanted[1]))
 
 
+@check(instead_of=check_python_numbers_are_scalars)
+def check_wide_params_are_refused(case: Case) -> None:
+    """A row that trains narrow parameters takes no others to update, and says so."""
+    optimizer = case.make_eager()
+    position, grads = params(), gradients(1)[0]
+    state = optimizer.init(position)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), position)
+    for given in (wide, _as_number(position)):
+        with pytest.raises(ValueError, match=r"params.* came as float32") as error:
+            step(case, optimizer, grads, state, given)
+        message = str(error.value)
+        assert case.dtype in message, message
+        assert message.endswith("."), message
+        assert "\n" not in message, message
+        assert len(message) <= 300, message
+
+
 def _with_empty(tree: Any) -> Any:
-    return {"tree": tree, "matrix": jnp.zeros((4, 0)), "vector": jnp.zeros(0)}
+    empty = {"matrix": jnp.zeros((4, 0)), "vector": jnp.zeros(0)}
+    return {"tree": tree, **trained(empty)}
 
 
 @check(variants=("eager", "compiled"))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from cases import Case
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from trees import assert_close, step
+from trees import assert_close, step, trained
 
 from checks.registry import check
 
@@ -28,7 +28,8 @@ def _mesh(kind: AxisType) -> Mesh:
 def _host_params() -> dict[str, np.ndarray]:
     random = np.random.default_rng(50)
     shapes = {"w": (8, 4), "b": (12,), "whole": (3,)}
-    return {name: random.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+    host = {name: random.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+    return trained(host)
 
 
 def _sharded(mesh: Mesh) -> dict[str, jax.Array]:
