@@ -7,10 +7,10 @@ import optax
 import pytest
 import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from optabs.storage.blocks import block_of, join_blocks, shards_of, split_blocks
 
 import optabs
 from optabs._numerics import hash_uint32
-from optabs.storage.blocks import block_of, join_blocks, shards_of, split_blocks
 from optabs.storage.rounding import Salt, bits, salted, uniform
 
 

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optabs._numerics import explicit_sharding, hash_uint32, leading_sharding
+from optabs._numerics import GOLDEN, explicit_sharding, hash_uint32, leading_sharding
 
-_GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
 _ROOT = 0x6A09E667  # 2**32 times the fraction of the root of 2: likewise
 _PERIOD = 10  # log2 of the steps after which the entries are hashed anew
 
@@ -69,9 +68,9 @@ def salted(counter: jax.Array, parameter: int) -> Salt:
       counter: uint32 [], of the step.
       parameter: which one it is.
     """
-    period = (counter >> _PERIOD) * jnp.uint32(_GOLDEN)
+    period = (counter >> _PERIOD) * jnp.uint32(GOLDEN)
     both = hash_uint32(np.array([parameter, parameter + 2**31], np.uint32))
     # XLA computes a sum once and hands it to the kernels of a leaf, which are then those of
     # all leaves of that shape, and are compiled once.
     seed = jnp.sum(hash_uint32(period ^ both), dtype=jnp.uint32)
-    return Salt(seed, counter * jnp.uint32(_GOLDEN))
+    return Salt(seed, counter * jnp.uint32(GOLDEN))

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from optabs.storage.blocks import reduce_by_halves
+
 from optabs.storage.rounding import Salt, bits
 
 _INFINITY, _NAN = 0x7F800000, 0x7FC00000
