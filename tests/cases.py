@@ -380,7 +380,7 @@ def _narrow(
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     inner = optabs.adam_abs(learning_rate, eps=eps)
-    return optabs.narrow_state(inner, codecs, block_size=2, min_size=1)
+    return optabs.narrow_state(inner, codecs, min_size=1)
 
 
 def _quantised(

@@ -33,6 +33,7 @@ _FRACTION = 23
 _OCTAVE = 1 << _FRACTION  # in bits of a float32
 _K_BITS = 3  # of k, the lower ones of a row's range; the upper ones are the octave of b_0
 _NEW_K = 1  # where nothing is known of a row
+_FIRST = 1 << 15  # in the range of a row that no step has seen
 _ROOM_BELOW, _ROOM_ABOVE = 2, 1  # octaves: what a row may fall and rise in a step
 
 
@@ -106,16 +107,12 @@ def _to_bfloat16(value: jax.Array, ranges: Any, salt: Salt | None) -> Bfloat16:
     sign, size = up & jnp.uint32(0x80000000), up & jnp.uint32(0x7FFFFFFF)
     finite = sign | jnp.minimum(size, jnp.uint32(_BFLOAT16_MAX))
     word = jax.lax.bitcast_convert_type(value, jnp.uint32)
-    special = (word & jnp.uint32(_INFINITY)) == _INFINITY
-    chosen = jnp.where(special, _quiet(word), finite)
+    # A NaN gets the bit that keeps its upper half one.
+    is_nan = (word & jnp.uint32(0x7FFFFFFF)) > _INFINITY
+    quiet = jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
+    chosen = jnp.where((word & jnp.uint32(_INFINITY)) == _INFINITY, quiet, finite)
     upper = (chosen >> 16).astype(jnp.uint16)
     return Bfloat16(jax.lax.bitcast_convert_type(upper, jnp.bfloat16))
-
-
-def _quiet(word: jax.Array) -> jax.Array:
-    """A NaN with the bit set that keeps its upper half a NaN; other numbers as they are."""
-    is_nan = (word & jnp.uint32(0x7FFFFFFF)) > _INFINITY
-    return jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
 
 
 def _float16(value: jax.Array, salt: Salt | None) -> jax.Array:
@@ -225,13 +222,9 @@ def _sizes_in_bits(form: Form, parts: jax.Array) -> jax.Array:
 def _encoded(
     form: Form, parts: jax.Array, ranges: jax.Array, drawn: jax.Array | None
 ) -> jax.Array:
-    """Codes of rows in their ranges: uint8 or int8 like `parts`, float32 [..., n].
+    """Codes of float32 rows [..., n] in their ranges, uint16 [..., 1]: uint8 or int8.
 
-    Args:
-      form: of the field.
-      parts: the numbers.
-      ranges: uint16 [..., 1].
-      drawn: uint32 like `parts`; None rounds to nearest.
+    `drawn` are uint32 like the rows; None rounds to nearest.
     """
     size = _sizes_in_bits(form, parts)
     base, step = _read(ranges, parts.shape)
@@ -264,7 +257,8 @@ def _decoded(form: Form, codes: jax.Array, ranges: jax.Array) -> jax.Array:
 def _read(ranges: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """The bits of the least number, and s: int32 of that shape each."""
     kept = jnp.broadcast_to(ranges, shape).astype(jnp.int32)
-    return (kept >> _K_BITS) << _FRACTION, _FRACTION - (kept & ((1 << _K_BITS) - 1))
+    octave, k = (kept & (_FIRST - 1)) >> _K_BITS, kept & ((1 << _K_BITS) - 1)
+    return octave << _FRACTION, _FRACTION - k
 
 
 def _words(form: Form, code: jax.Array, base: jax.Array, step: jax.Array) -> jax.Array:
@@ -320,7 +314,9 @@ def _next_ranges(form: Form, codes: jax.Array, ranges: jax.Array) -> jax.Array:
         lower = (base - form.span(_NEW_K)) >> _FRACTION
         lower = _packed(jnp.maximum(lower, 1), _NEW_K)
         found = jnp.where(largest < form.first, lower, found)
-    return jnp.where(largest == 0, _packed(form.new, _NEW_K), found).astype(jnp.uint16)
+    # What an optimizer begins with tells nothing of the sizes to come.
+    unknown = (largest == 0) | (ranges >= _FIRST)
+    return jnp.where(unknown, _packed(form.new, _NEW_K), found).astype(jnp.uint16)
 
 
 def _new_ranges(form: Form, size: jax.Array) -> jax.Array:
@@ -385,6 +381,13 @@ def encode(codec: Codec, value: Any, ranges: Any, salt: Salt | None) -> Any:
     """
     node = codec.encode(widen(unboxed(value)), ranges, salt)
     return codec.node(*(boxed(part, like=value) for part in node))
+
+
+def first(node: Any) -> Any:
+    """A node that no step has seen: its numbers say nothing of those to come."""
+    if not BY_NODE[type(node)].rows:
+        return node
+    return node._replace(ranges=jax.tree.map(lambda each: each | _FIRST, node.ranges))
 
 
 def ready(node: Any) -> tuple[Any, Any]:

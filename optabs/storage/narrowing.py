@@ -17,7 +17,7 @@ from optabs._checks import cut
 from optabs._numerics import full_precision, hash_uint32
 from optabs._tree import is_box, unboxed
 from optabs.storage import selection
-from optabs.storage.codecs import BY_NODE, Codec, decode, encode, is_node, ready
+from optabs.storage.codecs import BY_NODE, Codec, decode, encode, first, is_node, ready
 from optabs.storage.rounding import Salt, salted
 from optabs.storage.selection import Choice, Parameters
 
@@ -145,10 +145,11 @@ def narrow_state(
         **extra_args: Any,
     ) -> tuple[optax.Updates, NarrowState]:
         _check_state(state, updates, choice)
+        right = has_right_format(state)
         leaves, structure = jax.tree.flatten(state.inner, is_leaf=is_node)
         known = [ready(leaf) if is_node(leaf) else (leaf, None) for leaf in leaves]
         state = state._replace(inner=structure.unflatten([leaf for leaf, _ in known]))
-        wide = decode_state(state)
+        wide = _decoded(state.inner, right)
         new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
         ranges = iter([each for leaf, each in known if is_node(leaf)])
         encoded = _encode_like(new_inner, state, ranges, Parameters(updates))
@@ -175,12 +176,12 @@ def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.Opt
         codec = choice.wanted(location, leaf)
         shards = None if codec is None else choice.shards(codec, location, leaf)
         if codec is None or shards is None:
-            if choice.is_unused(location, leaf):
+            if codec is None and choice.is_unused(location, leaf):
                 unused.append(cut(location.path))
             return value
         encoded_any = True
         if isinstance(unboxed(value), jax.ShapeDtypeStruct):
-            return jax.eval_shape(lambda value: encode(codec, value, shards, None), value)
+            return jax.eval_shape(lambda value: _encode_first(codec, value, shards), value)
         return _encode_first(codec, value, shards)
 
     narrow = jax.tree_util.tree_map_with_path(encoded, state, is_leaf=is_box)
@@ -207,7 +208,9 @@ def _warn(sentence: str) -> None:
 def _encode_first(codec: Codec, value: Any, shards: int) -> Any:
     """One program a shape, where each operation alone would be compiled by itself."""
     # New moments are constants, which XLA would fold through the codec while compiling.
-    return encode(codec, jax.tree.map(jax.lax.optimization_barrier, value), shards, None)
+    return first(
+        encode(codec, jax.tree.map(jax.lax.optimization_barrier, value), shards, None)
+    )
 
 
 def _encode_like(
@@ -314,14 +317,18 @@ def decode_state(state: optax.OptState) -> optax.OptState:
     def of_node(node: Any) -> Any:
         if not isinstance(node, NarrowState):
             return node
-        right = has_right_format(node)
-        return jax.tree.map(
-            lambda leaf: _nan_unless(decode(leaf), right) if is_node(leaf) else leaf,
-            node.inner,
-            is_leaf=is_node,
-        )
+        return _decoded(node.inner, has_right_format(node))
 
     return jax.tree.map(of_node, state, is_leaf=_is_narrow)
+
+
+def _decoded(state: optax.OptState, right: Any) -> optax.OptState:
+    """The state in float32; NaN where its format is wrong."""
+    return jax.tree.map(
+        lambda leaf: _nan_unless(decode(leaf), right) if is_node(leaf) else leaf,
+        state,
+        is_leaf=is_node,
+    )
 
 
 def encode_state(state: optax.OptState, like: optax.OptState) -> optax.OptState:
