@@ -1,5 +1,6 @@
 """Narrow states: what is encoded, in what, and that training goes on as before."""
 
+import logging
 import re
 import warnings
 from typing import Any, NamedTuple
@@ -303,3 +304,32 @@ def test_a_derivative_sees_no_moments_but_the_last_gradient() -> None:
     before, last = jax.grad(last_update)(jnp.ones(2))
     assert before == 0
     assert last != 0
+
+
+class Compilations(logging.Handler):
+    """The names of the programs that are compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := re.match(r"Finished XLA compilation of (\S+)", record.getMessage()):
+            self.names.append(found[1])
+
+
+def test_init_outside_of_jit_compiles_one_program_a_shape_and_codec() -> None:
+    optimizer = optabs.narrow_state(optabs.adam(1e-3))
+    params = {f"w{i}": jnp.ones((32, 128 + 32 * (i % 2))) for i in range(4)}
+    wide = optabs.full_precision(optabs.adam(1e-3)).init(params)  # its own programs
+    seen, logger = Compilations(), logging.getLogger("jax._src.dispatch")
+    logger.addHandler(seen)
+    try:
+        with jax.log_compiles():
+            optimizer.init(params)
+    finally:
+        logger.removeHandler(seen)
+    assert len(jax.tree.leaves(wide)) == 2 * 4 + 2
+    of_codecs = [name for name in seen.names if "_encode_first" in name]
+    assert len(of_codecs) == 2 * 2  # shapes and codecs
+    assert len(seen.names) <= len(of_codecs) + 8, seen.names

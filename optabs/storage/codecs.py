@@ -7,13 +7,13 @@ to one of :math:`2^k`, k = 23 - s, equal steps an octave. A row has a least numb
 
 .. math:: c = \lfloor (b + r) / 2^s \rfloor - b_0 / 2^s + \text{first}
 
-with a random r below :math:`2^s`; code 0 is the number 0. Both are known before the step: they
-are chosen by the codes of the step before, with room at both ends, so that a number is encoded
-without a look at the others. The grids of all k are nested, so a row whose range changes does
-not round its numbers anew. A number that outgrows its range becomes a whole number of octaves
-above it: a size the next larger one, a signed number the next smaller one. Below the range a
-size becomes the least number, and a signed one is read as 0, but keeps a code of its own, by
-which the range follows. So no encoding makes a numerator over a denominator much larger.
+with a random r below :math:`2^s`; code 0 is the number 0. Both are known before the step: the
+codes of the step before choose them, with room at both ends, so no number waits for others.
+The grids of all k are nested, so a row whose range changes does not round its numbers anew.
+What outgrows its range becomes a whole number of octaves above it: a size the next larger, a
+signed number the next smaller one. Below the range a size becomes the least number; a signed
+one is read as 0, but has a code of its own, by which the range follows. So no encoding makes a
+numerator over a denominator much larger.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,15 +22,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optabs._numerics import bits_of_upper_half, leading_sharding, widen
+from optabs._numerics import leading_sharding, widen
 from optabs._tree import boxed, unboxed
-from optabs.storage.rounding import Salt, bits, uniform
+from optabs.storage.rounding import FLOAT16_STEP, Salt, bits, to_bfloat16, to_float16
 
-FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0
-_BFLOAT16_MAX = 0x7F7F0000
 _INFINITY, _NAN = 0x7F800000, 0x7FC00000
 _FRACTION = 23
-_OCTAVE = 1 << _FRACTION  # in bits of a float32
+_OCTAVE = 1 << _FRACTION
 _K_BITS = 3  # of k, the lower ones of a row's range; the upper ones are the octave of b_0
 _NEW_K = 1  # where nothing is known of a row
 _FIRST = 1 << 15  # in the range of a row that no step has seen
@@ -95,45 +93,19 @@ class Codec(NamedTuple):
         return int(unboxed(node.ranges).shape[-1]) if self.rows else 1
 
 
-def _values(node: Any) -> jax.Array:
-    return node.values.astype(jnp.float32)
-
-
 def _to_bfloat16(value: jax.Array, ranges: Any, salt: Salt | None) -> Bfloat16:
     del ranges
-    # The probability of a carry is the share that the dropped bits have of a step.
-    added = jnp.uint32(0x8000) if salt is None else bits(value, salt) >> 16
-    up = bits_of_upper_half(value, added)
-    sign, size = up & jnp.uint32(0x80000000), up & jnp.uint32(0x7FFFFFFF)
-    finite = sign | jnp.minimum(size, jnp.uint32(_BFLOAT16_MAX))
-    word = jax.lax.bitcast_convert_type(value, jnp.uint32)
-    # A NaN gets the bit that keeps its upper half one.
-    is_nan = (word & jnp.uint32(0x7FFFFFFF)) > _INFINITY
-    quiet = jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
-    chosen = jnp.where((word & jnp.uint32(_INFINITY)) == _INFINITY, quiet, finite)
-    upper = (chosen >> 16).astype(jnp.uint16)
-    return Bfloat16(jax.lax.bitcast_convert_type(upper, jnp.bfloat16))
-
-
-def _float16(value: jax.Array, salt: Salt | None) -> jax.Array:
-    """The nearest, or one of the two nearest numbers of float16, as float32."""
-    word = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(_INFINITY)
-    octave = jax.lax.bitcast_convert_type(word, jnp.float32)
-    step = jnp.maximum(octave * 2.0**-10, FLOAT16_STEP)
-    share = 0.5 if salt is None else uniform(value, salt)
-    rounded = jnp.floor(value / step + share) * step
-    rounded = jnp.clip(rounded, -FLOAT16_MAX, FLOAT16_MAX)
-    return jnp.where(jnp.isfinite(value), rounded, value)
+    return Bfloat16(to_bfloat16(value, salt))
 
 
 def _to_float16(value: jax.Array, ranges: Any, salt: Salt | None) -> Float16:
     del ranges
-    return Float16(_float16(value, salt).astype(jnp.float16))
+    return Float16(to_float16(value, salt).astype(jnp.float16))
 
 
 def _to_float16_size(value: jax.Array, ranges: Any, salt: Salt | None) -> Float16Size:
     del ranges
-    rounded = jnp.maximum(_float16(value, salt), FLOAT16_STEP)
+    rounded = jnp.maximum(to_float16(value, salt), FLOAT16_STEP)
     kept = jnp.where(value == 0, 0.0, rounded)
     return Float16Size(jnp.where(value < 0, jnp.nan, kept).astype(jnp.float16))
 
@@ -141,8 +113,8 @@ def _to_float16_size(value: jax.Array, ranges: Any, salt: Salt | None) -> Float1
 class Form(NamedTuple):
     """The codes of 8 bits of one kind of field.
 
-    0 is the number 0, from `first` on `exact` steps lead to the top of the range, and those
-    up to `last` are octaves above it; then come infinity and NaN.
+    0 is the number 0, from `first` on `exact` steps lead to the top of the range, and up to
+    `last` there are octaves above it; then come infinity and NaN.
     """
 
     sizes: bool  # nothing below 0, and no number above 0 has the code 0
@@ -157,6 +129,11 @@ class Form(NamedTuple):
     def span(self, k: int) -> int:
         """The bits from the least number to the top."""
         return self.exact << (_FRACTION - k)
+
+    @property
+    def new_range(self) -> int:
+        """That of a row of which nothing is known."""
+        return (self.new << _K_BITS) + _NEW_K
 
 
 # A new row reaches from 2^-40 to 2^18, and from 2^-80 to 2^33.5.
@@ -312,11 +289,11 @@ def _next_ranges(form: Form, codes: jax.Array, ranges: jax.Array) -> jax.Array:
     if not form.sizes:
         # Where all that is there is below the range, a coarse one begins below it.
         lower = (base - form.span(_NEW_K)) >> _FRACTION
-        lower = _packed(jnp.maximum(lower, 1), _NEW_K)
+        lower = (jnp.maximum(lower, 1) << _K_BITS) + _NEW_K
         found = jnp.where(largest < form.first, lower, found)
     # What an optimizer begins with tells nothing of the sizes to come.
     unknown = (largest == 0) | (ranges >= _FIRST)
-    return jnp.where(unknown, _packed(form.new, _NEW_K), found).astype(jnp.uint16)
+    return jnp.where(unknown, form.new_range, found).astype(jnp.uint16)
 
 
 def _new_ranges(form: Form, size: jax.Array) -> jax.Array:
@@ -324,7 +301,7 @@ def _new_ranges(form: Form, size: jax.Array) -> jax.Array:
     high = jnp.max(jnp.where(size >= _INFINITY, 0, size), axis=-1, keepdims=True)
     low = jnp.min(jnp.where(size == 0, _INFINITY, size), axis=-1, keepdims=True)
     found = _fitting(form, high, jnp.minimum(low, high), 0, 0)
-    return jnp.where(high == 0, _packed(form.new, _NEW_K), found).astype(jnp.uint16)
+    return jnp.where(high == 0, form.new_range, found).astype(jnp.uint16)
 
 
 def _fitting(form: Form, high: jax.Array, low: jax.Array, below: int, above: int) -> jax.Array:
@@ -338,20 +315,20 @@ def _fitting(form: Form, high: jax.Array, low: jax.Array, below: int, above: int
     for finer in range(form.coarsest + 1, form.finest + 1):
         k = jnp.where(top - (octave << _FRACTION) <= form.span(finer), finer, k)
     least = ((top - form.span(form.coarsest) - 1) >> _FRACTION) + 1
-    return _packed(jnp.maximum(octave, least), k)
+    return (jnp.maximum(octave, least) << _K_BITS) + k
 
 
-def _packed(octave: Any, k: Any) -> Any:
-    return (octave << _K_BITS) + k
+def _wide(node: Any) -> jax.Array:
+    return node.values.astype(jnp.float32)
 
 
 _ALL = (
-    Codec("bfloat16", Bfloat16, False, False, _to_bfloat16, _values),
-    Codec("float16", Float16, False, False, _to_float16, _values),
+    Codec("bfloat16", Bfloat16, False, False, _to_bfloat16, _wide),
+    Codec("float16", Float16, False, False, _to_float16, _wide),
     _float_codec("int8", Int8, MEANS),
     _float_codec("uint8", UInt8, SIZES),
 )
-FLOAT16_SIZE = Codec("float16_size", Float16Size, True, False, _to_float16_size, _values)
+FLOAT16_SIZE = Codec("float16_size", Float16Size, True, False, _to_float16_size, _wide)
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
 BY_NODE: Mapping[type[Any], Codec] = {codec.node: codec for codec in (*_ALL, FLOAT16_SIZE)}
 
@@ -395,8 +372,8 @@ def ready(node: Any) -> tuple[Any, Any]:
     codec = BY_NODE[type(node)]
     if codec.next_ranges is None:
         return node, None
-    # What is read waits for the next ranges: else XLA fuses the search for them with the
-    # first half of the step, which then writes float32 numbers for the other half.
+    # What is read waits for the next ranges, or XLA fuses the search for them with half of the
+    # step, which then writes float32 numbers for the other half.
     found = codec.next_ranges(codec.node(*map(unboxed, node)))
     old, new = jax.lax.optimization_barrier((unboxed(node.ranges), found))
     return codec.node(node.codes, boxed(old, like=node.ranges)), new

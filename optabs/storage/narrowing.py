@@ -148,7 +148,8 @@ def narrow_state(
         right = has_right_format(state)
         leaves, structure = jax.tree.flatten(state.inner, is_leaf=is_node)
         known = [ready(leaf) if is_node(leaf) else (leaf, None) for leaf in leaves]
-        state = state._replace(inner=structure.unflatten([leaf for leaf, _ in known]))
+        before = jax.tree.unflatten(structure, [leaf for leaf, _ in known])
+        state = state._replace(inner=before)
         wide = _decoded(state.inner, right)
         new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
         ranges = iter([each for leaf, each in known if is_node(leaf)])
