@@ -402,7 +402,7 @@ def _quantised(
 
 
 NARROW = [
-    _quantised("narrow_8", 0.1),
+    _quantised("narrow_8", 0.25),  # the first codes of a row have steps of half an octave
     _quantised("narrow_bfloat16", 0.03, {"mu": "bfloat16", "nu": "bfloat16"}, "narrow_8"),
 ]
 
