@@ -12,9 +12,10 @@ import typer
 
 from benchmarks.lab import report
 from benchmarks.lab.arguments import OutOption, QuickOption, ReportOption, positive
+from benchmarks.lab.block_codecs import BLOCK_CODECS
 from benchmarks.lab.records import Key, Record, Records, opened, rounded
 from benchmarks.lab.study import Unit, run_units
-from optabs.storage.codecs import CODECS
+from optabs.storage.codecs import CODECS, FLOAT16_SIZE, Codec, decode, encode, ready
 from optabs.storage.rounding import Salt, salted
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Kept(NamedTuple):
 
     codec: str
     rounding: str
-    block: int
+    block: int  # 0 for the codecs of narrow_state, whose rows have ranges from the step before
 
     @property
     def label(self) -> str:
@@ -69,24 +70,38 @@ class Kept(NamedTuple):
         block = f", {self.block}" if self.block else ""
         return f"{self.codec}{block}, {self.rounding}"
 
-    def encode(self, value: jax.Array, salt: Salt | None) -> Any:
-        """The average as it is kept."""
-        salt = salt if self.rounding == "stochastic" else None
-        return CODECS[self.codec].encode(value, self.block, salt)
+    @property
+    def sizes(self) -> bool:
+        """Whether it has nothing below 0."""
+        return (BLOCK_CODECS if self.block else LIBRARY)[self.codec].sizes
 
-    def decode(self, node: Any) -> jax.Array:
-        """What is read of it."""
-        return CODECS[self.codec].decode(node)
+    def first(self, value: jax.Array) -> Any:
+        """An average as it is kept before the first step."""
+        if self.block:
+            return BLOCK_CODECS[self.codec].encode(value, self.block, None)
+        return encode(LIBRARY[self.codec], value, 1, None)
+
+    def next(self, node: Any, fold: Callable[[jax.Array], jax.Array], salt: Salt) -> Any:
+        """It after a step."""
+        used = salt if self.rounding == "stochastic" else None
+        if self.block:
+            return BLOCK_CODECS[self.codec].encode(fold(self.read(node)), self.block, used)
+        node, ranges = ready(node)
+        return encode(LIBRARY[self.codec], fold(decode(node)), ranges, used)
+
+    def read(self, node: Any) -> jax.Array:
+        """The average, as it is read."""
+        return BLOCK_CODECS[self.codec].decode(node) if self.block else decode(node)
 
 
+LIBRARY: Mapping[str, Codec] = {**CODECS, FLOAT16_SIZE.name: FLOAT16_SIZE}
 SETTINGS = [
     Setting(*each) for each in itertools.product(STATISTICS, GRADIENTS, DECAYS, SPREADS)
 ]
 WAYS = {
     kept.label: kept
-    for name, codec in CODECS.items()
-    for block in (BLOCKS if codec.blocks else [0])
-    for kept in (Kept(name, rounding, block) for rounding in ROUNDINGS)
+    for names, blocks in ((LIBRARY, [0]), (BLOCK_CODECS, BLOCKS))
+    for kept in itertools.starmap(Kept, itertools.product(names, ROUNDINGS, blocks))
 }
 
 
@@ -96,7 +111,7 @@ def keys_of(setting: Setting) -> list[Key]:
     return [
         Key(statistic, label, f"{gradients}, decay {decay}, spread {spread:g}")
         for label, way in WAYS.items()
-        if way.codec == "bfloat16" or CODECS[way.codec].sizes == (statistic != "mean")
+        if way.codec == "bfloat16" or way.sizes == (statistic != "mean")
     ]
 
 
@@ -141,11 +156,11 @@ def simulated(setting: Setting, kept: tuple[Kept, ...], seeds: int) -> tuple[np.
     run = _simulation(setting.statistic, setting.gradients, kept)
     scales = scales_of(setting, seeds)
     zero = jnp.zeros_like(scales)
-    start = (zero, [way.encode(zero, None) for way in kept])
+    start = (zero, [way.first(zero) for way in kept])
     old = run(start, 0, middle, setting.decay, scales)
     now = run(old, middle, steps, setting.decay, scales)
     decoded, before = (
-        np.stack([way.decode(node) for way, node in zip(kept, nodes, strict=True)])
+        np.stack([way.read(node) for way, node in zip(kept, nodes, strict=True)])
         for _, nodes in (now, old)
     )
     return np.asarray(now[0]), np.asarray(old[0]), decoded, before
@@ -167,8 +182,7 @@ def _simulation(statistic: str, gradients: str, kept: tuple[Kept, ...]) -> Calla
 
             salt = salted(number.astype(jnp.uint32), 0)
             nodes = [
-                way.encode(folded(way.decode(node)), salt)
-                for way, node in zip(kept, nodes, strict=True)
+                way.next(node, folded, salt) for way, node in zip(kept, nodes, strict=True)
             ]
             return folded(exact), nodes
 
@@ -262,6 +276,7 @@ def figure_of(records: Records, statistics: Sequence[str]) -> "Figure":
                 errors = [runs[label].result["median_error"] for _, runs in own]
                 # Codes of sizes and of signed numbers have one colour.
                 name = way.codec.removeprefix("u").removesuffix("_size")
+                name += ", ranges of its own" if way.block and way.codec in LIBRARY else ""
                 spreads = [setting.spread for setting, _ in own]
                 curves.append(report.Curve(name, 100 * np.array(errors).T, spreads))
         panels.append((STATISTICS[statistic][2], curves))

@@ -14,12 +14,13 @@ import typer
 import optabs
 from benchmarks.lab import report
 from benchmarks.lab.arguments import OutOption, QuickOption, ReportOption, positive, some_of
+from benchmarks.lab.block_codecs import kept_in_blocks
 from benchmarks.lab.records import Key, Records, opened, rounded
 from benchmarks.lab.study import Unit, run_units
 
 RATE = 1e-3
 STEPS, QUICK_STEPS = 2000, 60
-BLOCK, BLOCKS = 64, 4  # entries, and blocks of each spread
+BLOCK, BLOCKS = 64, 4  # entries of a row or block, and rows of each spread
 SPREADS = 10.0 ** -np.arange(12.0)
 UNIT = 1e6  # of the largest gradient, so that eps shortens no step
 
@@ -57,9 +58,9 @@ def command(
     only_report: ReportOption = False,
     out: OutOption = None,
 ) -> None:
-    """The longest step in 8 bits over the longest in float32, in blocks of uneven gradients.
+    """The longest step in 8 bits over the longest in float32, in rows of uneven gradients.
 
-    One entry of a block has a gradient of size 1, the others are smaller by a factor, the
+    One entry of a row has a gradient of size 1, the others are smaller by a factor, the
     spread, from 1 to 1e-11; the course of the gradients is constant, noisy, sparse, noisy
     with spikes, or noisy and silent in turns.
     """
@@ -94,7 +95,9 @@ def _ratios(
     for form, codecs in FORMS.items():
         fields = {each for each in codecs if optax.tree.get_all_with_path(state, each)}
         kept = {each: codecs[each] for each in fields}
-        narrow = optabs.narrow_state(optimizer, kept, block_size=BLOCK, min_size=1)
+        narrow: optax.GradientTransformation = optabs.narrow_state(optimizer, min_size=1)
+        if codecs:
+            narrow = kept_in_blocks(optimizer, kept, BLOCK)
         ratios = longest(narrow, steps, seeds) / full
         for key in missing:
             if key.setting == form:

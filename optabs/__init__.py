@@ -61,9 +61,9 @@ from optabs.evolution.learning import vmapped as vmapped
 from optabs import genetics as genetics
 
 # Storage: optimizers' moments, and parameters, in fewer bits
-from optabs.storage.state import NarrowState as NarrowState
+from optabs.storage.narrowing import NarrowState as NarrowState
 from optabs.storage.narrowing import narrow_state as narrow_state
-from optabs.storage.state import (
+from optabs.storage.narrowing import (
     decode_state as decode_state,
     encode_state as encode_state,
 )

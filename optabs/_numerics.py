@@ -204,6 +204,20 @@ def new_count() -> jax.Array:
     return jnp.zeros([], jnp.int32)
 
 
+GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
+
+
+def bits_of_upper_half(value: jax.Array, added: jax.Array) -> jax.Array:
+    """The bits of a bfloat16 beside each float32: uint32, the lower half 0.
+
+    Args:
+      value: float32; numbers that are not finite need a look of their own.
+      added: uint32 below 2**16, to the bits: what carries decides.
+    """
+    word = jax.lax.bitcast_convert_type(value, jnp.uint32)
+    return (word + added) & jnp.uint32(0xFFFF0000)
+
+
 def hash_uint32(word: Any) -> Any:
     """A bijection of uint32 after which every bit depends on every bit.
 

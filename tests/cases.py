@@ -388,7 +388,7 @@ def _narrow(
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     inner = optabs.adam_abs(learning_rate, eps=eps)
-    return optabs.narrow_state(inner, codecs, block_size=2, min_size=1)
+    return optabs.narrow_state(inner, codecs, min_size=1)
 
 
 def _quantised(
@@ -410,7 +410,7 @@ def _quantised(
 
 
 NARROW = [
-    _quantised("narrow_8", 0.1),
+    _quantised("narrow_8", 0.25),  # the first codes of a row have steps of half an octave
     _quantised("narrow_bfloat16", 0.03, {"mu": "bfloat16", "nu": "bfloat16"}, "narrow_8"),
 ]
 

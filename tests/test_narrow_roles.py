@@ -26,7 +26,7 @@ from optabs.storage.selection import ROLES, Parameters
 SHAPE = (64, 128)
 PARAMS = {"w": jax.random.normal(jax.random.key(9), SHAPE)}
 STEPS, RATE = 20, 1e-2
-CLOSE = 0.06  # the distance of the parameters, by the way that float32's went
+CLOSE = 0.1  # the distance of the parameters, by the way that float32's went
 SIGNS = {"lion", "ademamix, simplified"}  # a sign is right or wrong
 NOT_FINITE = {"rmsprop, centered and unbiased"}  # in optax too: the root of a number below 0
 NONE = ""
@@ -179,8 +179,29 @@ def encoded(state: Any) -> dict[str, tuple[str, bool]]:
 @pytest.mark.parametrize("name", ROWS)
 def test_fields_that_are_encoded(name: str) -> None:
     make, wanted = ROWS[name]
-    state = jax.eval_shape(lambda: optabs.narrow_state(make()).init(PARAMS))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = jax.eval_shape(lambda: optabs.narrow_state(make()).init(PARAMS))
     assert {field for field, _ in encoded(state).values()} == set(wanted.split())
+    # What is left alone says so, once, if it is more than a few numbers.
+    kept = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == SHAPE]
+    assert len(caught) == (wanted == NONE and bool(kept))
+    for warning in caught:
+        text = str(warning.message)
+        assert "narrow_state knows no moment of this state and leaves it as it is" in text
+        assert text.endswith(".")
+        assert len(text) <= 300
+
+
+def test_prodigy_says_what_stays_and_no_more_once_its_fields_are_named() -> None:
+    """Its state takes 16 bytes a parameter."""
+    with pytest.warns(UserWarning, match=r"leaves it as it is, .*\.exp_avg\['w'\] among it;"):
+        optabs.narrow_state(contrib.prodigy()).init(PARAMS)
+    named = optabs.narrow_state(contrib.prodigy(), {"exp_avg": "int8"}).init(PARAMS)
+    assert {field for field, _ in encoded(named).values()} == {"ProdigyState.exp_avg"}
+    optabs.narrow_state(contrib.prodigy(), "float32").init(PARAMS)
+    optabs.narrow_state(contrib.prodigy(), keep=["w"]).init(PARAMS)
+    optabs.narrow_state(optabs.sgd(RATE)).init(PARAMS)
 
 
 def _rows() -> list[Any]:
@@ -197,6 +218,7 @@ def _rows() -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:narrow_state knows no moment")
 @pytest.mark.parametrize("name", _rows())
 def test_training_goes_where_it_goes_in_float32(name: str) -> None:
     optimizer = ROWS[name][0]()

@@ -1,5 +1,6 @@
 """Narrow states: what is encoded, in what, and that training goes on as before."""
 
+import logging
 import re
 import warnings
 from typing import Any, NamedTuple
@@ -90,7 +91,8 @@ def test_moments_of_large_leaves_are_encoded_and_steps_stay_close(name: str) -> 
     if name == "optax_lion":  # a sign is right or wrong
         assert np.mean(apart > 0) < 0.03
     else:
-        assert np.sqrt(np.mean(apart**2) / np.mean(np.square(wanted["w"]))) < 0.05
+        # A row's first codes have two steps an octave.
+        assert np.sqrt(np.mean(apart**2) / np.mean(np.square(wanted["w"]))) < 0.12
 
 
 @pytest.mark.slow
@@ -114,7 +116,8 @@ def test_a_parameter_may_have_a_moments_name() -> None:
 
     params = Model(jnp.ones((64, 128)), jnp.ones((64, 128)))
     copies = optabs.narrow_state(optax.contrib.schedule_free_sgd(1e-3))
-    assert kinds(copies.init(params)) == {}
+    with pytest.warns(UserWarning, match="narrow_state knows no moment of this state"):
+        assert kinds(copies.init(params)) == {}
     adam = optabs.narrow_state(optabs.adam(1e-3)).init(params)
     assert fields(adam) == {
         (name, node) for name in ("mu", "nu") for node in ("Int8", "UInt8")
@@ -132,6 +135,10 @@ def test_codecs_by_field_by_name_and_by_function() -> None:
     assert len(kept) == 2
     assert not any("embedding" in path for path in kept)
     assert fields(state_of({"mu": "float32"})) == {("nu", "UInt8")}
+    assert fields(state_of("bfloat16")) == {("mu", "Bfloat16"), ("nu", "Bfloat16")}
+    assert fields(state_of("float16")) == {("mu", "Float16"), ("nu", "Float16Size")}
+    assert fields(state_of("int8")) == fields(state_of("uint8")) == fields(state_of())
+    assert fields(state_of("float32")) == set()
     assert fields(state_of({"mu": "bfloat16", "nu": "float16"})) == {
         ("mu", "Bfloat16"), ("nu", "Float16Size"),
     }  # fmt: skip
@@ -150,8 +157,7 @@ def test_bytes_of_a_parameter() -> None:
     params = {"w": jnp.zeros((512, 512)), "v": jnp.zeros((1024, 256))}
     state = optabs.narrow_state(optabs.adam_abs(1e-3)).init(params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    assert size / (512 * 512 + 1024 * 256) == pytest.approx(2 * (1 + 2 / 64), rel=1e-3)
-    assert size / (512 * 512 + 1024 * 256) <= 2.1
+    assert size / (512 * 512 + 1024 * 256) == pytest.approx(2.011, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -165,7 +171,7 @@ def test_a_slow_average_moves() -> None:
             small = jax.tree.map(lambda g: 0.1 * g, grads)
             return narrow.update(small, state)[1], None
 
-        # A block whose entries all have one value hides the codes: half starts at 1.
+        # A row whose entries all have one value hides the codes: half starts at 1.
         mixed = {"w": grads["w"].at[:, ::2].set(0.5)}
         state = optabs.narrow_state(optabs.mean_abs(0.0), {"nu": codec}).init(grads)
         _, state = optabs.narrow_state(optabs.mean_abs(0.0), {"nu": codec}).update(
@@ -268,7 +274,7 @@ def test_helpers_look_inside() -> None:
     np.testing.assert_allclose(
         optabs.nag_eval_params(state, at)["w"],
         optabs.nag_eval_params(exact_state, optax.apply_updates(params, exact))["w"],
-        atol=1e-3,
+        atol=3e-3,
     )
     mixture = optabs.narrow_state(optabs.dao_e(1e-3))
     weights = optabs.mixing_weights(mixture.init(params))
@@ -298,3 +304,32 @@ def test_a_derivative_sees_no_moments_but_the_last_gradient() -> None:
     before, last = jax.grad(last_update)(jnp.ones(2))
     assert before == 0
     assert last != 0
+
+
+class Compilations(logging.Handler):
+    """The names of the programs that are compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := re.match(r"Finished XLA compilation of (\S+)", record.getMessage()):
+            self.names.append(found[1])
+
+
+def test_init_outside_of_jit_compiles_one_program_a_shape_and_codec() -> None:
+    optimizer = optabs.narrow_state(optabs.adam(1e-3))
+    params = {f"w{i}": jnp.ones((32, 128 + 32 * (i % 2))) for i in range(4)}
+    wide = optabs.full_precision(optabs.adam(1e-3)).init(params)  # its own programs
+    seen, logger = Compilations(), logging.getLogger("jax._src.dispatch")
+    logger.addHandler(seen)
+    try:
+        with jax.log_compiles():
+            optimizer.init(params)
+    finally:
+        logger.removeHandler(seen)
+    assert len(jax.tree.leaves(wide)) == 2 * 4 + 2
+    of_codecs = [name for name in seen.names if "_encode_first" in name]
+    assert len(of_codecs) == 2 * 2  # shapes and codecs
+    assert len(seen.names) <= len(of_codecs) + 8, seen.names

@@ -10,8 +10,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optabs
 from optabs._numerics import hash_uint32
-from optabs.storage.blocks import block_of, join_blocks, shards_of, split_blocks
+from optabs.storage.codecs import CODECS, decode, encode
 from optabs.storage.rounding import Salt, bits, salted, uniform
+from optabs.storage.selection import shards_of
 
 
 def of(step: int, leaf: int, shape: tuple[int, ...] = (64, 64)) -> np.ndarray:
@@ -91,39 +92,22 @@ def test_bits_are_the_same_under_any_sharding(kind: AxisType) -> None:
     np.testing.assert_array_equal(compiled, wanted)
 
 
-@pytest.mark.parametrize(
-    ("extent", "largest", "wanted"),
-    [
-        (128, 64, 64),
-        (96, 64, 48),
-        (100, 64, 50),
-        (40, 64, 40),
-        (17, 64, 17),
-        (15, 64, None),
-        (127, 64, None),
-        (15, 8, None),
-        (16, 8, 8),
-        (1, 64, None),
-        (0, 64, None),
-    ],
-)
-def test_a_block_is_the_largest_divisor(extent: int, largest: int, wanted: int | None) -> None:
-    assert block_of(extent, largest) == wanted
-
-
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_a_block_never_crosses_devices(kind: AxisType) -> None:
+def test_a_row_never_crosses_devices(kind: AxisType) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     sharding = NamedSharding(mesh, PartitionSpec(None, "x"))
     shape = jax.ShapeDtypeStruct((8, 96), jnp.float32, sharding=sharding)
     assert shards_of(shape) == 4
     with jax.set_mesh(mesh):
-        array = jax.device_put(jnp.arange(8 * 96.0).reshape(8, 96), sharding)
-        parts = jax.jit(lambda array: split_blocks(array, 24))(array)
-        assert parts.sharding.is_equivalent_to(
-            NamedSharding(mesh, PartitionSpec(None, "x", None)), 3
-        )
-        back = jax.jit(join_blocks)(parts)
-    np.testing.assert_array_equal(parts, np.asarray(array).reshape(8, 4, 24))
-    np.testing.assert_array_equal(back, array)
-    assert back.sharding.is_equivalent_to(sharding, 2)
+        array = jax.device_put(1 + jnp.arange(8 * 96.0).reshape(8, 96), sharding)
+        node = jax.jit(lambda array: encode(CODECS["int8"], array, 4, None))(array)
+        back = jax.jit(decode)(node)
+    assert node.ranges.shape == (8, 4)
+    for part in (*node, back):
+        assert part.sharding.is_equivalent_to(sharding, 2)
+    for row in range(4):
+        part = np.asarray(array)[:, 24 * row : 24 * (row + 1)]
+        alone = encode(CODECS["int8"], part, 1, None)
+        ranges, wide = np.asarray(node.ranges), np.asarray(back)
+        np.testing.assert_array_equal(ranges[:, row : row + 1], alone.ranges)
+        np.testing.assert_array_equal(wide[:, 24 * row : 24 * (row + 1)], decode(alone))

@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optabs._checks import short, where_they_differ
-from optabs._numerics import abs_square
+from optabs._numerics import GOLDEN, abs_square, bits_of_upper_half
 from optabs._tree import axis_names, boxed, find_state, numeric_leaves, unboxed
 from optabs.mixture.controller import ControllerState
 
@@ -20,7 +20,6 @@ MAX_STRIDE = 16  # of the entries that are kept of a thinned leaf
 LEAST = 2048  # entries that are kept of a larger leaf: fewer estimate a product too roughly
 _LARGEST = 1.8e19  # the square of a larger number is not finite in float32
 SMALLEST_SQUARE = 1e-22  # in a smaller sum, squares that were flushed to 0 may matter
-_GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
 HUGE = 2.0**80  # a power of two, so that scaling by it is exact
 _WANTED = "pass update the state that this optimizer's init made of these parameters"
 
@@ -106,9 +105,8 @@ def _up_or_down(array: jax.Array, count: jax.Array) -> jax.Array:
     step of bfloat16 is as much.
     """
     wide = array.astype(jnp.float32)
-    offset = (count.astype(jnp.uint32) * jnp.uint32(_GOLDEN)) >> 16
-    word = (jax.lax.bitcast_convert_type(wide, jnp.uint32) + offset) & jnp.uint32(0xFFFF0000)
-    kept = jax.lax.bitcast_convert_type(word, jnp.float32)
+    offset = (count.astype(jnp.uint32) * jnp.uint32(GOLDEN)) >> 16
+    kept = jax.lax.bitcast_convert_type(bits_of_upper_half(wide, offset), jnp.float32)
     return wide + jax.lax.stop_gradient(kept - wide)
 
 

@@ -1,4 +1,4 @@
-"""Random bits for rounding, from counters alone."""
+"""Rounding to 16 bits, and random bits for it, from counters alone."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optabs._numerics import explicit_sharding, hash_uint32, leading_sharding
+from optabs._numerics import (
+    GOLDEN,
+    bits_of_upper_half,
+    explicit_sharding,
+    hash_uint32,
+    leading_sharding,
+)
 
-_GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
+FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0
+_BFLOAT16_MAX = 0x7F7F0000
+_INFINITY = 0x7F800000
+
 _ROOT = 0x6A09E667  # 2**32 times the fraction of the root of 2: likewise
 _PERIOD = 10  # log2 of the steps after which the entries are hashed anew
 
@@ -69,9 +78,35 @@ def salted(counter: jax.Array, parameter: int) -> Salt:
       counter: uint32 [], of the step.
       parameter: which one it is.
     """
-    period = (counter >> _PERIOD) * jnp.uint32(_GOLDEN)
+    period = (counter >> _PERIOD) * jnp.uint32(GOLDEN)
     both = hash_uint32(np.array([parameter, parameter + 2**31], np.uint32))
     # XLA computes a sum once and hands it to the kernels of a leaf, which are then those of
     # all leaves of that shape, and are compiled once.
     seed = jnp.sum(hash_uint32(period ^ both), dtype=jnp.uint32)
-    return Salt(seed, counter * jnp.uint32(_GOLDEN))
+    return Salt(seed, counter * jnp.uint32(GOLDEN))
+
+
+def to_bfloat16(value: jax.Array, salt: Salt | None) -> jax.Array:
+    """One of the two numbers of bfloat16 beside each float32; without a salt the nearest."""
+    # The probability of a carry is the share that the dropped bits have of a step.
+    added = jnp.uint32(0x8000) if salt is None else bits(value, salt) >> 16
+    up = bits_of_upper_half(value, added)
+    sign, size = up & jnp.uint32(0x80000000), up & jnp.uint32(0x7FFFFFFF)
+    finite = sign | jnp.minimum(size, jnp.uint32(_BFLOAT16_MAX))
+    word = jax.lax.bitcast_convert_type(value, jnp.uint32)
+    # A NaN gets the bit that keeps its upper half one.
+    is_nan = (word & jnp.uint32(0x7FFFFFFF)) > _INFINITY
+    quiet = jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
+    chosen = jnp.where((word & jnp.uint32(_INFINITY)) == _INFINITY, quiet, finite)
+    return jax.lax.bitcast_convert_type((chosen >> 16).astype(jnp.uint16), jnp.bfloat16)
+
+
+def to_float16(value: jax.Array, salt: Salt | None) -> jax.Array:
+    """The nearest, or one of the two nearest numbers of float16, as float32."""
+    word = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(_INFINITY)
+    octave = jax.lax.bitcast_convert_type(word, jnp.float32)
+    step = jnp.maximum(octave * 2.0**-10, FLOAT16_STEP)
+    share = 0.5 if salt is None else uniform(value, salt)
+    rounded = jnp.floor(value / step + share) * step
+    rounded = jnp.clip(rounded, -FLOAT16_MAX, FLOAT16_MAX)
+    return jnp.where(jnp.isfinite(value), rounded, value)

@@ -3,6 +3,7 @@
 A leaf's field and parameter are read from its path in the state.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 from jax.tree_util import DictKey, GetAttrKey, KeyEntry, SequenceKey, keystr
 
 from optabs._checks import cut, short
-from optabs._tree import is_box, unboxed
-from optabs.storage.blocks import block_of, shards_of
-from optabs.storage.codecs import CODECS, Codec
+from optabs._tree import axis_names, is_box, unboxed
+from optabs.storage.codecs import CODECS, FLOAT16_SIZE, Codec
 
 FULL = "float32"
 WIDE = (jnp.float32, jnp.bfloat16, jnp.float16)  # in an update they are float32
 SIGNED, SIZE = "signed", "size"
 DEFAULTS = {SIGNED: "int8", SIZE: "uint8"}
-_OF_SIZES = {"float16": "float16_size"}  # what a denominator gets by the same name
+_LEAST_ROW = 2  # entries of a row: with fewer, its range takes what the codes save
+_SHARE = 16  # entries that each device has at least where it is not known how many there are
 
 # A field's name does not tell what it holds: `nu` is a denominator in Adam's state and a
 # momentum in SM3's. A difference of two fields, as in ScaleByRStdDevState, does not survive
@@ -159,13 +161,13 @@ def _name(key: KeyEntry) -> str:
 class Choice(NamedTuple):
     """What the user asked for."""
 
-    codecs: Mapping[str, str] | Predicate
+    codecs: Mapping[str, str] | Predicate  # by field
+    of_roles: Mapping[str, str]  # of fields that have none there
     keep: frozenset[str]
-    block_size: int
     min_size: int
 
     def wanted(self, location: Location, leaf: jax.ShapeDtypeStruct) -> Codec | None:
-        """The codec for a leaf of this shape, whatever its blocks are; None for float32."""
+        """The codec for a leaf of this shape, however long its rows are; None for float32."""
         return self._codec(location, leaf) if leaf.dtype in WIDE else None
 
     def left_alone(self, location: Location, leaf: jax.ShapeDtypeStruct) -> str | None:
@@ -189,19 +191,35 @@ class Choice(NamedTuple):
         if callable(self.codecs):
             name = self.codecs(location.path, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
         else:
-            name = self.codecs.get(location.field or "") or DEFAULTS.get(role or "")
+            name = self.codecs.get(location.field or "") or self.of_roles.get(role or "")
         return codec_of(FULL if name is None else name, location.field, role)
 
-    def block(
+    def shards(
         self, codec: Codec, location: Location, leaf: jax.ShapeDtypeStruct
     ) -> int | None:
-        """The block of an encoded leaf, 0 where there are none; None: it stays float32."""
-        if not codec.blocks:
-            return 0
-        if not leaf.shape:
-            return None
+        """Into how many parts a leaf's rows are divided; None where it stays float32."""
+        if not codec.rows:
+            return 1
         shards = 1 if location.like is None else shards_of(location.like)
-        return block_of(leaf.shape[-1] // shards, self.block_size)
+        return shards if leaf.shape and leaf.shape[-1] // shards >= _LEAST_ROW else None
+
+    def is_unused(self, location: Location, leaf: jax.ShapeDtypeStruct) -> bool:
+        """Whether a leaf might be a moment that codecs could name, and that they do not."""
+        return (
+            location.field is not None
+            and location.like is not None
+            and not self._is_small(location, leaf)
+            and leaf.dtype in WIDE
+        )
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the user left it to the states what is encoded."""
+        return (
+            not callable(self.codecs)
+            and not self.codecs
+            and FULL not in self.of_roles.values()
+        )
 
     def check_names(self, state: optax.OptState, params: Any) -> None:
         """Raises ValueError for names in keep and fields in codecs that match nothing."""
@@ -220,9 +238,8 @@ class Choice(NamedTuple):
 
 
 def make_choice(
-    codecs: Mapping[str, str] | Predicate | None,
+    codecs: Mapping[str, str] | Predicate | str | None,
     keep: Sequence[str],
-    block_size: int,
     min_size: int,
 ) -> Choice:
     """The choice of these arguments; raises ValueError for one that is not usable."""
@@ -233,22 +250,26 @@ def make_choice(
     for name in keep:
         if not isinstance(name, str):
             raise ValueError(f"keep has {short(name)}, which is no name; pass strings.")
-    for argument, value, least in (("block_size", block_size, 2), ("min_size", min_size, 0)):
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise ValueError(
-                f"{argument} is {short(value)}; pass a whole number, {least} or more."
-            )
-    if codecs is None or isinstance(codecs, Mapping):
+    whole = isinstance(min_size, int | np.integer) and not isinstance(min_size, bool)
+    if not whole or min_size < 0:
+        raise ValueError(f"min_size is {short(min_size)}; pass a whole number, 0 or more.")
+    of_roles = DEFAULTS
+    if isinstance(codecs, str):
+        if codecs not in (FULL, *CODECS):
+            raise ValueError(_choosing(f"codecs is {short(codecs)}", (FULL, *CODECS)))
+        if codecs not in DEFAULTS.values():  # either name of these two stands for both
+            of_roles = dict.fromkeys(DEFAULTS, codecs)
+        codecs = {}
+    elif codecs is None or isinstance(codecs, Mapping):
         codecs = dict(codecs or {})
         for field, name in codecs.items():
             codec_of(name, field, None)
     elif not callable(codecs):
         raise ValueError(
-            f"codecs is {short(codecs)}, a {type(codecs).__name__}; pass a mapping "
-            "(field -> codec) or a function (path, shape -> codec)."
+            f"codecs is {short(codecs)}, a {type(codecs).__name__}; pass a codec's name, a "
+            "mapping (field -> codec) or a function (path, shape -> codec)."
         )
-    return Choice(codecs, frozenset(keep), int(block_size), int(min_size))
+    return Choice(codecs, of_roles, frozenset(keep), int(min_size))
 
 
 def check_seed(seed: Any) -> None:
@@ -266,8 +287,6 @@ def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
     """A codec by its name; raises ValueError where it is none, or none for the field."""
     if name == FULL:
         return None
-    if role == SIZE and isinstance(name, str):
-        name = _OF_SIZES.get(name, name)
     codec = CODECS.get(name) if isinstance(name, str) else None
     if codec is None:
         problem = f"codecs gives {cut(str(field))} {short(name)}"
@@ -276,10 +295,12 @@ def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
         raise ValueError(
             f"codecs gives {field} {name!r}, which has nothing below 0; pass a signed one."
         )
-    if codec.blocks and not codec.sizes and role == SIZE:
+    if codec.name == "float16" and role == SIZE:
+        return FLOAT16_SIZE
+    if codec.rows and not codec.sizes and role == SIZE:
         raise ValueError(
-            f"codecs gives {field} {name!r}, which rounds small denominators to 0; pass one "
-            "for sizes, such as 'uint8'."
+            f"codecs gives {field} {name!r}, which rounds small denominators to 0; pass "
+            "'uint8'."
         )
     return codec
 
@@ -291,3 +312,47 @@ def _choosing(problem: str, names: Sequence[str]) -> str:
     while len(start) + len(", ".join(shown)) > _ROOM:
         shown.pop()
     return start + ", ".join(shown) + ("." if len(shown) == len(names) else ", ....")
+
+
+def shards_of(parameter: Any) -> int:
+    """Over how many devices the last axis of a parameter is, or will be, divided.
+
+    Args:
+      parameter: an array or a description of one, or a box around either. Where its sharding
+        is not known, as inside of jit on an Auto mesh, the box's names of axes tell: by the
+        box's mesh or the one that is set, else over all devices.
+    """
+    array = unboxed(parameter)
+    shape = jnp.shape(array)
+    if not shape:
+        return 1
+    traced = isinstance(array, jax.core.Tracer)
+    sharding = jax.typeof(array).sharding if traced else getattr(array, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        known = _size(_last(tuple(sharding.spec), len(shape)), sharding.mesh)
+    elif sharding is None or not shape[-1]:
+        known = 1
+    else:
+        known = shape[-1] // sharding.shard_shape(shape)[-1]
+    if known > 1:
+        return known
+    names = _last(axis_names(parameter), len(shape))
+    for mesh in (getattr(parameter, "mesh", None), jax.sharding.get_abstract_mesh()):
+        if mesh is not None and set(names) <= set(mesh.shape):
+            return math.gcd(shape[-1], _size(names, mesh))
+    # No mesh has these names: as many devices as have a share each.
+    shards = math.gcd(shape[-1], jax.device_count())
+    while shards > 1 and shape[-1] // shards < _SHARE:
+        shards = next(n for n in range(shards - 1, 0, -1) if shards % n == 0)
+    return shards
+
+
+def _last(spec: tuple[Any, ...], rank: int) -> tuple[str, ...]:
+    """The mesh axes that the last axis of an array is divided over."""
+    entry = spec[rank - 1] if len(spec) >= rank else None
+    entries = entry if isinstance(entry, tuple) else (entry,)
+    return tuple(name for name in entries if isinstance(name, str))
+
+
+def _size(names: tuple[str, ...], mesh: Any) -> int:
+    return math.prod(mesh.shape[name] for name in names)
