@@ -106,7 +106,7 @@ def test_printed_it_is_a_table() -> None:
     (weights,) = [line for line in lines if "uint8" in line]
     row = next(row for row in report.rows if row.field == "nu" and "w" in row.leaf)
     assert weights.split()[:4] == ["['w']", "[64,", "128]", "uint8"]
-    assert weights.split()[-3:] == ["32,768", f"{row.after:,}", "26%"]
+    assert weights.split()[-3:] == ["32,768", f"{row.after:,}", "25%"]
     (nu,) = [line for line in lines if line.startswith("nu")]
     assert nu.split() == ["nu", "33,280", f"{row.after + 512:,}", "27%"]
     assert lines[-1].split() == ["all", f"{report.before:,}", f"{report.after:,}", "27%"]
