@@ -191,9 +191,9 @@ def test_narrow_judges_what_it_trained(
         for arm in ("adam_abs", "adam_abs_8bit")
     )
     np.testing.assert_allclose(eight, full, rtol=0.05)
-    # 64 x 32 entries in blocks of 32; 32 x 10 and the biases stay float32.
-    encoded, rest = 64 * 32, 32 * 10 + 32 + 10
-    wanted = [8, 2 * (encoded * (1 + 2 / 32) + 4 * rest) / (encoded + rest)]
+    # A byte an entry and two a row; the biases stay float32.
+    encoded = 64 * (32 + 2) + 32 * (10 + 2)
+    wanted = [8, 2 * (encoded + 4 * (32 + 10)) / (64 * 32 + 32 * 10 + 32 + 10)]
     sizes = [tuning.result["bytes"] for tuning in kept.select(kind="tuning")]
     np.testing.assert_allclose(sizes, wanted, rtol=0.01)
     text = (tmp_path / "README.md").read_text()

@@ -191,7 +191,12 @@ def call(command: Sequence[str], limit: float) -> Outcome:
     started = time.monotonic()
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([sys.executable, *command], env=os.environ | own)
+    # What was started in the background may ignore Ctrl-C, and its children with it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([sys.executable, *command], env=os.environ | own)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     try:
         code = process.wait(max(limit - GRACE, 0))
         state = "whole" if code == 0 else f"failed with exit code {code}"
