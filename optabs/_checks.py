@@ -151,14 +151,11 @@ def check_alike(maker: str, made: Any, like: Any, wanted: str) -> None:
         old_text, new_text = where_they_differ(structure, given)
         raise ValueError(f"{maker} turned {old_text} into {new_text}; {wanted}.")
     for new, old in zip(jax.tree.leaves(made), jax.tree.leaves(like), strict=True):
-        (was, shape), (dtype, turned) = (
-            (jnp.result_type(leaf), jnp.shape(leaf)) for leaf in (old, new)
+        was, now = (
+            f"{jnp.result_type(leaf).name}{list(jnp.shape(leaf))}" for leaf in (old, new)
         )
-        if (was, shape) != (dtype, turned):
-            raise ValueError(
-                f"{maker} turned {was.name}{list(shape)} into {dtype.name}{list(turned)}; "
-                f"{wanted}."
-            )
+        if was != now:
+            raise ValueError(f"{maker} turned {was} into {now}; {wanted}.")
 
 
 def check_shapes(name: str, tree: Any, like_name: str, like: Any) -> None:

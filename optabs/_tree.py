@@ -106,3 +106,8 @@ def _where_bfloat16_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Arr
     # A bitcast has no derivative; that of the select is the select of the tangents.
     _, new, old = tangents
     return _where_bfloat16(*primals), jnp.where(primals[0], new, old)
+
+
+def described(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array, of a description of one, or of a number."""
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from optabs._checks import cut
 from optabs._numerics import full_precision, hash_uint32
-from optabs._tree import is_box, unboxed
+from optabs._tree import described, is_box, unboxed
 from optabs.storage import selection
 from optabs.storage.codecs import BY_NODE, Codec, decode, encode, first, is_node, ready
 from optabs.storage.rounding import Salt, salted
@@ -166,11 +166,9 @@ def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.Opt
     parameters = Parameters(params)
     left_alone: list[str] = []
     unused: list[str] = []
-    encoded_any = False
 
     def encoded(path: Any, value: Any) -> Any:
-        nonlocal encoded_any
-        leaf = _describe(unboxed(value))
+        leaf = described(unboxed(value))
         location = parameters.locate(path, leaf.shape, state)
         if why := choice.left_alone(location, leaf):
             left_alone.append(f"{cut(location.path)} ({why})")
@@ -180,7 +178,6 @@ def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.Opt
             if codec is None and choice.is_unused(location, leaf):
                 unused.append(cut(location.path))
             return value
-        encoded_any = True
         if isinstance(unboxed(value), jax.ShapeDtypeStruct):
             return jax.eval_shape(lambda value: _encode_first(codec, value, shards), value)
         return _encode_first(codec, value, shards)
@@ -193,7 +190,7 @@ def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.Opt
             "of 32 bits or fewer, in known fields; to have this said no more, name the "
             "parameter in keep, or the field in codecs."
         )
-    elif unused and not encoded_any and choice.is_default:
+    elif unused and choice.is_default and not any(map(is_node, _nodes_of(narrow))):
         _warn(
             f"narrow_state knows no moment of this state and leaves it as it is, {unused[0]} "
             "among it; use the optimizer alone, or name in codecs the fields to be rounded."
@@ -241,7 +238,7 @@ def _check_state(state: NarrowState, updates: Any, choice: Choice) -> None:
         state.inner, is_leaf=lambda node: is_node(node) or is_box(node)
     )
     for path, node in leaves:
-        leaf = _describe(unboxed(node[0] if is_node(node) else node))
+        leaf = described(unboxed(node[0] if is_node(node) else node))
         location = parameters.locate(path, leaf.shape, state.inner)
         dtype = jnp.float32 if is_node(node) else leaf.dtype
         wanted = choice.wanted(location, jax.ShapeDtypeStruct(leaf.shape, dtype))
@@ -255,18 +252,18 @@ def _check_state(state: NarrowState, updates: Any, choice: Choice) -> None:
             )
 
 
-def _describe(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of an array, of a description of one, or of a number."""
-    return jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), jnp.result_type(leaf))
-
-
 def _name(codec: Any) -> str:
     return "float32" if codec is None else str(codec.name)
 
 
+def _nodes_of(state: optax.OptState) -> list[Any]:
+    """Its leaves, an encoded one as one."""
+    return jax.tree.leaves(state, is_leaf=is_node)
+
+
 def format_of(state: optax.OptState) -> int:
     """A sum over the version and the codecs of all leaves."""
-    nodes = jax.tree.leaves(state, is_leaf=is_node)
+    nodes = _nodes_of(state)
     names = [BY_NODE[type(node)].name if is_node(node) else "-" for node in nodes]
     return zlib.crc32(" ".join([VERSION, *names]).encode())
 

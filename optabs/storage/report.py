@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import GetAttrKey, KeyEntry, keystr
 
-from optabs._tree import is_box, unboxed
+from optabs._tree import described, is_box, unboxed
 from optabs.storage.codecs import is_node
 from optabs.storage.params import NarrowParamsState
 
@@ -148,10 +148,10 @@ def _name(way: _Path) -> str:
 
 def _stored(field: str, leaf: str, value: Any, is_copy: bool) -> Stored:
     if is_node(value):
-        parts = [_described(unboxed(part)) for part in value]
-        whole = _described(unboxed(jax.eval_shape(lambda node: node.decoded_array(), value)))
+        parts = [described(unboxed(part)) for part in value]
+        whole = described(unboxed(jax.eval_shape(lambda node: node.decoded_array(), value)))
     else:
-        parts = [whole := _described(unboxed(value))]
+        parts = [whole := described(unboxed(value))]
     narrow = jnp.issubdtype(whole.dtype, jnp.floating) and whole.dtype.itemsize < _FLOAT32
     width = _FLOAT32 if is_copy or narrow else whole.dtype.itemsize
     return Stored(
@@ -162,11 +162,6 @@ def _stored(field: str, leaf: str, value: Any, is_copy: bool) -> Stored:
         math.prod(whole.shape) * width,
         sum(math.prod(part.shape) * part.dtype.itemsize for part in parts),
     )
-
-
-def _described(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of an array, of a description of one, or of a number."""
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
 def _text(shape: tuple[int, ...]) -> str:
