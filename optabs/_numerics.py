@@ -204,6 +204,7 @@ def new_count() -> jax.Array:
     return jnp.zeros([], jnp.int32)
 
 
+INFINITY = 0x7F800000  # the bits of float32's
 GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it fill a circle evenly
 
 

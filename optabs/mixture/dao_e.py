@@ -170,9 +170,8 @@ def dao_e(
             )
         check_trees(updates, params)
         leaves: list[jax.Array] = jax.tree.leaves(updates)
-        check_state(
-            state, jax.eval_shape(new_state, params, dict.fromkeys(members, ())), params
-        )
+        wanted = jax.eval_shape(new_state, params, dict.fromkeys(members, ()))
+        check_state(state, wanted, params)
         loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
         learned, multiplier, observed = state[2:]
@@ -355,7 +354,8 @@ def _judged(
     def like(tree: Any) -> list[jax.Array]:
         return [k.astype(t.dtype) for k, t in zip(jax.tree.leaves(tree), thin, strict=True)]
 
-    trees = jax.tree.map(thinned_like, params, multiplier.step), *multiplier[2:4]
+    own = jax.tree.map(thinned_like, params, multiplier.step)
+    trees = own, multiplier.step, multiplier.step_trace
     g, theta, step, trace = ((x, total(x, x)) for x in (thin, *map(like, trees)))
 
     def cosine(one: Any, other: Any) -> jax.Array:

@@ -241,11 +241,12 @@ def check_state(state: Any, wanted: DaoEState, params: Any) -> None:
         raise ValueError(f"state is of the experts {found}, not {ours}; {_WANTED}.")
     try:
         both: Any = [jax.tree.flatten(_whole(each, params)) for each in (state, wanted)]
+        # Leaf by leaf: a container of parameters may know no equality.
+        kept, new = ((structure, [*map(jnp.shape, leaves)]) for leaves, structure in both)
+        alike = kept == new
     except (AttributeError, TypeError, ValueError):  # of other trees
-        both = [([], 0), ([], 1)]
-    # Leaf by leaf: a container of parameters may know no equality.
-    kept, new = ((structure, [*map(jnp.shape, leaves)]) for leaves, structure in both)
-    if kept != new:
+        alike = False
+    if not alike:
         raise ValueError(f"state is of other parameters or settings; {_WANTED}.")
 
 

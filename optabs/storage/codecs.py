@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optabs._numerics import leading_sharding, widen
+from optabs._numerics import INFINITY, leading_sharding, widen
 from optabs._tree import boxed, unboxed
 from optabs.storage.rounding import FLOAT16_STEP, Salt, bits, to_bfloat16, to_float16
 
-_INFINITY, _NAN = 0x7F800000, 0x7FC00000
+_NAN = 0x7FC00000
 _FRACTION = 23
 _OCTAVE = 1 << _FRACTION
 _K_BITS = 3  # of k, the lower ones of a row's range; the upper ones are the octave of b_0
@@ -207,16 +207,16 @@ def _encoded(
     base, step = _read(ranges, parts.shape)
     share = jnp.full_like(size, 1 << 30) if drawn is None else (drawn >> 1).astype(jnp.int32)
     # The largest number is not rounded up to infinity.
-    rounded = jnp.minimum(size + (share >> (31 - step)), _INFINITY - 1)
+    rounded = jnp.minimum(size + (share >> (31 - step)), INFINITY - 1)
     beyond = size - base - (form.exact << step)
     steps = (rounded - base) >> step
     code = form.first + jnp.where(beyond > 0, form.exact + _number(form, beyond), steps)
     code = jnp.where(size < base, (size != 0).astype(jnp.int32), code)
-    code = jnp.where(size == _INFINITY, form.last + 1, code)
+    code = jnp.where(size == INFINITY, form.last + 1, code)
     if form.sizes:
-        return jnp.where(size > _INFINITY, form.last + 2, code).astype(jnp.uint8)
+        return jnp.where(size > INFINITY, form.last + 2, code).astype(jnp.uint8)
     code = jnp.where(jax.lax.bitcast_convert_type(parts, jnp.int32) < 0, -code, code)
-    return jnp.where(size > _INFINITY, -128, code).astype(jnp.int8)
+    return jnp.where(size > INFINITY, -128, code).astype(jnp.int8)
 
 
 def _decoded(form: Form, codes: jax.Array, ranges: jax.Array) -> jax.Array:
@@ -225,7 +225,7 @@ def _decoded(form: Form, codes: jax.Array, ranges: jax.Array) -> jax.Array:
     size = jnp.abs(code)
     word = _words(form, size, *_read(ranges, codes.shape))
     word = jnp.where(size < form.first, 0, word)
-    special = jnp.where(size == form.last + 1, _INFINITY, _NAN)
+    special = jnp.where(size == form.last + 1, INFINITY, _NAN)
     word = jnp.where(size > form.last, special, word)
     value = jax.lax.bitcast_convert_type(word, jnp.float32)
     return value if form.sizes else jnp.where(code < 0, -value, value)
@@ -244,7 +244,7 @@ def _words(form: Form, code: jax.Array, base: jax.Array, step: jax.Array) -> jax
     octaves = jnp.where(steps > form.exact, _octaves(form, steps - form.exact), 0)
     above = (jnp.minimum(steps, form.exact) << step).astype(jnp.uint32)
     above = above + (octaves.astype(jnp.uint32) << _FRACTION)
-    least = jnp.minimum(above, (_INFINITY - 1 - base).astype(jnp.uint32))
+    least = jnp.minimum(above, (INFINITY - 1 - base).astype(jnp.uint32))
     return base + least.astype(jnp.int32)
 
 
@@ -298,8 +298,8 @@ def _next_ranges(form: Form, codes: jax.Array, ranges: jax.Array) -> jax.Array:
 
 def _new_ranges(form: Form, size: jax.Array) -> jax.Array:
     """The ranges of given numbers, by their bits: uint16 [..., 1]."""
-    high = jnp.max(jnp.where(size >= _INFINITY, 0, size), axis=-1, keepdims=True)
-    low = jnp.min(jnp.where(size == 0, _INFINITY, size), axis=-1, keepdims=True)
+    high = jnp.max(jnp.where(size >= INFINITY, 0, size), axis=-1, keepdims=True)
+    low = jnp.min(jnp.where(size == 0, INFINITY, size), axis=-1, keepdims=True)
     found = _fitting(form, high, jnp.minimum(low, high), 0, 0)
     return jnp.where(high == 0, form.new_range, found).astype(jnp.uint16)
 

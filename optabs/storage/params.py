@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from optabs._checks import check_kind, check_shapes, cut
-from optabs._numerics import full_precision
+from optabs._numerics import INFINITY, full_precision
 
 _SIZE = 0x7FFFFFFF  # the bits of a float32 but its sign
-_INFINITY = 0x7F800000
 _LARGEST = 0x7F7F7F  # of 24 bits: rounds to bfloat16's largest number
 
 
@@ -247,7 +246,7 @@ def _exact(param: Any, bits: Any) -> Any:
     word = _word(_plain(param))
     size = word & _SIZE
     # Next to 0 and to infinity there is nothing to correct, and a sum would leave the range.
-    usual = (size > 0) & (size < _INFINITY)
+    usual = (size > 0) & (size < INFINITY)
     word = word + jnp.where(usual, bits.astype(jnp.int32) << 8, 0)
     return _differentiated_as(_float(word), jnp.asarray(param, jnp.float32))
 
@@ -258,7 +257,7 @@ def _move(param: Any, bits: Any, exact: Any, step: Any) -> tuple[Any, Any]:
         return step, bits
     word = _word(exact + step)
     size, sign = word & _SIZE, word & ~_SIZE
-    finite = size < _INFINITY
+    finite = size < INFINITY
     kept = jnp.minimum((size + 0x80) >> 8, _LARGEST)
     nearest = _float(sign | (((kept + 0x80) >> 8) << 16))
     update = jnp.where(finite, nearest - _plain(param), step)
@@ -275,7 +274,7 @@ def _lost(param: jax.Array) -> jax.Array:
     size = _word(param) & _SIZE
     cast = _word(jax.lax.reduce_precision(param, 8, 7)) & _SIZE
     lost = jnp.clip(((size + 0x80) >> 8) - (cast >> 8), -128, 127)
-    return jnp.where(cast < _INFINITY, lost, 0).astype(jnp.int8)
+    return jnp.where(cast < INFINITY, lost, 0).astype(jnp.int8)
 
 
 def _plain(param: Any) -> jax.Array:

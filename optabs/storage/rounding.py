@@ -8,6 +8,7 @@ import numpy as np
 
 from optabs._numerics import (
     GOLDEN,
+    INFINITY,
     bits_of_upper_half,
     explicit_sharding,
     hash_uint32,
@@ -16,7 +17,6 @@ from optabs._numerics import (
 
 FLOAT16_MAX, FLOAT16_STEP = 65504.0, 2.0**-24  # the largest number, and the least above 0
 _BFLOAT16_MAX = 0x7F7F0000
-_INFINITY = 0x7F800000
 
 _ROOT = 0x6A09E667  # 2**32 times the fraction of the root of 2: likewise
 _PERIOD = 10  # log2 of the steps after which the entries are hashed anew
@@ -95,15 +95,15 @@ def to_bfloat16(value: jax.Array, salt: Salt | None) -> jax.Array:
     finite = sign | jnp.minimum(size, jnp.uint32(_BFLOAT16_MAX))
     word = jax.lax.bitcast_convert_type(value, jnp.uint32)
     # A NaN gets the bit that keeps its upper half one.
-    is_nan = (word & jnp.uint32(0x7FFFFFFF)) > _INFINITY
+    is_nan = (word & jnp.uint32(0x7FFFFFFF)) > INFINITY
     quiet = jnp.where(is_nan, word | jnp.uint32(0x00400000), word)
-    chosen = jnp.where((word & jnp.uint32(_INFINITY)) == _INFINITY, quiet, finite)
+    chosen = jnp.where((word & jnp.uint32(INFINITY)) == INFINITY, quiet, finite)
     return jax.lax.bitcast_convert_type((chosen >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
 def to_float16(value: jax.Array, salt: Salt | None) -> jax.Array:
     """The nearest, or one of the two nearest numbers of float16, as float32."""
-    word = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(_INFINITY)
+    word = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(INFINITY)
     octave = jax.lax.bitcast_convert_type(word, jnp.float32)
     step = jnp.maximum(octave * 2.0**-10, FLOAT16_STEP)
     share = 0.5 if salt is None else uniform(value, salt)
