@@ -147,7 +147,7 @@ def mixture(
     steps = []
     for t, g in enumerate(grads):
         fall = 1.0 if published else max((1 + t / 100) ** -0.5, 0.2)
-        cosines = [0.0, 0.0]
+        cosines, length = [0.0, 0.0], 1.0
         if t == 0:
             high = _norm(g)
         elif t < 20:
@@ -157,9 +157,10 @@ def mixture(
         if t > 0 and rule.multiplier_rate is not None:
             cosines = [_cosine(g, s), _cosine(g, long)]
             x = sum(cosines)
+            length = np.exp(c) * _norm(s) / max(_norm(theta), 1.0)
             share = 1.0
             if x > 0 and c < 0:
-                share = min(1.0, np.exp(c) * _norm(s) / (0.005 * max(_norm(theta), 1.0)))
+                share = min(1.0, length / 0.02) ** 2
             calm = max(1 - _norm(g) / (0.5 * high), 0.0)
             fallen = share * x + calm * max(_cosine(long, theta) - 0.5, 0.0)
             c = min(max(c - rule.multiplier_rate * fall * fallen, -7.0), 3.0)
@@ -176,6 +177,15 @@ def mixture(
                 sigma2 = sigma2 + r * ((advantage**2).sum(axis=1) / number[:, 0] - sigma2)
                 q = np.clip(advantage / np.sqrt(sigma2 + 1e-20)[:, None], -10, 10)
                 q = (q - q.sum(axis=1, keepdims=True) / number) * judged
+                # What asks for shorter steps counts the less the shorter they are.
+                norms = np.array(
+                    [[_norm([p[leaf]]) for p in traces] for leaf in range(len(g))]
+                )
+                logs = np.log(norms, out=np.zeros_like(norms), where=judged)
+                logs = (logs - logs.sum(axis=1, keepdims=True) / number) * judged
+                slope = (q * logs).sum(axis=1) / (0.05 + (logs**2).sum(axis=1))
+                left = 1 - min(1.0, length / 0.005)
+                q = q - left * np.minimum(slope, 0.0)[:, None] * logs
                 b = (1 - rule.decay) * b + rule.rate * fall * q
                 b = b - b.mean(axis=1, keepdims=True)
                 w = (1 - rule.decay) * w + 0.03 * fall * q[:, :, None] * f

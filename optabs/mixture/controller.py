@@ -21,7 +21,9 @@ MIN_VARIANCE_RATE = 0.02  # the variance of the advantages covers about 50 steps
 MAX_SIGNAL = 10.0  # standard deviations; bounds what one step can change
 ANNEALING_STEPS = 100.0  # after so many the rates fall like 1 / sqrt(steps)
 MIN_ANNEALED = 0.2  # the share of themselves to which they fall: the problem may change
-LONG_STEP = 0.005  # in norms of the parameters; shorter ones are seldom too long
+LONG_STEP = 0.02  # in norms of the parameters; shorter ones are seldom too long
+SHORT_STEP = 0.005  # the shorter than this, the less should weights shorten it
+ALIKE = 0.05  # a sum of squared logarithms of lengths: of two, that one is 1.4 times the other
 GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
 CALM = 0.5  # the share of a large gradient's norm below which little is left to learn
 # That norm rises by so much in a step that exceeds it, and else falls by so much: about one of
@@ -53,10 +55,11 @@ class Controller(NamedTuple):
               \sigma_l^2 \leftarrow \sigma_l^2 + \max(1/t, 0.02)\,
               (\overline{a_l^2} - \sigma_l^2), \qquad
               q_{kl} = \mathrm{clip}(a_{kl} / \sigma_l, \pm 10),
-    .. math:: b_l \leftarrow (1 - \mathrm{decay})\, b_l
-              + \mathrm{rate}\, h_t\, (q_l - \bar q_l), \qquad
-              W_l \leftarrow (1 - \mathrm{decay})\, W_l
-              + 0.03\, h_t\, (q_l - \bar q_l) \otimes f,
+    .. math:: m_{kl} = \ln \|P_{kl}\| - \overline{\ln \|P_l\|}, \qquad
+              p_l = q_l - \bar q_l - (1 - y)\,
+              \min\Big(0, \frac{\langle q_l, m_l\rangle}{0.05 + \|m_l\|^2}\Big)\, m_l,
+    .. math:: b_l \leftarrow (1 - \mathrm{decay})\, b_l + \mathrm{rate}\, h_t\, p_l, \qquad
+              W_l \leftarrow (1 - \mathrm{decay})\, W_l + 0.03\, h_t\, p_l \otimes f,
     .. math:: \alpha_l = \mathrm{floor} + (1 - K\,\mathrm{floor})\,
               \mathrm{softmax}(b_l + W_l f), \qquad h_t = \max(0.2, (1 + t/100)^{-1/2}),
 
@@ -66,14 +69,16 @@ class Controller(NamedTuple):
 
     .. math:: S \leftarrow \gamma S + s, \qquad
               c \leftarrow \mathrm{clip}\big(c - \mathrm{multiplier\_rate}\, h_t\, [z\,
-              (\cos(g, s) + \cos(g, S)) + r], -7, 3\big),
+              (\cos(g, s) + \cos(g, S)) + r], -7, 3\big).
 
-    where, if the sum of the cosines is above 0 while :math:`c < 0`,
+    The step that is best for the next losses alone is shorter than the one that trains best,
+    so the shorter it is, the more slowly it shortens further, by its weights,
 
-    .. math:: z = \min\Big(1, \frac{e^c\, \|s\|}{0.005 \max(\|\theta\|, 1)}\Big)
+    .. math:: x = \frac{e^c\, \|s\|}{\max(\|\theta\|, 1)}, \qquad
+              y = \min(1, x / 0.005), \qquad z = \min(1, x / 0.02)^2,
 
-    and else :math:`z = 1`: the step that is best for the next losses alone is shorter than
-    the one that trains best, so the shorter it is, the more slowly it shortens further. And
+    and by its multiplier: :math:`z` is 1 unless the sum of the cosines is above 0 while
+    :math:`c < 0`; without a multiplier :math:`y = 1`. And
 
     .. math:: r = \max\Big(0, 1 - \frac{\|g\|}{0.5\, n}\Big)
               \max(0, \cos(S, \theta) - 0.5), \qquad
@@ -85,7 +90,7 @@ class Controller(NamedTuple):
     for one that has been learned, for as long as :math:`n` takes to follow.) :math:`s` and
     :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries every
     :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device has
-    whole. Cosines and :math:`z` are estimated from these entries. An expert with
+    whole. Cosines, :math:`x` and :math:`m` are estimated from these entries. An expert with
     :math:`d_{kl} = 0`, as one that made no update, is left out of the means, and in a step
     with products that are not finite nothing is learned.
 
@@ -146,11 +151,6 @@ class _Paper(Controller):
         return hash((_Paper, *self))
 
 
-def rows_of(controller: Controller, leaves: int) -> int:
-    """How many sets of weights there are."""
-    return 1 if isinstance(controller, _Paper) else max(leaves, 1)
-
-
 def check_controller(controller: Controller, experts: int) -> None:
     """Raises ValueError for settings out of their range."""
     if not isinstance(controller, Controller):
@@ -184,7 +184,8 @@ class ControllerState(NamedTuple):
 
 def init(controller: Controller, leaves: int, experts: int, inputs: int) -> ControllerState:
     """Uniform weights; `inputs` is 1 + n, or 0 where nothing is learned."""
-    rows = rows_of(controller, leaves)
+    published = isinstance(controller, _Paper)
+    rows = 1 if published else max(leaves, 1)
     weights = jnp.full((rows, experts), 1 / experts, jnp.float32)
     if not inputs:
         return ControllerState(weights, *[()] * 5)
@@ -192,7 +193,6 @@ def init(controller: Controller, leaves: int, experts: int, inputs: int) -> Cont
     def matrix() -> jax.Array:
         return jnp.zeros((rows, experts, inputs), jnp.float32)
 
-    published = isinstance(controller, _Paper)
     return ControllerState(
         weights=weights,
         matrix=matrix(),
@@ -207,6 +207,8 @@ def learn(
     controller: Controller,
     state: ControllerState,
     products: jax.Array,
+    norms: jax.Array,
+    length: jax.Array,
     steps: jax.Array,
 ) -> ControllerState:
     """The state after the next gradient.
@@ -215,6 +217,8 @@ def learn(
       controller: the settings.
       state: what was learned so far.
       products: float32 [L, K], d: the gradient's with the traces, for each leaf and expert.
+      norms: float32 [L, K], of the traces, in any unit that a leaf's have in common.
+      length: float32 [], x.
       steps: int32 [], taken before this one.
     """
     published = isinstance(controller, _Paper)
@@ -224,10 +228,8 @@ def learn(
     products = jnp.where(valid, products, 0.0)
     if not products.size:
         return state
-    if published:
-        learned = _published_rule(controller, state, products, steps)
-    else:
-        learned = _relative_rule(controller, state, products, steps)
+    given = controller, state, products, steps
+    learned = _published_rule(*given) if published else _relative_rule(*given, norms, length)
     return jax.tree.map(lambda new, old: jnp.where(valid, new, old), learned, state)
 
 
@@ -244,7 +246,12 @@ def update_weights(
 
 
 def _relative_rule(
-    controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
+    controller: Controller,
+    state: ControllerState,
+    products: jax.Array,
+    steps: jax.Array,
+    norms: jax.Array,
+    length: jax.Array,
 ) -> ControllerState:
     advantage = jnp.sum(state.weights * products, axis=1, keepdims=True) - products
     largest = jnp.max(jnp.abs(products), axis=1)
@@ -261,11 +268,27 @@ def _relative_rule(
     signal = advantage / jnp.where(scale > 0, scale, 1)[:, None]
     signal = jnp.clip(signal, -MAX_SIGNAL, MAX_SIGNAL)
     signal = jnp.where(judged, signal - _mean_of_judged(signal, judged), 0)
+    signal = signal - (1 - _share(length, SHORT_STEP)) * _shortening(signal, norms, judged)
     step = signal[:, :, None] * _per_input(state.inputs)
     step = _rates(controller, state, FEATURE_RATE, _annealing(steps)) * step
     return state._replace(
         matrix=_moved(state, controller.decay, step), deviation=unit * _safe_sqrt(variance)
     )
+
+
+def _shortening(signal: jax.Array, norms: jax.Array, judged: jax.Array) -> jax.Array:
+    """What of a signal goes along the logarithms of lengths, where it wants shorter steps."""
+    judged = judged & jnp.isfinite(norms)
+    logs = jnp.where(judged, jnp.log(jnp.where(judged, norms, 1)), 0)
+    logs = jnp.where(judged, logs - _mean_of_judged(logs, judged), 0)
+    both, own = (jnp.sum(logs * each, axis=1, keepdims=True) for each in (signal, logs))
+    return jnp.minimum(both / (ALIKE + own), 0) * logs
+
+
+def _share(length: jax.Array, long: float) -> jax.Array:
+    """Of a step's length in a long one's, at most 1, and 1 where it is not known."""
+    share = length / long
+    return jnp.where(share < 1, share, 1.0)
 
 
 def _published_rule(
@@ -362,15 +385,14 @@ def update_multiplier(
       controller: the settings.
       log_multiplier: float32 [], c.
       cosines: float32 [2], the gradient's with s and S.
-      length: float32 [], of s in norms of the parameters (at least 1).
+      length: float32 [], x, of the last step in norms of the parameters (at least 1).
       growth: float32 [], the cosine of S with the parameters.
       size: float32 [], of the gradient, its norm over one that few exceed.
       steps: int32 [], taken before this one.
     """
     both = jnp.sum(cosines)
-    share = jnp.exp(log_multiplier) * length / LONG_STEP
-    share = jnp.where(share < 1, share, 1.0)
-    fall = both * jnp.where((both > 0) & (log_multiplier < 0), share, 1.0)
+    slower = (both > 0) & (log_multiplier < 0)
+    fall = both * jnp.where(slower, jnp.square(_share(length, LONG_STEP)), 1.0)
     calm = jnp.clip(1 - size / CALM, 0.0, 1.0)
     fall = fall + calm * jnp.maximum(growth - GROWTH, 0.0)
     rate = jnp.asarray(controller.multiplier_rate) * _annealing(steps)

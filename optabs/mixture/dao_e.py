@@ -15,7 +15,7 @@ from optabs._tree import is_box, tree_where
 from optabs.mixture import controller as control
 from optabs.mixture import features as observing
 from optabs.mixture.controller import Controller, check_controller
-from optabs.mixture.experts import Expert, repaired, resolve, updated
+from optabs.mixture.experts import Expert, cap_factors, repaired, resolve, updated
 from optabs.mixture.features import Feature
 from optabs.mixture.state import (
     DaoEState,
@@ -33,7 +33,6 @@ from optabs.mixture.state import (
     root,
     rounded,
     scaled,
-    square_of,
     sum_of,
     thinned_like,
     traced,
@@ -175,15 +174,18 @@ def dao_e(
         loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
         learned, multiplier, observed = state[2:]
+        # Without a multiplier the weights alone shorten steps, as if these were long.
+        length = jnp.ones([], jnp.float32)
+        if multiplied:
+            cosines, length, growth = _judged(unit, leaves, multiplier, params)
         if learns:
-            products = _products(leaves, state)
-            learned = control.learn(controller, learned, products, state.count)
+            judged = *_products(leaves, state), length
+            learned = control.learn(controller, learned, *judged, state.count)
             seen = observing.Observation(batch, loss, norm, updates, params)
             *numbers, observed = observing.observe(chosen, observed, seen)
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:
-            cosines, length, growth = _judged(unit, leaves, multiplier, params)
             size, high = control.size_of(norm, multiplier.high_norm, state.count)
             log = multiplier.log_multiplier
             log = control.update_multiplier(
@@ -205,7 +207,7 @@ def dao_e(
             measured = jnp.ones([], bool)
             if controller.cap is not None:
                 stretch = jnp.exp(multiplier.log_multiplier) if multiplied else 1.0
-                factors = _factors(controller.cap, stretch, params, proposed)
+                factors = cap_factors(controller.cap, stretch, params, proposed)
                 if learns and previous == "thinned":
                     measured = barrier(~(factors[0] < 0))  # True for NaN, too
                 proposed = [
@@ -314,34 +316,30 @@ def _if_finite(finite: jax.Array, step: Callable[[], tuple[Any, jax.Array]], old
     return jax.lax.platform_dependent(cpu=branch, default=select)
 
 
-def _factors(
-    cap: ArrayLike, stretch: ArrayLike, params: Any, proposed: list[Any]
-) -> jax.Array:
-    """What shortens each update to its cap, `stretch` being the multiplier: float32 [K]."""
-    # Exactly, not by the entries that are kept: an embedding's update may be a few rows.
-    known = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), params)
-    norms = jnp.stack([root(square_of(jax.tree.leaves(x))) for x in (known, *proposed)])
-    longest = jnp.asarray(cap) * jnp.maximum(norms[0], 1.0) / jnp.maximum(stretch, 1.0)
-    # No longer norm is finite; an update whose norm is not counts as 0.
-    factors = 1 / jnp.maximum(norms[1:] / jnp.minimum(longest, 1e20), 1.0)
-    return barrier(factors.astype(jnp.float32))
-
-
-def _products(leaves: list[jax.Array], state: DaoEState) -> jax.Array:
-    """The gradient's inner products with the traces: float32 [L, K]."""
+def _products(leaves: list[jax.Array], state: DaoEState) -> tuple[jax.Array, jax.Array]:
+    """The gradient's inner products with the traces, and their norms: float32 [L, K]."""
     traces = [jax.tree.leaves(each.trace) for _, each in sorted(state.experts.items())]
-    pairs = zip(leaves, zip(*traces, strict=True), strict=True)
-    products = [inner_product(g, trace) for g, shares in pairs for trace in shares]
-    if not products:
-        return jnp.zeros((0, len(traces)), jnp.float32)
-    return barrier(jnp.stack(barrier(products))).reshape(len(leaves), len(traces))
+    pairs = [
+        (g, trace)
+        for g, shares in zip(leaves, zip(*traces, strict=True), strict=True)
+        for trace in shares
+    ]
+
+    def table(numbers: list[jax.Array]) -> jax.Array:
+        if not numbers:
+            return jnp.zeros((0, len(traces)), jnp.float32)
+        return barrier(jnp.stack(barrier(numbers))).reshape(len(leaves), len(traces))
+
+    products = [inner_product(g, trace) for g, trace in pairs]
+    return table(products), root(table([product(trace, trace) for _, trace in pairs]))
 
 
 def _judged(
     unit: jax.Array, grads: list[jax.Array], multiplier: MultiplierState, params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradient's cosines with the last mixed step and with its trace, float32 [2], the
-    step's length in norms of the parameters (at least 1), and the trace's cosine with them."""
+    """The gradient's cosines with the last mixed step and with its trace, float32 [2], that
+    step's length, multiplied, in norms of the parameters (at least 1), and the trace's cosine
+    with them."""
     kept = jax.tree.leaves(multiplier.step)
     thin = [scaled(unit, thinned_like(*pair)) for pair in zip(grads, kept, strict=True)]
     # An entry stands for those that are left out beside it.
@@ -365,7 +363,8 @@ def _judged(
         found = total(one[0], other[0]) / norms[0] / norms[1]
         return jnp.where(known, jnp.clip(found, -1, 1), 0)
 
-    length = root(step[1]) / jnp.maximum(root(theta[1]), 1.0)
+    taken = jnp.exp(multiplier.log_multiplier) * root(step[1])
+    length = taken / jnp.maximum(root(theta[1]), 1.0)
     cosines = jnp.stack([cosine(g, step), cosine(g, trace)])
     return barrier((cosines, length, cosine(trace, theta)))
 

@@ -7,10 +7,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from optabs._checks import RATE, as_transformation, check, check_alike, cut, short
 from optabs._numerics import full_precision
 from optabs._tree import tree_where
+from optabs.mixture.state import barrier, root, square_of
 from optabs.optimizers.adam_family import adam
 from optabs.optimizers.adaptive import rmsprop
 from optabs.optimizers.gradient_descent import sgd
@@ -147,3 +149,16 @@ def repaired(
                 "parameters; pass update the state that this optimizer's init made of these."
             ) from None
     return good
+
+
+def cap_factors(
+    cap: ArrayLike, stretch: ArrayLike, params: Any, proposed: list[Any]
+) -> jax.Array:
+    """What shortens each update to its cap, `stretch` being the multiplier: float32 [K]."""
+    # Exactly, not by the entries that are kept: an embedding's update may be a few rows.
+    known = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), params)
+    norms = jnp.stack([root(square_of(jax.tree.leaves(x))) for x in (known, *proposed)])
+    longest = jnp.asarray(cap) * jnp.maximum(norms[0], 1.0) / jnp.maximum(stretch, 1.0)
+    # No longer norm is finite; an update whose norm is not counts as 0.
+    factors = 1 / jnp.maximum(norms[1:] / jnp.minimum(longest, 1e20), 1.0)
+    return barrier(factors.astype(jnp.float32))
