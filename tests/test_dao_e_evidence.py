@@ -1,5 +1,6 @@
 """DAO-E's controller learns at any scale of the loss, and only from experts that moved."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -105,7 +106,8 @@ class TestOneThatMadeNoUpdate:
         # Of the published rule it is the weight that makes the evidence.
         share = state.weights[:, :2] / jnp.sum(state.weights[:, :2])
         state = state._replace(weights=state.weights.at[:, :2].set(share))
-        return control.learn(controller, state, products, jnp.int32(7))
+        long = jnp.ones_like(products), jnp.float32(1)
+        return control.learn(controller, state, products, *long, jnp.int32(7))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", CONTROLLERS)
@@ -149,3 +151,78 @@ def test_complex_numbers_of_double_precision() -> None:
                 updates, state = update(params, state, params)
                 assert updates.dtype == jnp.complex128
                 assert [leaf.dtype for leaf in jax.tree.leaves(state)] == kinds
+
+
+class TestWhatAsksForShorterSteps:
+    """It counts by the length of the step: the shorter that is, the less."""
+
+    @staticmethod
+    def learned(
+        products: Sequence[float], norms: Sequence[float], length: float
+    ) -> np.ndarray:
+        """What b gains from an advantage of the smaller products: float64 [K]."""
+        controller = Controller(decay=0.0)
+        state = control.init(controller, 1, len(products), 1)
+        state = state._replace(inputs=jnp.ones(1), known=jnp.ones(1, bool))
+        given = jnp.array([products]), jnp.array([norms]), jnp.float32(length)
+        after = control.learn(controller, state, *given, jnp.int32(1))
+        return np.asarray(after.matrix[0, :, 0], np.float64)
+
+    SHORT_IS_BETTER, LONG_IS_BETTER = (-0.2, 0.4), (0.4, -0.2)
+    NORMS = (0.1, 10.0)
+
+    def test_a_long_step_learns_all_of_it(self) -> None:
+        wanted = self.learned(self.SHORT_IS_BETTER, (1.0, 1.0), 1e-4)
+        assert wanted[0] > 0.1
+        for length in (control.SHORT_STEP, 1.0, np.inf, np.nan):
+            actual = self.learned(self.SHORT_IS_BETTER, self.NORMS, length)
+            np.testing.assert_allclose(actual, wanted, rtol=1e-6)
+
+    @pytest.mark.parametrize("share", [0.0, 0.25, 0.7])
+    def test_a_short_one_its_share(self, share: float) -> None:
+        whole = self.learned(self.SHORT_IS_BETTER, self.NORMS, 1.0)
+        # Of two experts all of a signal goes along the lengths, of which 0.05 do not count.
+        logs = np.log(self.NORMS)
+        own = np.sum((logs - logs.mean()) ** 2)
+        left = 1 - (1 - share) * own / (own + control.ALIKE)
+        actual = self.learned(self.SHORT_IS_BETTER, self.NORMS, share * control.SHORT_STEP)
+        np.testing.assert_allclose(actual, left * whole, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("length", [0.0, 1e-4, 1.0])
+    def test_what_asks_for_longer_ones_counts_whole(self, length: float) -> None:
+        wanted = self.learned(self.LONG_IS_BETTER, (1.0, 1.0), 1.0)
+        actual = self.learned(self.LONG_IS_BETTER, self.NORMS, length)
+        np.testing.assert_allclose(actual, wanted, rtol=1e-6)
+
+    def test_and_so_does_what_has_nothing_to_do_with_lengths(self) -> None:
+        products, norms = (-0.2, 0.4, -0.2), (1.0, 1.0, 0.01)
+        change = self.learned(products, norms, 0.0) - self.learned(products, norms, 1.0)
+        logs = np.log(norms) - np.log(norms).mean()
+        np.testing.assert_allclose(change / change[2], logs / logs[2], rtol=1e-4)
+
+    @pytest.mark.parametrize("unknown", [np.inf, np.nan])
+    def test_a_length_that_is_not_known_is_left_out(self, unknown: float) -> None:
+        wanted = self.learned(self.SHORT_IS_BETTER, self.NORMS, 1.0)
+        actual = self.learned(self.SHORT_IS_BETTER, (0.1, unknown), 0.0)
+        np.testing.assert_allclose(actual, wanted, rtol=1e-6)
+
+    @pytest.mark.parametrize(("rate", "least", "most"), [(1.0, 0.4, 1.0), (None, 0.0, 0.1)])
+    def test_in_noise_an_expert_that_hardly_moves_does_not_end_short_steps(
+        self, rate: float | None, least: float, most: float
+    ) -> None:
+        """A bowl's floor, where no step gains anything; the control has no multiplier."""
+        optimizer = optabs.dao_e(
+            experts={"moving": optabs.sgd(1e-3), "still": optabs.sgd(1e-7)},
+            controller=Controller(multiplier_rate=rate),
+        )
+
+        def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
+            params, state = carry
+            grads = 100 * (params - 1) + jax.random.normal(key, params.shape)
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        start = jnp.ones(64)
+        keys = jax.random.split(jax.random.key(0), 2000)
+        (_, state), _ = jax.lax.scan(step, (start, optimizer.init(start)), keys)
+        assert least <= float(optabs.mixing_weights(state)["moving"]) <= most
