@@ -130,59 +130,31 @@ NAMED = [
 
 OPTIONS = [
     Case(
-        "adam_steady",
-        optabs.adam,
-        0.3,
-        1e-2,
-        options={"steady": True},
-        moments=_ADAM,
+        "adam_steady", optabs.adam, 0.3, 1e-2, options={"steady": True}, moments=_ADAM,
         covers=("rising_rms",),
     ),
     Case(
-        "adam_abs_steady",
-        optabs.adam_abs,
-        0.3,
-        1e-2,
-        options={"steady": True},
-        moments=_ADAM,
+        "adam_abs_steady", optabs.adam_abs, 0.3, 1e-2, options={"steady": True}, moments=_ADAM,
         covers=("rising_abs",),
     ),
     Case(
-        "adam_abs_bounded",
-        optabs.adam_abs,
-        0.1,
-        1e-3,
-        options={"max_ratio": 1.0},
-        moments=_ADAM,
-        complex_ok=False,
+        "adam_abs_bounded", optabs.adam_abs, 0.1, 1e-3, options={"max_ratio": 1.0},
+        moments=_ADAM, complex_ok=False,
     ),
     Case(
-        "rmsprop_abs_bounded",
-        optabs.rmsprop_abs,
-        0.3,
-        1e-3,
-        options={"steady": True, "max_ratio": 1.0},
-        moments=_NU,
-        complex_ok=False,
+        "rmsprop_abs_bounded", optabs.rmsprop_abs, 0.3, 1e-3,
+        options={"steady": True, "max_ratio": 1.0}, moments=_NU, complex_ok=False,
     ),
     Case(
-        "adamw_abs_masked",
-        optabs.adamw_abs,
-        0.03,
-        1e-3,
-        options={"mask": lambda params: jax.tree.map(lambda _: True, params)},
-        moments=_ADAM,
+        "adamw_abs_masked", optabs.adamw_abs, 0.03, 1e-3,
+        options={"mask": lambda params: jax.tree.map(lambda _: True, params)}, moments=_ADAM,
         without_params=False,
     ),
     Case(
-        "rmsprop_corrected",
-        optabs.rmsprop,
-        0.03,
-        3e-4,
-        options={"bias_correction": True},
+        "rmsprop_corrected", optabs.rmsprop, 0.03, 3e-4, options={"bias_correction": True},
         moments=_NU,
     ),
-]
+]  # fmt: skip
 
 
 # The parts, each as the direction of a descent. sgd is the last link because it checks the
@@ -238,38 +210,21 @@ PARTS = [
     Case("ema", _ema, 0.3, 1e-2, moments=_MU, covers=("ema",)),
     Case("nesterov", _nesterov, 0.3, 3e-3, moments=_MU, covers=("nesterov",)),
     Case(
-        "mean_ratio",
-        _mean_ratio,
-        0.01,
-        1e-3,
-        moments=_ADAM,
+        "mean_ratio", _mean_ratio, 0.01, 1e-3, moments=_ADAM,
         covers=("scale_by_ratio", "mean_abs"),
     ),
     Case(
-        "peak_ratio",
-        _peak_ratio,
-        0.3,
-        1e-2,
-        moments=_ADAM | {"nu_max": 1},
+        "peak_ratio", _peak_ratio, 0.3, 1e-2, moments=_ADAM | {"nu_max": 1},
         covers=("rms", "running_max"),
     ),
     Case(
-        "unit_corrected",
-        _corrected,
-        0.3,
-        1e-4,
-        moments={"nu": 2},
+        "unit_corrected", _corrected, 0.3, 1e-4, moments={"nu": 2},
         covers=("unit_correction",),
     ),
     Case(
-        "full_precision",
-        _widened,
-        0.3,
-        1e-2,
-        moments={"ema": 1},
-        covers=("full_precision",),
+        "full_precision", _widened, 0.3, 1e-2, moments={"ema": 1}, covers=("full_precision",),
     ),
-]
+]  # fmt: skip
 
 # DAO-E, its controller's numbers as arguments of their own.
 
@@ -350,23 +305,14 @@ def _steered(
 
 MIXTURES = [
     Case(
-        "dao_e",
-        _dao_e,
-        0.03,
-        1e-3,
-        moments={"mu": 2, "nu": 2, "trace": 4, **_STEPS},
+        "dao_e", _dao_e, 0.03, 1e-3, moments={"mu": 2, "nu": 2, "trace": 4, **_STEPS},
         **_MIXTURE,
     ),
     Case(
-        "dao_e_paper",
-        _dao_e_paper,
-        0.03,
-        1e-3,
-        settings_of="dao_e",
-        moments={"mu": 1, "nu": 1, "trace": 2},
-        **_MIXTURE,
+        "dao_e_paper", _dao_e_paper, 0.03, 1e-3, settings_of="dao_e",
+        moments={"mu": 1, "nu": 1, "trace": 2}, **_MIXTURE,
     ),
-]
+]  # fmt: skip
 
 MIXTURES.append(
     Case(
@@ -429,17 +375,10 @@ def _bfloat16_params(
 
 COMPRESSED = [
     Case(
-        "bfloat16_params",
-        _bfloat16_params,
-        0.1,
-        1e-3,
-        moments={"bits": 1, **_ADAM},
-        without_params=False,
-        dtype="bfloat16",
-        keeps_dtype=False,
-        error=0.1,
+        "bfloat16_params", _bfloat16_params, 0.1, 1e-3, moments={"bits": 1, **_ADAM},
+        without_params=False, dtype="bfloat16", keeps_dtype=False, error=0.1,
         covers=("narrow_params",),
     ),
-]
+]  # fmt: skip
 
 CASES = NAMED + OPTIONS + PARTS + MIXTURES + NARROW + COMPRESSED
