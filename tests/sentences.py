@@ -5,7 +5,8 @@ import re
 
 def assert_sentence(message: str) -> None:
     """One sentence that says what to do."""
-    assert re.search(r"\b(pass|return|must)\b", message), message
+    verbs = r"\b(cast|choose|convert|give|name|pass|rename|restore|return|must)\b"
+    assert re.search(verbs, message), message
     assert message.endswith("."), message
     assert "\n" not in message, message
     assert len(message) <= 300, message
