@@ -96,7 +96,10 @@ def walked(
     return walker(optimizer)(position, stacked(grads), each)
 
 
-EXACT = 10  # steps after which few numbers have been rounded otherwise
+EXACT = 10
+"""Steps without a number that lies, but for its last float32 digits, between two bfloat16; but
+for a few after the first EQUAL."""
+EQUAL = 6
 
 
 def assert_follows(wanted: Sequence[Step], positions: Any, states: Any) -> None:
@@ -132,5 +135,6 @@ def assert_follows(wanted: Sequence[Step], positions: Any, states: Any) -> None:
             )
             # What nearly cancels has few digits in float32 to begin with.
             has_digits = np.abs(path[:EXACT]) > 1e-5 * np.abs(path).max()
-            equal = (actual[:EXACT] == path[:EXACT])[has_digits]
-            assert np.mean(equal) > 0.95  # others lie just between two bfloat16
+            equal = (actual[:EXACT] == path[:EXACT]) | ~has_digits
+            assert np.all(equal[:EQUAL])
+            assert np.mean(equal) > 0.96

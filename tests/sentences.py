@@ -2,11 +2,13 @@
 
 import re
 
+# What a message of state or settings asks for, beside passing something else.
+REMEDIES = "cast|choose|convert|give|name|pass|rename|restore"
 
-def assert_sentence(message: str) -> None:
-    """One sentence that says what to do."""
-    verbs = r"\b(cast|choose|convert|give|name|pass|rename|restore|return|must)\b"
-    assert re.search(verbs, message), message
+
+def assert_sentence(message: str, verbs: str = "pass|return|must") -> None:
+    """One sentence that says what to do, by one of the verbs."""
+    assert re.search(rf"\b({verbs})\b", message), message
     assert message.endswith("."), message
     assert "\n" not in message, message
     assert len(message) <= 300, message

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from cases import NAMED, OPTIONS, Case
-from sentences import assert_sentence
+from sentences import REMEDIES, assert_sentence
 from trees import gradients, params
 
 import optabs
@@ -35,7 +35,7 @@ def refusal(function: Callable[[], Any]) -> str:
     with pytest.raises(ValueError, match=r"; (pass|rename)") as raised:
         function()
     message = str(raised.value)
-    assert_sentence(message)
+    assert_sentence(message, REMEDIES)
     return message
 
 
@@ -204,6 +204,7 @@ def test_the_bar_shows_the_best_finite_loss(capsys: pytest.CaptureFixture[str]) 
 def test_no_value_makes_a_long_message(value: Any) -> None:
     for text in (short(value), cut(str(value))):
         assert len(text) <= 80
+        assert "\n" not in text
 
 
 @pytest.mark.parametrize(

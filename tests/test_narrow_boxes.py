@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from sentences import assert_sentence
+from sentences import REMEDIES, assert_sentence
 
 import optabs
 from optabs._tree import is_box
@@ -190,7 +190,7 @@ def test_names_that_match_nothing_are_refused(options: Any, sentence: str) -> No
     for params in ({"tok": {"embedding": WEIGHT}}, {"tok": {"embedding": WEIGHT}, **names}):
         with pytest.raises(ValueError, match=sentence) as error:
             optabs.narrow_state(ADAM, **options).init(params)
-        assert_sentence(str(error.value))
+        assert_sentence(str(error.value), REMEDIES)
 
 
 @pytest.mark.slow
@@ -222,6 +222,6 @@ def test_a_warning_is_one_short_sentence() -> None:
         optabs.narrow_state(ADAM).init(params)
     (warning,) = caught
     text = str(warning.message)
-    assert_sentence(text)
+    assert_sentence(text, REMEDIES)
     assert "narrow_state leaves" in text
     assert "(complex64)" in text

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 import pytest
-from sentences import assert_sentence
+from sentences import REMEDIES, assert_sentence
 
 import optabs
 from optabs.storage.codecs import Bfloat16, Float16Size, Int8, UInt8, is_node
@@ -87,7 +87,7 @@ def test_an_optimizer_refuses_a_state_of_other_codecs() -> None:
         with pytest.raises(ValueError, match="but codecs gives it") as error:
             update(START, state, START)
         assert "optabs.encode_state" in str(error.value)
-        assert_sentence(str(error.value))
+        assert_sentence(str(error.value), REMEDIES)
 
 
 def former(state: Any) -> Any:
@@ -120,7 +120,7 @@ def test_a_former_checkpoint_in_the_places_of_the_default_is_refused(unit: Any) 
             text = str(error.value)
             assert "restore a checkpoint into the state of the same narrow_state" in text
             assert "optabs.decode_state" in text
-            assert_sentence(text)
+            assert_sentence(text, REMEDIES)
     # Inside of jit no number can be read: the state is NaN, and its steps.
     updates, after = jax.jit(new.update)(START, cast, START)
     assert np.all(np.isnan(updates["w"]))

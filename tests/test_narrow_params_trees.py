@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from narrow_params_problem import BF16, GIVEN, compiled_step, random_state, random_values
-from sentences import assert_sentence
+from sentences import REMEDIES, assert_sentence
 from trees import declared
 
 import optabs
@@ -39,7 +39,7 @@ def test_other_dtypes_are_left_alone_and_said_so_once() -> None:
     text = str(warning.message)
     assert "narrow_params leaves ['complex'] (complex64) and 2 more as it is" in text
     assert warning.filename == __file__
-    assert_sentence(text)
+    assert_sentence(text, REMEDIES)
     grads = {name: jnp.ones(3, leaf.dtype) for name, leaf in params.items()}
     updates, state = jax.jit(optimizer.update)(grads, state, params)
     alone, _ = optabs.sgd(0.5).update(grads, optabs.sgd(0.5).init(params), params)
@@ -120,7 +120,7 @@ def test_around_narrow_state_and_not_inside_of_it() -> None:
         outside = wrapper(optabs.narrow_params(ADAM))
         with pytest.raises(ValueError, match="inside of narrow_params") as error:
             outside.update(grads, outside.init(params), params)
-        assert_sentence(str(error.value))
+        assert_sentence(str(error.value), REMEDIES)
     # Its bits are found there, of parameters in float32 and bfloat16 alike.
     assert optabs.exact_params(params, outside.init(params))["w"].dtype == jnp.float32
 
@@ -224,7 +224,7 @@ def test_bad_input_gets_one_sentence(sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as error:
         SENTENCES[sentence](optimizer, state, params)
     text = str(error.value)
-    assert_sentence(text)
+    assert_sentence(text, "cast|give|pass")
 
 
 def test_the_new_checks_accept_what_their_controls_lack() -> None:

@@ -18,7 +18,7 @@ import optax._src.transform
 import optax.contrib
 import pytest
 from optax import contrib
-from sentences import assert_sentence
+from sentences import REMEDIES, assert_sentence
 
 import optabs
 from optabs.storage.codecs import BY_NODE, is_node
@@ -190,7 +190,7 @@ def test_fields_that_are_encoded(name: str) -> None:
     for warning in caught:
         text = str(warning.message)
         assert "narrow_state knows no moment of this state and leaves it as it is" in text
-        assert_sentence(text)
+        assert_sentence(text, REMEDIES)
 
 
 def test_prodigy_says_what_stays_and_no_more_once_its_fields_are_named() -> None:
@@ -312,7 +312,7 @@ def test_fields_of_an_unknown_class_stay_as_they_are_and_it_says_so_once() -> No
     (warning,) = caught
     text = str(warning.message)
     assert "narrow_state leaves .mu['a'] (of the unknown OwnState) and 3 more as it is" in text
-    assert_sentence(text)
+    assert_sentence(text, REMEDIES)
     assert encoded(state) == {}
     named = optabs.narrow_state(optimizer, {"mu": "int8", "nu": "int8"})
     assert len(encoded(named.init(params))) == 4
