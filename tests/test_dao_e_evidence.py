@@ -106,8 +106,8 @@ class TestOneThatMadeNoUpdate:
         # Of the published rule it is the weight that makes the evidence.
         share = state.weights[:, :2] / jnp.sum(state.weights[:, :2])
         state = state._replace(weights=state.weights.at[:, :2].set(share))
-        long = jnp.ones_like(products), jnp.float32(1)
-        return control.learn(controller, state, products, *long, jnp.int32(7))
+        alike = jnp.ones_like(products)
+        return control.learn(controller, state, products, jnp.int32(7), alike, None)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", CONTROLLERS)
@@ -164,8 +164,9 @@ class TestWhatAsksForShorterSteps:
         controller = Controller(decay=0.0)
         state = control.init(controller, 1, len(products), 1)
         state = state._replace(inputs=jnp.ones(1), known=jnp.ones(1, bool))
-        given = jnp.array([products]), jnp.array([norms]), jnp.float32(length)
-        after = control.learn(controller, state, *given, jnp.int32(1))
+        judged = jnp.array([products]), jnp.int32(1)
+        given = jnp.array([norms]), jnp.float32(length)
+        after = control.learn(controller, state, *judged, *given)
         return np.asarray(after.matrix[0, :, 0], np.float64)
 
     SHORT_IS_BETTER, LONG_IS_BETTER = (-0.2, 0.4), (0.4, -0.2)

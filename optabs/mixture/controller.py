@@ -90,7 +90,7 @@ class Controller(NamedTuple):
     for one that has been learned, for as long as :math:`n` takes to follow.) :math:`s` and
     :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries every
     :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device has
-    whole. Cosines, :math:`x` and :math:`m` are estimated from these entries. An expert with
+    whole. Cosines and :math:`x` are estimated from these entries. An expert with
     :math:`d_{kl} = 0`, as one that made no update, is left out of the means, and in a step
     with products that are not finite nothing is learned.
 
@@ -207,9 +207,9 @@ def learn(
     controller: Controller,
     state: ControllerState,
     products: jax.Array,
-    norms: jax.Array,
-    length: jax.Array,
     steps: jax.Array,
+    norms: jax.Array,
+    length: jax.Array | None,
 ) -> ControllerState:
     """The state after the next gradient.
 
@@ -217,9 +217,9 @@ def learn(
       controller: the settings.
       state: what was learned so far.
       products: float32 [L, K], d: the gradient's with the traces, for each leaf and expert.
-      norms: float32 [L, K], of the traces, in any unit that a leaf's have in common.
-      length: float32 [], x.
       steps: int32 [], taken before this one.
+      norms: float32 [L, K], of the traces, in any unit that a leaf's have in common.
+      length: float32 [], x; None without a multiplier, where steps shorten by weights alone.
     """
     published = isinstance(controller, _Paper)
     if published:
@@ -251,7 +251,7 @@ def _relative_rule(
     products: jax.Array,
     steps: jax.Array,
     norms: jax.Array,
-    length: jax.Array,
+    length: jax.Array | None,
 ) -> ControllerState:
     advantage = jnp.sum(state.weights * products, axis=1, keepdims=True) - products
     largest = jnp.max(jnp.abs(products), axis=1)
@@ -268,7 +268,8 @@ def _relative_rule(
     signal = advantage / jnp.where(scale > 0, scale, 1)[:, None]
     signal = jnp.clip(signal, -MAX_SIGNAL, MAX_SIGNAL)
     signal = jnp.where(judged, signal - _mean_of_judged(signal, judged), 0)
-    signal = signal - (1 - _share(length, SHORT_STEP)) * _shortening(signal, norms, judged)
+    if length is not None:
+        signal = signal - (1 - _share(length, SHORT_STEP)) * _shortening(signal, norms, judged)
     step = signal[:, :, None] * _per_input(state.inputs)
     step = _rates(controller, state, FEATURE_RATE, _annealing(steps)) * step
     return state._replace(

@@ -174,13 +174,12 @@ def dao_e(
         loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
         learned, multiplier, observed = state[2:]
-        # Without a multiplier the weights alone shorten steps, as if these were long.
-        length = jnp.ones([], jnp.float32)
+        length: Any = None
         if multiplied:
             cosines, length, growth = _judged(unit, leaves, multiplier, params)
         if learns:
-            judged = *_products(leaves, state), length
-            learned = control.learn(controller, learned, *judged, state.count)
+            products, norms = _products(leaves, state)
+            learned = control.learn(controller, learned, products, state.count, norms, length)
             seen = observing.Observation(batch, loss, norm, updates, params)
             *numbers, observed = observing.observe(chosen, observed, seen)
             learned = control.update_weights(controller, learned, *numbers)
