@@ -59,6 +59,7 @@ class Step(NamedTuple):
     step: Leaves  # mixed, before the multiplier
     step_trace: Leaves
     cosines: list[float]  # of the gradient with `step` and `step_trace` of the step before
+    mean_cosine: float  # of the second
 
 
 class Moments:
@@ -140,14 +141,14 @@ def mixture(
     sigma2 = np.zeros(rows)
     m, v = np.zeros((rows, experts, 1 + n)), np.zeros((rows, experts, 1 + n))
     alpha = np.full((rows, experts), 1 / experts)
-    c = high = 0.0
+    c = high = mean = 0.0
     traces = [[np.zeros_like(x) for x in theta] for _ in range(experts)]  # P
     s, long = ([np.zeros_like(x) for x in theta] for _ in range(2))  # s, S
     f = np.zeros(n)
     steps = []
     for t, g in enumerate(grads):
         fall = 1.0 if published else max((1 + t / 100) ** -0.5, 0.2)
-        cosines, length = [0.0, 0.0], 1.0
+        cosines, y = [0.0, 0.0], 1.0
         if t == 0:
             high = _norm(g)
         elif t < 20:
@@ -156,13 +157,15 @@ def mixture(
             high = max(0.998 * high, min(_norm(g), 1.1 * high))
         if t > 0 and rule.multiplier_rate is not None:
             cosines = [_cosine(g, s), _cosine(g, long)]
-            x = sum(cosines)
-            length = np.exp(c) * _norm(s) / max(_norm(theta), 1.0)
-            share = 1.0
-            if x > 0 and c < 0:
-                share = min(1.0, length / 0.02) ** 2
+            mean += max(1 / t, 1 - rule.gamma) * (cosines[1] - mean)
+            too_far = min(max(mean / 0.005, 0.0), 1.0) ** 2
+            x = np.exp(c) * _norm(s) / max(_norm(theta), 1.0)
+            y = max(too_far, min(1.0, x / 0.005))
+            z = 1.0
+            if cosines[0] > 0 and c < 0:
+                z = max(too_far, min(1.0, x / 0.02) ** 2)
             calm = max(1 - _norm(g) / (0.5 * high), 0.0)
-            fallen = share * x + calm * max(_cosine(long, theta) - 0.5, 0.0)
+            fallen = z * cosines[0] + cosines[1] + calm * max(_cosine(long, theta) - 0.5, 0.0)
             c = min(max(c - rule.multiplier_rate * fall * fallen, -7.0), 3.0)
         if t > 0 and rule.rate is not None:
             d = np.array([[np.sum(x * p[leaf]) for p in traces] for leaf, x in enumerate(g)])
@@ -184,8 +187,7 @@ def mixture(
                 logs = np.log(norms, out=np.zeros_like(norms), where=judged)
                 logs = (logs - logs.sum(axis=1, keepdims=True) / number) * judged
                 slope = (q * logs).sum(axis=1) / (0.05 + (logs**2).sum(axis=1))
-                left = 1 - min(1.0, length / 0.005)
-                q = q - left * np.minimum(slope, 0.0)[:, None] * logs
+                q = q - (1 - y) * np.minimum(slope, 0.0)[:, None] * logs
                 b = (1 - rule.decay) * b + rule.rate * fall * q
                 b = b - b.mean(axis=1, keepdims=True)
                 w = (1 - rule.decay) * w + 0.03 * fall * q[:, :, None] * f
@@ -220,7 +222,7 @@ def mixture(
             [rule.gamma * x + y for x, y in zip(p, u, strict=True)]
             for p, u in zip(traces, updates, strict=True)
         ]
-        steps.append(Step(theta, alpha, float(np.exp(c)), traces, s, long, cosines))
+        steps.append(Step(theta, alpha, float(np.exp(c)), traces, s, long, cosines, mean))
     return steps
 
 

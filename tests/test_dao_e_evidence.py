@@ -165,7 +165,9 @@ class TestWhatAsksForShorterSteps:
         state = control.init(controller, 1, len(products), 1)
         state = state._replace(inputs=jnp.ones(1), known=jnp.ones(1, bool))
         judged = jnp.array([products]), jnp.int32(1)
-        given = jnp.array([norms]), jnp.float32(length)
+        unlike = jnp.float32(0), jnp.float32(0)
+        _, share, _ = control.shares(controller, *unlike, jnp.float32(length), judged[1])
+        given = jnp.array([norms]), share
         after = control.learn(controller, state, *judged, *given)
         return np.asarray(after.matrix[0, :, 0], np.float64)
 

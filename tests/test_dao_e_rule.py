@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from dao_e_problem import (
     FEATURES,
@@ -225,29 +226,85 @@ class TestTheMultiplier:
         np.testing.assert_allclose(path[-1], end, rtol=1e-6)
 
     @pytest.mark.parametrize(
-        ("c", "cosines", "length", "wanted"),
+        ("c", "cosines", "share", "wanted"),
         [
-            (0.0, (0.3, 0.1), 1e-4, -0.4),  # it is not below 0
-            (2.0, (0.3, 0.1), 1e-4, 1.6),
-            (-1.0, (0.3, -0.4), 1e-4, -0.9),  # it rises
-            (-1.0, (0.3, 0.1), 0.03, -1.4),  # a long step
-            (-1.0, (0.3, 0.1), 0.01, -1.0 - 0.4 * 0.25),
-            (-2.0, (0.3, 0.1), 0.002, -2.0 - 0.4 * 0.01),
-            (-2.0, (0.3, 0.1), 0.0, -2.0),
-            (-2.0, (0.3, 0.1), np.inf, -2.4),
-            (-2.0, (0.3, 0.1), np.nan, -2.4),
-            (-6.9, (0.3, 0.1), 9.0, -7.0),
-            (2.9, (-0.3, 0.1), 9.0, 3.0),
+            (0.0, (0.3, 0.1), 0.25, -0.4),  # it is not below 0
+            (2.0, (0.3, 0.1), 0.25, 1.6),
+            (-1.0, (-0.3, 0.1), 0.25, -0.8),  # it rises by the last step
+            (-1.0, (0.3, 0.1), 1.0, -1.4),
+            (-1.0, (0.3, 0.1), 0.25, -1.0 - 0.3 * 0.25 - 0.1),
+            (-1.0, (0.3, -0.1), 0.25, -1.0 - 0.3 * 0.25 + 0.1),
+            (-2.0, (0.3, 0.1), 0.0, -2.1),  # the trace's counts whole
+            (-6.9, (0.3, 0.1), 1.0, -7.0),
+            (2.9, (-0.3, 0.1), 1.0, 3.0),
         ],
     )
-    def test_the_shorter_the_step_the_more_slowly_it_shortens(
-        self, c: float, cosines: tuple[float, float], length: float, wanted: float
+    def test_what_shortens_by_the_last_step_has_its_share(
+        self, c: float, cosines: tuple[float, float], share: float, wanted: float
     ) -> None:
-        numbers = (jnp.float32(c), jnp.float32(cosines), jnp.float32(length))
+        numbers = (jnp.float32(c), jnp.float32(cosines), jnp.float32(share))
         actual = control.update_multiplier(
             Controller(), *numbers, jnp.float32(0), jnp.float32(0), jnp.int32(0)
         )
         assert float(actual) == pytest.approx(wanted, rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("length", "mean", "by_weights", "by_multiplier"),
+        [
+            (0.0, 0.0, 0.0, 0.0),
+            (1e-3, -1.0, 0.2, 0.0025),  # the shorter the step, the less
+            (1e-2, 0.0, 1.0, 0.25),
+            (0.02, 0.0, 1.0, 1.0),
+            (np.inf, 0.0, 1.0, 1.0),
+            (np.nan, 0.0, 1.0, 1.0),
+            (1e-3, 0.0025, 0.25, 0.25),  # unless many steps together went too far
+            (1e-3, 0.1, 1.0, 1.0),
+        ],
+    )
+    def test_how_much_of_what_shortens_counts(
+        self, length: float, mean: float, by_weights: float, by_multiplier: float
+    ) -> None:
+        numbers = map(jnp.float32, (mean, mean, length))
+        kept, *actual = control.shares(Controller(), *numbers, jnp.int32(9))
+        assert float(kept) == pytest.approx(mean)
+        np.testing.assert_allclose(actual, [by_weights, by_multiplier], rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("curvature", "too_far", "least", "most"),
+        [(1.0, control.TOO_FAR, 0.0, 0.06), (1.0, 1e9, 0.12, 1.0), (1e-3, 0.005, 1.0, 4.0)],
+    )
+    def test_where_only_noise_is_left_short_steps_shorten(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        curvature: float,
+        too_far: float,
+        least: float,
+        most: float,
+    ) -> None:
+        """At a bowl's floor; the controls are without a mean, and on the way down a valley."""
+        monkeypatch.setattr(control, "TOO_FAR", too_far)
+        optimizer = optabs.steered(optabs.sgd(0.03))
+
+        def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
+            params, state = carry
+            grads = curvature * (params - 1) + 0.1 * jax.random.normal(key, params.shape)
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        start = jnp.full(64, 2.0)
+        keys = jax.random.split(jax.random.key(0), 2000)
+        (_, state), _ = jax.lax.scan(step, (start, optimizer.init(start)), keys)
+        assert least <= float(jnp.exp(state.multiplier.log_multiplier)) <= most
+
+    @pytest.mark.parametrize(("gamma", "rate"), [(0.998, 0.002), (0.5, 0.5), (0.0, 1.0)])
+    def test_the_mean_forgets_as_the_trace_does(self, gamma: float, rate: float) -> None:
+        def after(steps: int) -> float:
+            numbers = map(jnp.float32, (0.4, -0.1, 1.0))
+            kept, *_ = control.shares(Controller(gamma=gamma), *numbers, jnp.int32(steps))
+            return float(kept)
+
+        assert after(10_000) == pytest.approx(0.4 - 0.5 * rate, rel=1e-5)
+        assert after(0) == after(1) == pytest.approx(-0.1, rel=1e-5)
 
     @pytest.mark.parametrize(
         ("growth", "size", "wanted"),
@@ -263,7 +320,7 @@ class TestTheMultiplier:
     def test_small_gradients_and_steps_that_enlarge_the_parameters_shorten_them(
         self, growth: float, size: float, wanted: float
     ) -> None:
-        numbers = (jnp.float32(-1), jnp.float32([0.3, -0.4]), jnp.float32(1e-4))
+        numbers = (jnp.float32(-1), jnp.float32([0.3, -0.4]), jnp.float32(1))
         actual = control.update_multiplier(
             Controller(), *numbers, jnp.float32(growth), jnp.float32(size), jnp.int32(0)
         )

@@ -6,15 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optabs._checks import (
-    BELOW_ONE,
-    DECAY,
-    NONNEGATIVE,
-    POSITIVE,
-    check,
-    optional,
-    short,
-)
+from optabs._checks import BELOW_ONE, DECAY, NONNEGATIVE, POSITIVE, check, optional, short
 from optabs._numerics import correct_bias, update_moment
 
 MIN_VARIANCE_RATE = 0.02  # the variance of the advantages covers about 50 steps
@@ -23,6 +15,7 @@ ANNEALING_STEPS = 100.0  # after so many the rates fall like 1 / sqrt(steps)
 MIN_ANNEALED = 0.2  # the share of themselves to which they fall: the problem may change
 LONG_STEP = 0.02  # in norms of the parameters; shorter ones are seldom too long
 SHORT_STEP = 0.005  # the shorter than this, the less should weights shorten it
+TOO_FAR = 0.005  # a mean cosine with the trace: that of networks that still learn is near 0
 ALIKE = 0.05  # a sum of squared logarithms of lengths: of two, that one is 1.4 times the other
 GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
 CALM = 0.5  # the share of a large gradient's norm below which little is left to learn
@@ -68,17 +61,20 @@ class Controller(NamedTuple):
     cosines with the last mixed step :math:`s = \sum_k \alpha_k U_k` and with its trace,
 
     .. math:: S \leftarrow \gamma S + s, \qquad
-              c \leftarrow \mathrm{clip}\big(c - \mathrm{multiplier\_rate}\, h_t\, [z\,
-              (\cos(g, s) + \cos(g, S)) + r], -7, 3\big).
+              c \leftarrow \mathrm{clip}\big(c - \mathrm{multiplier\_rate}\, h_t\, [z
+              \cos(g, s) + \cos(g, S) + r], -7, 3\big).
 
     The step that is best for the next losses alone is shorter than the one that trains best,
-    so the shorter it is, the more slowly it shortens further, by its weights,
+    so the shorter it is, the more slowly it shortens further, by its weights (y) and by its
+    multiplier (z), unless the last five hundred steps together went too far:
 
     .. math:: x = \frac{e^c\, \|s\|}{\max(\|\theta\|, 1)}, \qquad
-              y = \min(1, x / 0.005), \qquad z = \min(1, x / 0.02)^2,
+              v \leftarrow v + \max(1/t, 1 - \gamma)\, (\cos(g, S) - v), \qquad
+              u = \mathrm{clip}(v / 0.005, 0, 1)^2,
+    .. math:: y = \max(u, \min(1, x / 0.005)), \qquad z = \max(u, \min(1, x / 0.02)^2);
 
-    and by its multiplier: :math:`z` is 1 unless the sum of the cosines is above 0 while
-    :math:`c < 0`; without a multiplier :math:`y = 1`. And
+    :math:`z = 1` unless :math:`\cos(g, s) > 0` and :math:`c < 0`, and :math:`y = 1` without a
+    multiplier. And
 
     .. math:: r = \max\Big(0, 1 - \frac{\|g\|}{0.5\, n}\Big)
               \max(0, \cos(S, \theta) - 0.5), \qquad
@@ -209,7 +205,7 @@ def learn(
     products: jax.Array,
     steps: jax.Array,
     norms: jax.Array,
-    length: jax.Array | None,
+    share: jax.Array | None,
 ) -> ControllerState:
     """The state after the next gradient.
 
@@ -219,7 +215,7 @@ def learn(
       products: float32 [L, K], d: the gradient's with the traces, for each leaf and expert.
       steps: int32 [], taken before this one.
       norms: float32 [L, K], of the traces, in any unit that a leaf's have in common.
-      length: float32 [], x; None without a multiplier, where steps shorten by weights alone.
+      share: float32 [], y; None without a multiplier, where steps shorten by weights alone.
     """
     published = isinstance(controller, _Paper)
     if published:
@@ -229,7 +225,7 @@ def learn(
     if not products.size:
         return state
     given = controller, state, products, steps
-    learned = _published_rule(*given) if published else _relative_rule(*given, norms, length)
+    learned = _published_rule(*given) if published else _relative_rule(*given, norms, share)
     return jax.tree.map(lambda new, old: jnp.where(valid, new, old), learned, state)
 
 
@@ -251,7 +247,7 @@ def _relative_rule(
     products: jax.Array,
     steps: jax.Array,
     norms: jax.Array,
-    length: jax.Array | None,
+    share: jax.Array | None,
 ) -> ControllerState:
     advantage = jnp.sum(state.weights * products, axis=1, keepdims=True) - products
     largest = jnp.max(jnp.abs(products), axis=1)
@@ -268,9 +264,9 @@ def _relative_rule(
     signal = advantage / jnp.where(scale > 0, scale, 1)[:, None]
     signal = jnp.clip(signal, -MAX_SIGNAL, MAX_SIGNAL)
     signal = jnp.where(judged, signal - _mean_of_judged(signal, judged), 0)
-    if length is not None:
-        signal = signal - (1 - _share(length, SHORT_STEP)) * _shortening(signal, norms, judged)
-    step = signal[:, :, None] * _per_input(state.inputs)
+    if share is not None:
+        signal = signal - (1 - share) * _shortening(signal, norms, judged)
+    step = signal[:, :, None] * state.inputs[None, None, :]
     step = _rates(controller, state, FEATURE_RATE, _annealing(steps)) * step
     return state._replace(
         matrix=_moved(state, controller.decay, step), deviation=unit * _safe_sqrt(variance)
@@ -286,18 +282,12 @@ def _shortening(signal: jax.Array, norms: jax.Array, judged: jax.Array) -> jax.A
     return jnp.minimum(both / (ALIKE + own), 0) * logs
 
 
-def _share(length: jax.Array, long: float) -> jax.Array:
-    """Of a step's length in a long one's, at most 1, and 1 where it is not known."""
-    share = length / long
-    return jnp.where(share < 1, share, 1.0)
-
-
 def _published_rule(
     controller: Controller, state: ControllerState, products: jax.Array, steps: jax.Array
 ) -> ControllerState:
     mean = jnp.sum(state.weights * products, axis=1, keepdims=True)
-    ascent = (state.weights * (mean - products))[:, :, None] * _per_input(state.inputs)
-    known = _per_input(state.known) & (products != 0)[:, :, None]
+    ascent = (state.weights * (mean - products))[:, :, None] * state.inputs[None, None, :]
+    known = state.known[None, None, :] & (products != 0)[:, :, None]
     first, second = state.moments
     unit = _safe_scale(jnp.maximum(jnp.abs(ascent), second))
     square = update_moment(jnp.square(second / unit), jnp.square(ascent / unit), B2)
@@ -319,11 +309,7 @@ def _rates(
     """Of b and each column of W, 0 where its feature was not known: float32 [1, 1, 1 + n]."""
     is_bias = jnp.arange(state.inputs.shape[0]) == 0
     rates = jnp.where(is_bias, jnp.asarray(controller.rate), of_features) * share
-    return _per_input(rates * state.known)
-
-
-def _per_input(numbers: jax.Array) -> jax.Array:
-    return numbers[None, None, :]
+    return (rates * state.known)[None, None, :]
 
 
 def _moved(state: ControllerState, decay: ArrayLike, step: jax.Array) -> jax.Array:
@@ -371,29 +357,40 @@ def size_of(norm: jax.Array, high: jax.Array, steps: jax.Array) -> tuple[jax.Arr
     return jnp.where(some, jnp.minimum(norm, high) / jnp.maximum(high, _LEAST), 1), high
 
 
+def shares(
+    controller: Controller,
+    mean: jax.Array,
+    cosine: jax.Array,
+    length: jax.Array,
+    steps: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """v after the gradient's cosine with S, and y and z for a step of length x: float32 []."""
+    rate = jnp.maximum(1 / jnp.maximum(steps, 1), 1 - jnp.asarray(controller.gamma))
+    mean = mean + rate.astype(jnp.float32) * (cosine - mean)
+    far = jnp.square(jnp.clip(mean / TOO_FAR, 0.0, 1.0))
+
+    def of(long: float) -> jax.Array:  # 1 where the length is not known
+        return jnp.where(length < long, length / long, 1.0)
+
+    return mean, jnp.maximum(far, of(SHORT_STEP)), jnp.maximum(far, of(LONG_STEP) ** 2)
+
+
 def update_multiplier(
     controller: Controller,
     log_multiplier: jax.Array,
     cosines: jax.Array,
-    length: jax.Array,
+    share: jax.Array,
     growth: jax.Array,
     size: jax.Array,
     steps: jax.Array,
 ) -> jax.Array:
     """c after the next gradient: float32 [].
 
-    Args:
-      controller: the settings.
-      log_multiplier: float32 [], c.
-      cosines: float32 [2], the gradient's with s and S.
-      length: float32 [], x, of the last step in norms of the parameters (at least 1).
-      growth: float32 [], the cosine of S with the parameters.
-      size: float32 [], of the gradient, its norm over one that few exceed.
-      steps: int32 [], taken before this one.
+    `cosines` are float32 [2], the gradient's with s and S, `share` is z, `growth` the cosine
+    of S with the parameters, `size` what `size_of` says of the gradient.
     """
-    both = jnp.sum(cosines)
-    slower = (both > 0) & (log_multiplier < 0)
-    fall = both * jnp.where(slower, jnp.square(_share(length, LONG_STEP)), 1.0)
+    slower = (cosines[0] > 0) & (log_multiplier < 0)
+    fall = cosines[0] * jnp.where(slower, share, 1.0) + cosines[1]
     calm = jnp.clip(1 - size / CALM, 0.0, 1.0)
     fall = fall + calm * jnp.maximum(growth - GROWTH, 0.0)
     rate = jnp.asarray(controller.multiplier_rate) * _annealing(steps)

@@ -141,8 +141,8 @@ def dao_e(
             return jax.tree.map(rounded, zeros("thinned"))
 
         leaves = len(jax.tree.leaves(params))
-        log, cosines, high = (jnp.zeros(shape, jnp.float32) for shape in ((), 2, ()))
-        multiplier = MultiplierState(log, cosines, step(), step(), high)
+        log, cosines, mean, high = (jnp.zeros(n, jnp.float32) for n in ((), 2, (), ()))
+        multiplier = MultiplierState(log, cosines, mean, step(), step(), high)
         return DaoEState(
             count=new_count(),
             experts={name: ExpertState(inner[name], trace()) for name in members},
@@ -174,12 +174,14 @@ def dao_e(
         loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
         learned, multiplier, observed = state[2:]
-        length: Any = None
+        y: Any = None
         if multiplied:
             cosines, length, growth = _judged(unit, leaves, multiplier, params)
+            both = multiplier.mean_cosine, cosines[1]
+            mean, y, z = control.shares(controller, *both, length, state.count)
         if learns:
             products, norms = _products(leaves, state)
-            learned = control.learn(controller, learned, products, state.count, norms, length)
+            learned = control.learn(controller, learned, products, state.count, norms, y)
             seen = observing.Observation(batch, loss, norm, updates, params)
             *numbers, observed = observing.observe(chosen, observed, seen)
             learned = control.update_weights(controller, learned, *numbers)
@@ -188,10 +190,10 @@ def dao_e(
             size, high = control.size_of(norm, multiplier.high_norm, state.count)
             log = multiplier.log_multiplier
             log = control.update_multiplier(
-                controller, log, cosines, length, growth, size, state.count
+                controller, log, cosines, z, growth, size, state.count
             )
             multiplier = multiplier._replace(
-                log_multiplier=log, cosines=cosines, high_norm=high
+                log_multiplier=log, cosines=cosines, mean_cosine=mean, high_norm=high
             )
             weights = jnp.exp(log) * weights
         # A row of its own for each leaf, so that leaves of one shape share their kernels.

@@ -36,6 +36,7 @@ class MultiplierState(NamedTuple):
 
     log_multiplier: jax.Array  # float32 []: c
     cosines: jax.Array  # float32 [2]: of the last gradient with `step` and with `step_trace`
+    mean_cosine: jax.Array  # float32 []: v, of the second
     step: Any  # s, bfloat16, like the parameters, thinned
     step_trace: Any  # S, likewise
     high_norm: jax.Array  # float32 []: n, which few gradients exceed
