@@ -311,6 +311,11 @@ def test_rows_of_libraries_that_are_not_there_are_left_out_and_named(
     assert list(kept) == []
 
 
+def test_parameters_in_fewer_bits_are_a_row_of_trees_in_bfloat16() -> None:
+    for tree, count in {"4096x4096": 0, "resnet18": 0, "transformer_bfloat16": 1}.items():
+        assert len([*compiled.units_of([tree], ["narrow_params"], ["cpu"])]) == count
+
+
 def test_bad_input_is_one_sentence(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

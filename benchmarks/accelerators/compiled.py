@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optabs
 from benchmarks.accelerators.devices import DEVICES, Device
-from benchmarks.accelerators.rows import ROWS, TREES, Stepper
+from benchmarks.accelerators.rows import ROWS, TREES, Stepper, in_halves
 from benchmarks.lab import report
 from benchmarks.lab.hlo import collectives_of, kernels_of
 from benchmarks.lab.records import Key, Records, rounded
@@ -48,7 +48,7 @@ def units_of(trees: list[str], rows: list[str], devices: list[str]) -> Iterator[
             if device.mesh and tree == trees[0]:
                 key = Key(POPULATION, GADAM, name)
                 yield Unit((key,), config, lambda keys, _: [(keys[0], sent_by(keys[0]))])
-        elif ROWS[row].device in ("", name):
+        elif ROWS[row].device in ("", name) and in_halves(TREES[tree]()) >= ROWS[row].halves:
             key = Key(tree, row, name)
             yield Unit((key,), config, lambda keys, _: [(keys[0], measure(keys[0]))])
 

@@ -25,6 +25,7 @@ class Row(NamedTuple):
     package: str = ""  # not of this project: the row is left out where it is missing
     device: str = ""  # the only one that its kernels are written for
     meshes: bool = True  # whether its arrays can lie on several devices
+    halves: bool = False  # whether it is for parameters in bfloat16 alone
 
     @property
     def lacks(self) -> str:
@@ -54,8 +55,7 @@ def _flash_adamw() -> Stepper:
     flash_adamw = importlib.import_module("flashoptim_jax").flash_adamw
 
     def of(params: Any) -> Any:
-        halves = any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
-        return flash_adamw(RATE, master_weight_bits=24 if halves else None)
+        return flash_adamw(RATE, master_weight_bits=24 if in_halves(params) else None)
 
     return Stepper(
         lambda params: of(params).init(params),
@@ -87,6 +87,10 @@ ROWS: Mapping[str, Row] = {
     "optax.muon_8bit": Row(
         lambda: optabs.narrow_state(optax.contrib.muon(RATE)), meshes=False
     ),
+    "narrow_params": Row(lambda: optabs.narrow_params(optabs.adamw(RATE)), halves=True),
+    "narrow_params_8bit": Row(
+        lambda: optabs.narrow_params(optabs.narrow_state(optabs.adamw(RATE))), halves=True
+    ),
     # of other libraries
     "rollfast.adamw8": Row(_adamw8, "rollfast", meshes=False),
     "flashoptim.flash_adamw": Row(_flash_adamw, "flashoptim-jax", "h100", meshes=False),
@@ -103,6 +107,11 @@ def _transformer() -> Any:
     net = network(lambda rngs: Transformer(WIDTH, HEADS, BLOCKS, rngs=rngs))
     params, _ = jax.eval_shape(net.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
+
+
+def in_halves(params: Any) -> bool:
+    """Whether any parameter is bfloat16."""
+    return any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
 
 
 TREES: Mapping[str, Callable[[], Any]] = {  # the parameters' shapes
