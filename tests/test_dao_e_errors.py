@@ -90,6 +90,10 @@ CONSTRUCTION: list[tuple[dict[str, Any], str]] = [
         "previous is 'int8', which is gone: a step adds less to a trace than half a step of "
         "int8; pass one of 'thinned', 'bfloat16', 'float32'.",
     ),
+    *(
+        ({"learning_rate": bad}, "as experts={name: optimizer}.")
+        for bad in (BUILT, [1e-3, 1e-2], optax.adam(1e-3), {"adam": 1e-3})
+    ),
     # the controller and its settings
     ({"controller": None}, "controller is None; pass an optabs.Controller(...)."),
     ({"controller": Controller.paper}, "pass an optabs.Controller(...)."),
@@ -290,6 +294,24 @@ def test_what_an_expert_needs_of_update_is_named() -> None:
         optimizer.update(params, state, params)
     updates, _ = optimizer.update(params, state, params, value=jnp.float32(1.0))
     assert bool(jnp.all(updates < 0))
+
+
+def test_a_fault_of_an_experts_own_comes_as_it_is() -> None:
+    """And is not taken for an argument that update lacks."""
+
+    def faulty(updates: Any, state: Any, params: Any = None) -> Any:
+        return jnp.dot(updates, jnp.ones(4)), state
+
+    own = optax.GradientTransformation(lambda _: (), faulty)
+    params = jnp.ones(3)
+    for arguments, message in (
+        ({"experts": {"own": own}}, "dot_general"),
+        ({"learning_rate": lambda: 1e-3}, "takes 0 positional arguments"),
+        ({"learning_rate": optax.cosine_decay_schedule}, "'decay_steps'"),
+    ):
+        optimizer = optabs.dao_e(**arguments)
+        with pytest.raises(TypeError, match=message):
+            optimizer.update(params, optimizer.init(params), params)
 
 
 def test_a_traced_loss_of_the_wrong_shape_is_named_by_its_shape() -> None:

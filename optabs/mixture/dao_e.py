@@ -76,9 +76,9 @@ def dao_e(
     Args:
       learning_rate: the experts' common rate, in parameter units; a number, a traced scalar
         or a schedule. None: 1e-3, or the experts' own.
-      experts: names to optax transformations with rates of their own, or to functions
-        (learning_rate -> transformation). None: optabs.sgd, adam, rmsprop, and optax's lion
-        without weight decay.
+      experts: names to optax transformations with rates of their own, whose updates are added
+        to the parameters, or to functions (learning_rate -> transformation). None: optabs.sgd,
+        adam, rmsprop, and optax's lion without weight decay.
       controller: how the weights are formed and learned, an :class:`optabs.Controller`;
         `Controller.paper()` with `optabs.features.ALL` is DAO-E as published,
         `Controller.uniform()` plain equal weights.

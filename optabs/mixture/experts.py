@@ -60,6 +60,11 @@ def resolve(
     )
     if not isinstance(given, Mapping) or not given:
         raise ValueError(f"experts is {short(given)}; {wanted}, with at least one entry.")
+    if isinstance(learning_rate, Mapping | list | tuple):  # a transformation is a tuple
+        raise ValueError(
+            f"learning_rate is {short(learning_rate)}; pass one number or schedule, and "
+            "optimizers with rates of their own as experts={name: optimizer}."
+        )
     check(RATE, learning_rate=DEFAULT_RATE if learning_rate is None else learning_rate)
     resolved = {}
     for name in sorted(given, key=str):
@@ -111,9 +116,9 @@ def updated(
         try:
             update, new[name] = member.update(grads, states[name], params, **extra_args)
         except TypeError as error:
-            needed = str(error).rpartition("required keyword-only argument")[2]
-            if not needed:
-                raise
+            _, missing, needed = str(error).rpartition("required keyword-only argument")
+            if not missing:
+                raise  # a fault of the expert's own
             raise ValueError(
                 f"experts: {short(name)} needs {cut(needed.rpartition(': ')[2])}; pass it to "
                 "update by name, such as value=loss."
