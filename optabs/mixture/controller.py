@@ -34,9 +34,9 @@ _LEAST = 1e-37  # smaller numbers are flushed to 0 where they divide
 class Controller(NamedTuple):
     r"""How DAO-E weighs its experts and how long its steps are, and how both are learned.
 
-    The defaults were chosen by held-out data of tasks that the study does not report. At step
-    :math:`t`, with the gradient :math:`g`, :math:`U_k` is the update of expert :math:`k` of
-    :math:`K`,
+    The defaults were chosen by held-out data, mostly of tasks that the study does not report.
+    At step :math:`t`, with the gradient :math:`g`, :math:`U_k` is the update of expert
+    :math:`k` of :math:`K`,
 
     .. math:: U_k \leftarrow U_k \min\Big(1, \frac{\mathrm{cap}\,\max(\|\theta\|, 1)}
               {\max(e^c, 1)\,\|U_k\|}\Big), \qquad P_k \leftarrow \gamma P_k + U_k,
