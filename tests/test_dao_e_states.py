@@ -1,7 +1,7 @@
 """DAO-E goes on from its own states alone, of any kind of experts and parameters."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +45,13 @@ ALIKE: dict[str, tuple[Any, Any, Any, str]] = {
         LARGE,
         optabs.dao_e(experts=BUILT).init(FEWER),
         LARGE,
-        "state is of other parameters or settings; pass update the state that this",
+        "state is of other parameters or settings, or older; pass update the state that this",
     ),
     "a state of another controller": (
         LARGE,
         optabs.dao_e(experts=BUILT, controller=Controller.uniform()).init(LARGE),
         LARGE,
-        "state is of other parameters or settings; pass update the state that this",
+        "state is of other parameters or settings, or older; pass update the state that this",
     ),
 }
 
@@ -75,6 +75,12 @@ def test_gradients_parameters_and_state_belong_together(name: str) -> None:
         pytest.param({}, {}, (2,), (3,), id="another length"),
         pytest.param({}, {}, (2, 1), (2, 3), id="one that broadcasts"),
         pytest.param({"previous": "bfloat16"}, {}, (64, 128), (64, 128), id="whole traces"),
+        *(
+            pytest.param(
+                {"previous": one}, {"previous": other}, (3,), (3,), id=f"{one}, small"
+            )
+            for one, other in (("bfloat16", "thinned"), ("float32", "bfloat16"))
+        ),
     ],
 )
 def test_a_state_of_another_shape_is_refused(
@@ -87,6 +93,47 @@ def test_a_state_of_another_shape_is_refused(
     with pytest.raises(ValueError, match="state is of other parameters or settings") as error:
         update(position, state, position)
     assert_sentence(str(error.value))
+
+
+class _Older(NamedTuple):
+    """A multiplier's state without its last field."""
+
+    log_multiplier: Any
+    cosines: Any
+    step: Any
+    step_trace: Any
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {"experts": None},
+        lambda state: {"experts": list(state.experts)},
+        lambda state: {"experts": {"a": 1, 2: 3}},
+        lambda state: {"count": 3},
+        lambda state: {"count": None},
+        lambda state: {"multiplier": ()},
+        lambda state: {"multiplier": _Older(*state.multiplier[:4])},
+        lambda state: {"multiplier": state.multiplier._asdict()},
+        lambda state: {"multiplier": state.multiplier._replace(step=jnp.ones(3))},
+        lambda state: {"controller": ()},
+    ],
+)
+def test_what_came_out_of_a_checkpoint_in_another_form_is_refused(change: Any) -> None:
+    optimizer = optabs.dao_e(experts=BUILT)
+    position = jnp.ones(3)
+    state = optimizer.init(position)
+    with pytest.raises(ValueError, match="state is of") as error:
+        optimizer.update(position, state._replace(**change(state)), position)
+    assert_sentence(str(error.value))
+
+
+def test_complex_gradients_of_real_parameters_are_refused() -> None:
+    optimizer = optabs.dao_e(experts=BUILT)
+    position = jnp.ones(3)
+    wanted = "grads hold complex64[3] where params hold float32[3]; pass update gradients like"
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        optimizer.update(position + 1j, optimizer.init(position), position)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

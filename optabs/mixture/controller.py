@@ -87,8 +87,8 @@ class Controller(NamedTuple):
     :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries every
     :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device has
     whole. Cosines and :math:`x` are estimated from these entries. An expert with
-    :math:`d_{kl} = 0`, as one that made no update, is left out of the means, and in a step
-    with products that are not finite nothing is learned.
+    :math:`d_{kl} = 0`, as one that made no update, is left out of the means and keeps its
+    share, and in a step with products that are not finite no weights are learned.
 
     Attributes:
       cap: the longest share that an expert has in a step, in norms of the parameters (at

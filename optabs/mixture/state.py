@@ -232,23 +232,24 @@ def _barred_slope(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 def check_state(state: Any, wanted: DaoEState, params: Any) -> None:
     """Refuses a state of another optimizer, or of other parameters.
 
-    But for the experts' own, which are looked at later, it should have the shapes that are
+    But for the experts' own, looked at later, it should have the shapes and dtypes that are
     wanted; traces may be thinned along other axes, as on another mesh.
     """
     if not isinstance(state, DaoEState):
         raise ValueError(f"state is a {type(state).__name__}; {_WANTED}.")
-    if sorted(state.experts) != sorted(wanted.experts):
-        found, ours = map(short, (sorted(state.experts), sorted(wanted.experts)))
+    experts = state.experts if isinstance(state.experts, Mapping) else {}
+    if experts.keys() != wanted.experts.keys():
+        found, ours = (short(sorted(each, key=str)) for each in (experts, wanted.experts))
         raise ValueError(f"state is of the experts {found}, not {ours}; {_WANTED}.")
     try:
         both: Any = [jax.tree.flatten(_whole(each, params)) for each in (state, wanted)]
         # Leaf by leaf: a container of parameters may know no equality.
-        kept, new = ((structure, [*map(jnp.shape, leaves)]) for leaves, structure in both)
+        kept, new = ((s, [(x.shape, x.dtype) for x in leaves]) for leaves, s in both)
         alike = kept == new
     except (AttributeError, TypeError, ValueError):  # of other trees
         alike = False
     if not alike:
-        raise ValueError(f"state is of other parameters or settings; {_WANTED}.")
+        raise ValueError(f"state is of other parameters or settings, or older; {_WANTED}.")
 
 
 def _whole(state: DaoEState, params: Any) -> DaoEState:
@@ -258,10 +259,9 @@ def _whole(state: DaoEState, params: Any) -> DaoEState:
         thin = jax.ShapeDtypeStruct((*param.shape, 0), kept.dtype)
         return thin if _thinned_axes(param, kept) else kept
 
-    def like(tree: Any) -> Any:
-        if isinstance(tree, tuple) and not tree:
-            return tree
-        return jax.tree.map(mark, params, tree)
+    def like(kept: Any) -> Any:
+        empty = isinstance(kept, tuple) and not kept
+        return kept if empty else jax.tree.map(mark, params, kept)
 
     experts = {n: ExpertState((), like(each.trace)) for n, each in state.experts.items()}
     kept = state.multiplier
@@ -303,7 +303,7 @@ def check_trees(updates: Any, params: Any) -> None:
         ours, theirs = where_they_differ(*structures)
         raise ValueError(f"grads are {theirs} where params are {ours}; {wanted}.")
     for g, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
-        if g.shape != p.shape:
+        if g.shape != p.shape or jnp.iscomplexobj(g) != jnp.iscomplexobj(p):
             raise ValueError(
                 f"grads hold {g.dtype.name}{list(g.shape)} where params hold "
                 f"{p.dtype.name}{list(p.shape)}; {wanted}."
