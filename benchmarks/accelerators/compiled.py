@@ -48,7 +48,9 @@ def units_of(trees: list[str], rows: list[str], devices: list[str]) -> Iterator[
             if device.mesh and tree == trees[0]:
                 key = Key(POPULATION, GADAM, name)
                 yield Unit((key,), config, lambda keys, _: [(keys[0], sent_by(keys[0]))])
-        elif ROWS[row].device in ("", name) and in_halves(TREES[tree]()) >= ROWS[row].halves:
+        elif ROWS[row].device in ("", name) and (
+            not ROWS[row].halves or in_halves(TREES[tree]())
+        ):
             key = Key(tree, row, name)
             yield Unit((key,), config, lambda keys, _: [(keys[0], measure(keys[0]))])
 
