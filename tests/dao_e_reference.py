@@ -59,7 +59,7 @@ class Step(NamedTuple):
     step: Leaves  # mixed, before the multiplier
     step_trace: Leaves
     cosines: list[float]  # of the gradient with `step` and `step_trace` of the step before
-    mean_cosine: float  # of the second
+    mean_cosines: np.ndarray  # of the second, and of those with each expert's trace
 
 
 class Moments:
@@ -141,29 +141,33 @@ def mixture(
     sigma2 = np.zeros(rows)
     m, v = np.zeros((rows, experts, 1 + n)), np.zeros((rows, experts, 1 + n))
     alpha = np.full((rows, experts), 1 / experts)
-    c = high = mean = 0.0
+    c = median = high = 0.0
+    means = np.zeros(1 + experts)
     traces = [[np.zeros_like(x) for x in theta] for _ in range(experts)]  # P
     s, long = ([np.zeros_like(x) for x in theta] for _ in range(2))  # s, S
     f = np.zeros(n)
     steps = []
     for t, g in enumerate(grads):
         fall = 1.0 if published else max((1 + t / 100) ** -0.5, 0.2)
-        cosines, y = [0.0, 0.0], 1.0
+        cosines, y, of_long = [0.0, 0.0], 1.0, np.ones(experts)
         if t == 0:
-            high = _norm(g)
+            median = _norm(g)
         elif t < 20:
-            high *= (_norm(g) / high) ** (1 / (t + 1))
+            median *= (_norm(g) / median) ** (1 / (t + 1))
         else:
-            high = max(0.998 * high, min(_norm(g), 1.1 * high))
+            median *= np.exp(0.05 * np.sign(_norm(g) - median))
+        high = max(0.999 * high, median) if t >= 20 else median
         if t > 0 and rule.multiplier_rate is not None:
             cosines = [_cosine(g, s), _cosine(g, long)]
-            mean += max(1 / t, 1 - rule.gamma) * (cosines[1] - mean)
-            too_far = min(max(mean / 0.005, 0.0), 1.0) ** 2
+            by_expert = [0.0 if rule.rate is None else _cosine(g, p) for p in traces]
+            means = means + max(1 / t, 1 - rule.gamma) * ([cosines[1], *by_expert] - means)
+            too_far = np.clip(means / 0.005, 0.0, 1.0) ** 2
             x = np.exp(c) * _norm(s) / max(_norm(theta), 1.0)
-            y = max(too_far, min(1.0, x / 0.005))
+            y = max(too_far[0], min(1.0, x / 0.005))
+            of_long = np.maximum(y, too_far[1:])
             z = 1.0
             if cosines[0] > 0 and c < 0:
-                z = max(too_far, min(1.0, x / 0.02) ** 2)
+                z = max(too_far[0], min(1.0, x / 0.02) ** 2)
             calm = max(1 - _norm(g) / (0.5 * high), 0.0)
             fallen = z * cosines[0] + cosines[1] + calm * max(_cosine(long, theta) - 0.5, 0.0)
             c = min(max(c - rule.multiplier_rate * fall * fallen, -7.0), 3.0)
@@ -187,7 +191,12 @@ def mixture(
                 logs = np.log(norms, out=np.zeros_like(norms), where=judged)
                 logs = (logs - logs.sum(axis=1, keepdims=True) / number) * judged
                 slope = (q * logs).sum(axis=1) / (0.05 + (logs**2).sum(axis=1))
-                q = q - (1 - y) * np.minimum(slope, 0.0)[:, None] * logs
+                q = (
+                    q
+                    - (1 - np.where(logs > 0, of_long, y))
+                    * np.minimum(slope, 0)[:, None]
+                    * logs
+                )
                 b = (1 - rule.decay) * b + rule.rate * fall * q
                 b = b - b.mean(axis=1, keepdims=True)
                 w = (1 - rule.decay) * w + 0.03 * fall * q[:, :, None] * f
@@ -222,7 +231,7 @@ def mixture(
             [rule.gamma * x + y for x, y in zip(p, u, strict=True)]
             for p, u in zip(traces, updates, strict=True)
         ]
-        steps.append(Step(theta, alpha, float(np.exp(c)), traces, s, long, cosines, mean))
+        steps.append(Step(theta, alpha, float(np.exp(c)), traces, s, long, cosines, means))
     return steps
 
 
@@ -238,4 +247,5 @@ def _up_or_down(x: np.ndarray, t: int) -> np.ndarray:
 
 def _cosine(one: Leaves, other: Leaves) -> float:
     inner = sum(np.sum(x * y) for x, y in zip(one, other, strict=True))
-    return float(inner / (_norm(one) * _norm(other)))
+    norms = _norm(one) * _norm(other)
+    return float(inner / norms) if norms else 0.0

@@ -153,20 +153,31 @@ def test_complex_numbers_of_double_precision() -> None:
                 assert [leaf.dtype for leaf in jax.tree.leaves(state)] == kinds
 
 
+def _noise(updates: Any, params: Any = None) -> Any:
+    """Of another draw for every gradient."""
+    seed = jax.lax.bitcast_convert_type(updates[0], jnp.int32)
+    return 1e-2 * jax.random.normal(jax.random.key(seed), updates.shape)
+
+
 class TestWhatAsksForShorterSteps:
     """It counts by the length of the step: the shorter that is, the less."""
 
     @staticmethod
     def learned(
-        products: Sequence[float], norms: Sequence[float], length: float
+        products: Sequence[float],
+        norms: Sequence[float],
+        length: float,
+        too_far: Sequence[int] = (),
     ) -> np.ndarray:
         """What b gains from an advantage of the smaller products: float64 [K]."""
         controller = Controller(decay=0.0)
         state = control.init(controller, 1, len(products), 1)
         state = state._replace(inputs=jnp.ones(1), known=jnp.ones(1, bool))
         judged = jnp.array([products]), jnp.int32(1)
-        unlike = jnp.float32(0), jnp.float32(0)
-        _, share, _ = control.shares(controller, *unlike, jnp.float32(length), judged[1])
+        means = jnp.zeros(1 + len(products))
+        for each in too_far:
+            means = means.at[1 + each].set(1.0)
+        _, share, _ = control.shares(controller, means, means, jnp.float32(length), judged[1])
         given = jnp.array([norms]), share
         after = control.learn(controller, state, *judged, *given)
         return np.asarray(after.matrix[0, :, 0], np.float64)
@@ -208,6 +219,46 @@ class TestWhatAsksForShorterSteps:
         wanted = self.learned(self.SHORT_IS_BETTER, self.NORMS, 1.0)
         actual = self.learned(self.SHORT_IS_BETTER, (0.1, unknown), 0.0)
         np.testing.assert_allclose(actual, wanted, rtol=1e-6)
+
+    @pytest.mark.parametrize(("too_far", "counted"), [((), 0.0), ((1,), 0.5), ((0,), 0.0)])
+    def test_all_counts_against_a_long_one_that_goes_too_far(
+        self, too_far: tuple[int, ...], counted: float
+    ) -> None:
+        """But not for the short one, number 0; whether that goes too far is not asked."""
+        whole = self.learned(self.SHORT_IS_BETTER, self.NORMS, 1.0)
+        logs = np.log(self.NORMS)
+        own = np.sum((logs - logs.mean()) ** 2)
+        left = 1 - (1 - counted) * own / (own + control.ALIKE)
+        actual = self.learned(self.SHORT_IS_BETTER, self.NORMS, 0.0, too_far)
+        np.testing.assert_allclose(actual, left * whole, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["climbing", "noise"])
+    @pytest.mark.parametrize(("off", "least", "most"), [(False, 0.0, 0.18), (True, 0.25, 9.0)])
+    def test_the_longer_of_two_does_harm(
+        self, monkeypatch: pytest.MonkeyPatch, kind: str, off: bool, least: float, most: float
+    ) -> None:
+        """At a bowl's floor; the control does not know each expert's own gain."""
+        own = control.shares
+        if off:
+            monkeypatch.setattr(
+                control, "shares", lambda c, m, x, *rest: own(c, m, x.at[1:].set(0), *rest)
+            )
+        harm = {"climbing": optax.scale(3e-3), "noise": optax.stateless(_noise)}[kind]
+        optimizer = optabs.dao_e(experts={"good": optabs.sgd(1e-3), "harmful": harm})
+
+        def step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+            params, state = carry
+            grads = params - truth + jax.random.normal(key, params.shape)
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), jnp.sum(jnp.square(params - truth)) / 2
+
+        truth = 3 * jax.random.normal(jax.random.key(1), (200,))
+        start = truth + 0.3
+        keys = jax.random.split(jax.random.key(0), 6000)
+        _, losses = jax.lax.scan(step, (start, optimizer.init(start)), keys)
+        assert least < float(jnp.mean(losses[-500:])) < most
 
     @pytest.mark.parametrize(("rate", "least", "most"), [(1.0, 0.4, 1.0), (None, 0.0, 0.1)])
     def test_in_noise_an_expert_that_hardly_moves_does_not_end_short_steps(

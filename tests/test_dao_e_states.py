@@ -28,12 +28,12 @@ ALIKE: dict[str, tuple[Any, Any, Any, str]] = {
         LARGE,
         "grads hold float32[3, 2] where params hold float32[2]; pass update gradients like",
     ),
-    "no state": (LARGE, (), LARGE, "state is a tuple; pass update the state that this"),
+    "no state": (LARGE, (), LARGE, "state is of type tuple; pass update the state that this"),
     "adam's state": (
         LARGE,
         optax.adam(0.1).init(LARGE),
         LARGE,
-        "state is a tuple; pass update the state that this optimizer's init made of these",
+        "state is of type tuple; pass update the state that this optimizer's init made of these",
     ),
     "a state of other experts": (
         LARGE,

@@ -19,10 +19,9 @@ TOO_FAR = 0.005  # a mean cosine with the trace: that of networks that still lea
 ALIKE = 0.05  # a sum of squared logarithms of lengths: of two, that one is 1.4 times the other
 GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
 CALM = 0.5  # the share of a large gradient's norm below which little is left to learn
-# That norm rises by so much in a step that exceeds it, and else falls by so much: about one of
-# fifty exceeds it, and no single one makes all others seem small.
-RISE, FORGETTING = 0.1, 0.002
-FIRST_NORMS = 20  # of which it begins as the geometric mean
+MEDIAN_STEP = 0.05  # of its logarithm; a median, since a few large ones should not tell
+FORGETTING = 0.001  # a large norm is one that the median had within about a thousand steps
+FIRST_NORMS = 20  # of which the median begins as the geometric mean
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
 MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
 PAPER_RATE = 0.05  # of b and W, as published
@@ -49,8 +48,8 @@ class Controller(NamedTuple):
               (\overline{a_l^2} - \sigma_l^2), \qquad
               q_{kl} = \mathrm{clip}(a_{kl} / \sigma_l, \pm 10),
     .. math:: m_{kl} = \ln \|P_{kl}\| - \overline{\ln \|P_l\|}, \qquad
-              p_l = q_l - \bar q_l - (1 - y)\,
-              \min\Big(0, \frac{\langle q_l, m_l\rangle}{0.05 + \|m_l\|^2}\Big)\, m_l,
+              p_{kl} = q_{kl} - \bar q_l - (1 - y_{kl})\,
+              \min\Big(0, \frac{\langle q_l, m_l\rangle}{0.05 + \|m_l\|^2}\Big)\, m_{kl},
     .. math:: b_l \leftarrow (1 - \mathrm{decay})\, b_l + \mathrm{rate}\, h_t\, p_l, \qquad
               W_l \leftarrow (1 - \mathrm{decay})\, W_l + 0.03\, h_t\, p_l \otimes f,
     .. math:: \alpha_l = \mathrm{floor} + (1 - K\,\mathrm{floor})\,
@@ -66,24 +65,26 @@ class Controller(NamedTuple):
 
     The step that is best for the next losses alone is shorter than the one that trains best,
     so the shorter it is, the more slowly it shortens further, by its weights (y) and by its
-    multiplier (z), unless the last five hundred steps together went too far:
+    multiplier (z), unless the last five hundred steps, or a long expert's, went too far:
 
     .. math:: x = \frac{e^c\, \|s\|}{\max(\|\theta\|, 1)}, \qquad
               v \leftarrow v + \max(1/t, 1 - \gamma)\, (\cos(g, S) - v), \qquad
               u = \mathrm{clip}(v / 0.005, 0, 1)^2,
-    .. math:: y = \max(u, \min(1, x / 0.005)), \qquad z = \max(u, \min(1, x / 0.02)^2);
+    .. math:: y_{kl} = \max(u, [m_{kl} > 0]\, u_k, \min(1, x / 0.005)), \qquad
+              z = \max(u, \min(1, x / 0.02)^2),
 
-    :math:`z = 1` unless :math:`\cos(g, s) > 0` and :math:`c < 0`, and :math:`y = 1` without a
-    multiplier. And
+    with :math:`u_k` as :math:`u`, of :math:`\cos(g, P_k)`; :math:`z = 1` unless
+    :math:`\cos(g, s) > 0` and :math:`c < 0`, and :math:`y = 1` without a multiplier. And
 
     .. math:: r = \max\Big(0, 1 - \frac{\|g\|}{0.5\, n}\Big)
-              \max(0, \cos(S, \theta) - 0.5), \qquad
-              n \leftarrow \max(0.998\, n, \min(\|g\|, 1.1\, n)):
+              \max(0, \cos(S, \theta) - 0.5),
+    .. math:: M \leftarrow M\, \exp(0.05\, \mathrm{sign}(\|g\| - M)), \qquad
+              n \leftarrow \max(0.999\, n, M):
 
     steps that mostly enlarge the parameters, when gradients have become small, make a network
-    surer of what it has learned by heart, and shorten. :math:`n`, which few gradients exceed,
-    begins as the geometric mean of the first twenty norms. (A loss whose scale falls is taken
-    for one that has been learned, for as long as :math:`n` takes to follow.) :math:`s` and
+    surer of what it has learned by heart, and shorten. The norms' running median :math:`M`
+    begins as the geometric mean of the first twenty. (A loss whose scale falls is taken for
+    one that has been learned, for as long as :math:`n` takes to follow.) :math:`s` and
     :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries every
     :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device has
     whole. Cosines and :math:`x` are estimated from these entries. An expert with
@@ -102,8 +103,6 @@ class Controller(NamedTuple):
 
     Examples:
       >>> import optabs
-      >>> optabs.Controller(cap=None).floor
-      0.01
       >>> optabs.Controller.paper().gamma
       0.0
 
@@ -157,9 +156,8 @@ def check_controller(controller: Controller, experts: int) -> None:
     check(optional(POSITIVE), cap=controller.cap)
     check(BELOW_ONE, floor=controller.floor, decay=controller.decay)
     check(DECAY, gamma=controller.gamma)
-    check(
-        optional(NONNEGATIVE), rate=controller.rate, multiplier_rate=controller.multiplier_rate
-    )
+    check(optional(NONNEGATIVE), rate=controller.rate)
+    check(optional(NONNEGATIVE), multiplier_rate=controller.multiplier_rate)
     floor: Any = controller.floor
     if not isinstance(floor, jax.Array) and floor * experts >= 1:
         raise ValueError(
@@ -215,7 +213,7 @@ def learn(
       products: float32 [L, K], d: the gradient's with the traces, for each leaf and expert.
       steps: int32 [], taken before this one.
       norms: float32 [L, K], of the traces, in any unit that a leaf's have in common.
-      share: float32 [], y; None without a multiplier, where steps shorten by weights alone.
+      share: float32 [1 + K], y of short experts and of long ones at least; None for 1.
     """
     published = isinstance(controller, _Paper)
     if published:
@@ -265,7 +263,9 @@ def _relative_rule(
     signal = jnp.clip(signal, -MAX_SIGNAL, MAX_SIGNAL)
     signal = jnp.where(judged, signal - _mean_of_judged(signal, judged), 0)
     if share is not None:
-        signal = signal - (1 - share) * _shortening(signal, norms, judged)
+        along = _shortening(signal, norms, judged)  # below 0 of the long ones
+        of_long = jnp.maximum(share[0], share[1:])[None, :]
+        signal = signal - (1 - jnp.where(along < 0, of_long, share[0])) * along
     step = signal[:, :, None] * state.inputs[None, None, :]
     step = _rates(controller, state, FEATURE_RATE, _annealing(steps)) * step
     return state._replace(
@@ -315,8 +315,7 @@ def _rates(
 def _moved(state: ControllerState, decay: ArrayLike, step: jax.Array) -> jax.Array:
     """b and W after a step, with a mean of b of 0 over the experts."""
     matrix = (1 - jnp.asarray(decay)) * state.matrix + step
-    bias = matrix[:, :, :1]
-    bias = bias - jnp.mean(bias, axis=1, keepdims=True)
+    bias = matrix[:, :, :1] - jnp.mean(matrix[:, :, :1], axis=1, keepdims=True)
     return jnp.concatenate([bias, matrix[:, :, 1:]], axis=2).astype(jnp.float32)
 
 
@@ -342,37 +341,41 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def size_of(norm: jax.Array, high: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A gradient's norm over one that few exceed, n, at most 1, and n after it: float32 []."""
+def size_of(norm: jax.Array, kept: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A gradient's norm over n, at most 1, float32 [], and M and n after it, float32 [2]."""
     # At rest the slope of a norm is not finite over one of 0, and a huge norm is not.
     norm = jax.lax.stop_gradient(jnp.minimum(norm, 1e38))
-    some, known = norm > _LEAST, high > 0
+    median, high = kept
+    some, known = norm > _LEAST, median > 0
     # A difference of logarithms: the ratio itself may be more than float32 has.
-    distance = jnp.log(jnp.where(some, norm, 1)) - jnp.log(jnp.where(known, high, 1))
-    later = jnp.maximum((1 - FORGETTING) * high, jnp.minimum(norm, (1 + RISE) * high))
-    mean = high * jnp.exp(distance / (steps + 1))
-    moved = jnp.where(steps < FIRST_NORMS, mean, later)
-    # A gradient of 0, as of a batch without errors, tells nothing.
-    high = jnp.where(some, jnp.where(known, moved, norm), high)
-    return jnp.where(some, jnp.minimum(norm, high) / jnp.maximum(high, _LEAST), 1), high
+    distance = jnp.log(jnp.where(some, norm, 1)) - jnp.log(jnp.where(known, median, 1))
+    first = steps < FIRST_NORMS
+    moved = jnp.where(first, distance / (steps + 1), MEDIAN_STEP * jnp.sign(distance))
+    median = jnp.where(known, median * jnp.exp(moved), norm)
+    high = jnp.where(first, median, jnp.maximum((1 - FORGETTING) * high, median))
+    kept = jnp.where(some, jnp.stack([median, high]), kept)  # a gradient of 0 tells nothing
+    return jnp.where(some, jnp.minimum(norm / jnp.maximum(high, _LEAST), 1), 1), kept
 
 
 def shares(
     controller: Controller,
-    mean: jax.Array,
-    cosine: jax.Array,
+    means: jax.Array,
+    cosines: jax.Array,
     length: jax.Array,
     steps: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """v after the gradient's cosine with S, and y and z for a step of length x: float32 []."""
+    """v and the experts' like it, y and y of long experts at least, z: two [1 + K] and [].
+
+    `cosines` are the gradient's with S and the experts' traces, if those learn; `length` is x.
+    """
     rate = jnp.maximum(1 / jnp.maximum(steps, 1), 1 - jnp.asarray(controller.gamma))
-    mean = mean + rate.astype(jnp.float32) * (cosine - mean)
-    far = jnp.square(jnp.clip(mean / TOO_FAR, 0.0, 1.0))
+    means = means + rate.astype(jnp.float32) * (cosines - means)
+    far = jnp.square(jnp.clip(means / TOO_FAR, 0.0, 1.0))
 
-    def of(long: float) -> jax.Array:  # 1 where the length is not known
-        return jnp.where(length < long, length / long, 1.0)
+    def of(far: jax.Array, long: float, power: int) -> jax.Array:  # 1 of NaN
+        return jnp.maximum(far, jnp.where(length < long, length / long, 1.0) ** power)
 
-    return mean, jnp.maximum(far, of(SHORT_STEP)), jnp.maximum(far, of(LONG_STEP) ** 2)
+    return means, of(far, SHORT_STEP, 1), of(far[0], LONG_STEP, 2)
 
 
 def update_multiplier(

@@ -134,18 +134,18 @@ def dao_e(
         def zeros(storage: Storage) -> Any:
             return jax.tree.map(lambda p: zeros_stored(p, storage), params, is_leaf=is_box)
 
-        def trace() -> Any:
-            return zeros(previous) if learns else ()
-
         def step() -> Any:
             return jax.tree.map(rounded, zeros("thinned"))
 
         leaves = len(jax.tree.leaves(params))
-        log, cosines, mean, high = (jnp.zeros(n, jnp.float32) for n in ((), 2, (), ()))
-        multiplier = MultiplierState(log, cosines, mean, step(), step(), high)
+        sizes = (), 2, 1 + learns * len(members), 2
+        log, cosines, means, norms = (jnp.zeros(n, jnp.float32) for n in sizes)
+        multiplier = MultiplierState(log, cosines, means, step(), step(), norms)
         return DaoEState(
             count=new_count(),
-            experts={name: ExpertState(inner[name], trace()) for name in members},
+            experts={
+                k: ExpertState(inner[k], zeros(previous) if learns else ()) for k in inner
+            },
             controller=control.init(controller, leaves, len(members), inputs),
             multiplier=multiplier if multiplied else (),
             observing=observing.init(chosen),
@@ -174,26 +174,26 @@ def dao_e(
         loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
         learned, multiplier, observed = state[2:]
-        y: Any = None
+        y, inner = None, jnp.zeros(0, jnp.float32)
+        if learns:
+            products, norms, inner = _products(leaves, state)
         if multiplied:
             cosines, length, growth = _judged(unit, leaves, multiplier, params)
-            both = multiplier.mean_cosine, cosines[1]
-            mean, y, z = control.shares(controller, *both, length, state.count)
+            long = jnp.append(cosines[1:], _cosine(inner * unit, norm * unit, 1.0))
+            known = multiplier.mean_cosines, long, length, state.count
+            means, y, z = control.shares(controller, *known)
         if learns:
-            products, norms = _products(leaves, state)
             learned = control.learn(controller, learned, products, state.count, norms, y)
             seen = observing.Observation(batch, loss, norm, updates, params)
             *numbers, observed = observing.observe(chosen, observed, seen)
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:
-            size, high = control.size_of(norm, multiplier.high_norm, state.count)
-            log = multiplier.log_multiplier
-            log = control.update_multiplier(
-                controller, log, cosines, z, growth, size, state.count
-            )
+            size, lately = control.size_of(norm, multiplier.norms, state.count)
+            told = cosines, z, growth, size, state.count
+            log = control.update_multiplier(controller, multiplier.log_multiplier, *told)
             multiplier = multiplier._replace(
-                log_multiplier=log, cosines=cosines, mean_cosine=mean, high_norm=high
+                log_multiplier=log, cosines=cosines, mean_cosines=means, norms=lately
             )
             weights = jnp.exp(log) * weights
         # A row of its own for each leaf, so that leaves of one shape share their kernels.
@@ -317,70 +317,73 @@ def _if_finite(finite: jax.Array, step: Callable[[], tuple[Any, jax.Array]], old
     return jax.lax.platform_dependent(cpu=branch, default=select)
 
 
-def _products(leaves: list[jax.Array], state: DaoEState) -> tuple[jax.Array, jax.Array]:
-    """The gradient's inner products with the traces, and their norms: float32 [L, K]."""
+def _products(
+    leaves: list[jax.Array], state: DaoEState
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradient's inner products with the traces, and the traces' norms: float32 [L, K];
+    and the products with experts' whole traces over their norms: float32 [K]."""
     traces = [jax.tree.leaves(each.trace) for _, each in sorted(state.experts.items())]
-    pairs = [
-        (g, trace)
-        for g, shares in zip(leaves, zip(*traces, strict=True), strict=True)
-        for trace in shares
-    ]
+    rows = list(zip(*traces, strict=True))
+    pairs = [(g, t) for g, row in zip(leaves, rows, strict=True) for t in row]
 
     def table(numbers: list[jax.Array]) -> jax.Array:
         if not numbers:
             return jnp.zeros((0, len(traces)), jnp.float32)
         return barrier(jnp.stack(barrier(numbers))).reshape(len(leaves), len(traces))
 
-    products = [inner_product(g, trace) for g, trace in pairs]
-    return table(products), root(table([product(trace, trace) for _, trace in pairs]))
+    products = table([inner_product(g, trace) for g, trace in pairs])
+    squares = table([product(trace, trace) for _, trace in pairs])
+    by_leaf = jnp.array(_stand_for(leaves, traces[0]), jnp.float32)[:, None]
+    whole = root(jnp.sum(by_leaf * squares, axis=0))
+    return products, root(squares), jnp.sum(products, axis=0) / whole
+
+
+def _stand_for(leaves: Sequence[jax.Array], kept: Sequence[jax.Array]) -> list[float]:
+    """How many of a leaf's entries one that is kept of them stands for."""
+    return [max(x.size, 1) / max(k.size, 1) for x, k in zip(leaves, kept, strict=True)]
+
+
+def _cosine(inner: jax.Array, one: ArrayLike, other: ArrayLike) -> jax.Array:
+    """Of an inner product and two norms, 0 if it is not finite: float32, like them."""
+    found = inner / one / other
+    return jnp.where(jnp.isfinite(found), jnp.clip(found, -1, 1), 0)
 
 
 def _judged(
     unit: jax.Array, grads: list[jax.Array], multiplier: MultiplierState, params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradient's cosines with the last mixed step and with its trace, float32 [2], that
-    step's length, multiplied, in norms of the parameters (at least 1), and the trace's cosine
-    with them."""
+    """The gradient's cosines with the last mixed step and its trace, float32 [2], the step's
+    length, multiplied, in norms of the parameters, and the cosine of its trace with them."""
     kept = jax.tree.leaves(multiplier.step)
     thin = [scaled(unit, thinned_like(*pair)) for pair in zip(grads, kept, strict=True)]
-    # An entry stands for those that are left out beside it.
-    shares = [max(g.size, 1) / max(t.size, 1) for g, t in zip(grads, thin, strict=True)]
 
-    def total(ones: list[jax.Array], others: list[jax.Array]) -> jax.Array:
-        each = zip(shares, ones, others, strict=True)
-        return sum_of([share * product(one, other) for share, one, other in each])
+    def total(*trees: list[jax.Array]) -> jax.Array:
+        each = zip(_stand_for(grads, kept), *trees, strict=True)
+        return sum_of([number * product(one, other) for number, one, other in each])
 
     def like(tree: Any) -> list[jax.Array]:
         return [k.astype(t.dtype) for k, t in zip(jax.tree.leaves(tree), thin, strict=True)]
 
     own = jax.tree.map(thinned_like, params, multiplier.step)
     trees = own, multiplier.step, multiplier.step_trace
-    g, theta, step, trace = ((x, total(x, x)) for x in (thin, *map(like, trees)))
+    g, theta, step, trace = ((x, root(total(x, x))) for x in (thin, *map(like, trees)))
 
     def cosine(one: Any, other: Any) -> jax.Array:
-        both = jnp.stack([one[1], other[1]])
-        known = jnp.all((both > 0) & jnp.isfinite(both)) & bool(thin)
-        norms = root(both)
-        found = total(one[0], other[0]) / norms[0] / norms[1]
-        return jnp.where(known, jnp.clip(found, -1, 1), 0)
+        return _cosine(total(one[0], other[0]), one[1], other[1])
 
-    taken = jnp.exp(multiplier.log_multiplier) * root(step[1])
-    length = taken / jnp.maximum(root(theta[1]), 1.0)
+    length = jnp.exp(multiplier.log_multiplier) * step[1] / jnp.maximum(theta[1], 1.0)
     cosines = jnp.stack([cosine(g, step), cosine(g, trace)])
     return barrier((cosines, length, cosine(trace, theta)))
 
 
 def _mixed(rows: list[jax.Array], proposed: list[Any]) -> Any:
     """The sum of the experts' updates, by each leaf's row of weights."""
-    structure = jax.tree.structure(proposed[0])
     leaves = zip(*map(jax.tree.leaves, proposed), strict=True)
-    return jax.tree.unflatten(
-        structure,
-        [
-            functools.reduce(jnp.add, [scaled(row[k], u) for k, u in enumerate(updates)])
-            for row, updates in zip(rows, leaves, strict=True)
-        ],
-    )
+    mixed = [
+        functools.reduce(jnp.add, [scaled(row[k], u) for k, u in enumerate(updates)])
+        for row, updates in zip(rows, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(proposed[0]), mixed)
 
 
 def _moved_step(multiplier: Any, mixed: Any, gamma: Any, count: jax.Array) -> Any:
@@ -389,12 +392,9 @@ def _moved_step(multiplier: Any, mixed: Any, gamma: Any, count: jax.Array) -> An
         return multiplier
     by = jnp.exp(-multiplier.log_multiplier)
     thin = jax.tree.map(thinned_like, mixed, multiplier.step)
-    step = jax.tree.map(functools.partial(scaled, by), thin)
+    step = jax.tree.map(lambda leaf: scaled(by, leaf), thin)
+    move = functools.partial(traced, gamma=gamma, storage="bfloat16", count=count)
     return multiplier._replace(
         step=jax.tree.map(rounded, step),
-        step_trace=jax.tree.map(
-            lambda trace, leaf: traced(trace, leaf, gamma, "bfloat16", count),
-            multiplier.step_trace,
-            step,
-        ),
+        step_trace=jax.tree.map(move, multiplier.step_trace, step),
     )

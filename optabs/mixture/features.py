@@ -296,7 +296,7 @@ def _numbers(
     if (numbers := function(observation)) is None:
         return None
     name = cut(getattr(function, "__name__", repr(function)))
-    wanted = f"return {length} real numbers, the length it was given with"
+    wanted = f"return {length} real number{'s' * (length > 1)}, the length it was given with"
     try:
         array = jnp.atleast_1d(jnp.asarray(numbers))
     except (TypeError, ValueError) as error:

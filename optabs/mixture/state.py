@@ -36,10 +36,10 @@ class MultiplierState(NamedTuple):
 
     log_multiplier: jax.Array  # float32 []: c
     cosines: jax.Array  # float32 [2]: of the last gradient with `step` and with `step_trace`
-    mean_cosine: jax.Array  # float32 []: v, of the second
+    mean_cosines: jax.Array  # float32 [1 + K]: v, of the second; and with experts' traces
     step: Any  # s, bfloat16, like the parameters, thinned
     step_trace: Any  # S, likewise
-    high_norm: jax.Array  # float32 []: n, which few gradients exceed
+    norms: jax.Array  # float32 [2]: M, the running median of the gradients', and n
 
 
 class DaoEState(NamedTuple):
@@ -236,7 +236,7 @@ def check_state(state: Any, wanted: DaoEState, params: Any) -> None:
     wanted; traces may be thinned along other axes, as on another mesh.
     """
     if not isinstance(state, DaoEState):
-        raise ValueError(f"state is a {type(state).__name__}; {_WANTED}.")
+        raise ValueError(f"state is of type {type(state).__name__}; {_WANTED}.")
     experts = state.experts if isinstance(state.experts, Mapping) else {}
     if experts.keys() != wanted.experts.keys():
         found, ours = (short(sorted(each, key=str)) for each in (experts, wanted.experts))
