@@ -96,7 +96,7 @@ def walked(
     return walker(optimizer)(position, stacked(grads), each)
 
 
-EXACT = 10
+EXACT = 7
 """Steps without a number that lies, but for its last float32 digits, between two bfloat16; but
 for a few after the first EQUAL."""
 EQUAL = 6
@@ -136,7 +136,7 @@ def assert_follows(wanted: Sequence[Step], positions: Any, states: Any) -> None:
                 actual, path, rtol=2**-7, atol=5e-3 * np.abs(path).max()
             )
             # What nearly cancels has few digits in float32 to begin with.
-            has_digits = np.abs(path[:EXACT]) > 1e-5 * np.abs(path).max()
+            has_digits = np.abs(path[:EXACT]) > 1e-4 * np.abs(path).max()
             equal = (actual[:EXACT] == path[:EXACT]) | ~has_digits
             assert np.all(equal[:EQUAL])
             assert np.mean(equal) > 0.96

@@ -169,8 +169,10 @@ def mixture(
             if cosines[0] > 0 and c < 0:
                 z = max(too_far[0], min(1.0, x / 0.02) ** 2)
             calm = max(1 - _norm(g) / (0.5 * high), 0.0)
-            fallen = z * cosines[0] + cosines[1] + calm * max(_cosine(long, theta) - 0.5, 0.0)
-            c = min(max(c - rule.multiplier_rate * fall * fallen, -7.0), 3.0)
+            calm *= np.clip((0.85 - median / high) / 0.25, 0.0, 1.0)
+            shorter = z * cosines[0] + min(1.0, _norm(g) / median) * cosines[1]
+            shorter += calm * max(_cosine(long, theta) - 0.5, 0.0)
+            c = min(max(c - rule.multiplier_rate * fall * shorter, -7.0), 3.0)
         if t > 0 and rule.rate is not None:
             d = np.array([[np.sum(x * p[leaf]) for p in traces] for leaf, x in enumerate(g)])
             if published:

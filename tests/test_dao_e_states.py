@@ -33,7 +33,7 @@ ALIKE: dict[str, tuple[Any, Any, Any, str]] = {
         LARGE,
         optax.adam(0.1).init(LARGE),
         LARGE,
-        "state is of type tuple; pass update the state that this optimizer's init made of these",
+        "state is of type tuple; pass update the state that this optimizer's init made of",
     ),
     "a state of other experts": (
         LARGE,

@@ -22,6 +22,8 @@ CALM = 0.5  # the share of a large gradient's norm below which little is left to
 MEDIAN_STEP = 0.05  # of its logarithm; a median, since a few large ones should not tell
 FORGETTING = 0.001  # a large norm is one that the median had within about a thousand steps
 FIRST_NORMS = 20  # of which the median begins as the geometric mean
+# Norms of single examples are often small while much is left to learn: their median tells.
+FALLING, FALLEN = 0.85, 0.6  # shares of a large one, where it begins to count and does wholly
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
 MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
 PAPER_RATE = 0.05  # of b and W, as published
@@ -61,7 +63,7 @@ class Controller(NamedTuple):
 
     .. math:: S \leftarrow \gamma S + s, \qquad
               c \leftarrow \mathrm{clip}\big(c - \mathrm{multiplier\_rate}\, h_t\, [z
-              \cos(g, s) + \cos(g, S) + r], -7, 3\big).
+              \cos(g, s) + \min(1, \|g\| / M) \cos(g, S) + r], -7, 3\big).
 
     The step that is best for the next losses alone is shorter than the one that trains best,
     so the shorter it is, the more slowly it shortens further, by its weights (y) and by its
@@ -76,18 +78,20 @@ class Controller(NamedTuple):
     with :math:`u_k` as :math:`u`, of :math:`\cos(g, P_k)`; :math:`z = 1` unless
     :math:`\cos(g, s) > 0` and :math:`c < 0`, and :math:`y = 1` without a multiplier. And
 
-    .. math:: r = \max\Big(0, 1 - \frac{\|g\|}{0.5\, n}\Big)
+    .. math:: r = \max\Big(0, 1 - \frac{\|g\|}{0.5\, n}\Big)\,
+              \mathrm{clip}\Big(\frac{0.85 - M / n}{0.25}, 0, 1\Big)
               \max(0, \cos(S, \theta) - 0.5),
     .. math:: M \leftarrow M\, \exp(0.05\, \mathrm{sign}(\|g\| - M)), \qquad
               n \leftarrow \max(0.999\, n, M):
 
-    steps that mostly enlarge the parameters, when gradients have become small, make a network
-    surer of what it has learned by heart, and shorten. The norms' running median :math:`M`
-    begins as the geometric mean of the first twenty. (A loss whose scale falls is taken for
-    one that has been learned, for as long as :math:`n` takes to follow.) :math:`s` and
-    :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries every
-    :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device has
-    whole. Cosines and :math:`x` are estimated from these entries. An expert with
+    steps that mostly enlarge the parameters, when gradients have become small, make a
+    network surer of what it has learned by heart, and shorten. The norms' running median
+    :math:`M` begins as the geometric mean of the first twenty; a gradient of 0 leaves it,
+    and has :math:`r = 0`. (A loss whose scale falls is taken for one that has been
+    learned, as long as :math:`n` takes to follow.) :math:`s` and :math:`S` are kept in
+    bfloat16 and thinned: of a leaf of :math:`N` entries every
+    :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
+    has whole. Cosines and :math:`x` are estimated from these entries. An expert with
     :math:`d_{kl} = 0`, as one that made no update, is left out of the means and keeps its
     share, and in a step with products that are not finite no weights are learned.
 
@@ -118,11 +122,8 @@ class Controller(NamedTuple):
 
     @classmethod
     def paper(cls) -> "Controller":
-        """The form that DAO-E was published in.
-
-        One set of weights for all leaves, learned by Adam at 0.05 (`rate`) from the last
-        update alone; no cap, no floor and no multiplier.
-        """
+        """As published: one set of weights for all leaves, learned by Adam at 0.05 (`rate`)
+        from the last update alone; no cap, no floor and no multiplier."""
         return _Paper(None, 0.0, PAPER_RATE, 0.0, 0.0, None)
 
     @classmethod
@@ -207,13 +208,8 @@ def learn(
 ) -> ControllerState:
     """The state after the next gradient.
 
-    Args:
-      controller: the settings.
-      state: what was learned so far.
-      products: float32 [L, K], d: the gradient's with the traces, for each leaf and expert.
-      steps: int32 [], taken before this one.
-      norms: float32 [L, K], of the traces, in any unit that a leaf's have in common.
-      share: float32 [1 + K], y of short experts and of long ones at least; None for 1.
+    `products` are d, `norms` the traces', in any unit that a leaf's have in common: float32
+    [L, K]. `share` is y of short experts, and of long ones at least: float32 [1 + K]; None: 1.
     """
     published = isinstance(controller, _Paper)
     if published:
@@ -341,20 +337,25 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def size_of(norm: jax.Array, kept: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A gradient's norm over n, at most 1, float32 [], and M and n after it, float32 [2]."""
+def weigh_norm(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A gradient's norm over M, at most 1, and what r has beside the cosine: float32 [2]; and
+    what is kept of norms, M, n and of how many they are, up to FIRST_NORMS: float32 [3]."""
     # At rest the slope of a norm is not finite over one of 0, and a huge norm is not.
     norm = jax.lax.stop_gradient(jnp.minimum(norm, 1e38))
-    median, high = kept
+    median, high, number = kept
     some, known = norm > _LEAST, median > 0
     # A difference of logarithms: the ratio itself may be more than float32 has.
     distance = jnp.log(jnp.where(some, norm, 1)) - jnp.log(jnp.where(known, median, 1))
-    first = steps < FIRST_NORMS
-    moved = jnp.where(first, distance / (steps + 1), MEDIAN_STEP * jnp.sign(distance))
+    first = number < FIRST_NORMS
+    moved = jnp.where(first, distance / (number + 1), MEDIAN_STEP * jnp.sign(distance))
     median = jnp.where(known, median * jnp.exp(moved), norm)
     high = jnp.where(first, median, jnp.maximum((1 - FORGETTING) * high, median))
-    kept = jnp.where(some, jnp.stack([median, high]), kept)  # a gradient of 0 tells nothing
-    return jnp.where(some, jnp.minimum(norm / jnp.maximum(high, _LEAST), 1), 1), kept
+    number = jnp.minimum(number + 1, FIRST_NORMS)
+    kept = jnp.where(some, jnp.stack([median, high, number]), kept)
+    median, high = jnp.maximum(kept[:2], _LEAST)
+    calm = jnp.maximum(jnp.where(some, 1 - norm / high / CALM, 0.0), 0.0)
+    fallen = jnp.clip((FALLING - median / high) / (FALLING - FALLEN), 0.0, 1.0)
+    return jnp.stack([jnp.minimum(norm / median, 1.0), calm * fallen]), kept
 
 
 def shares(
@@ -384,17 +385,16 @@ def update_multiplier(
     cosines: jax.Array,
     share: jax.Array,
     growth: jax.Array,
-    size: jax.Array,
+    told: jax.Array,
     steps: jax.Array,
 ) -> jax.Array:
     """c after the next gradient: float32 [].
 
     `cosines` are float32 [2], the gradient's with s and S, `share` is z, `growth` the cosine
-    of S with the parameters, `size` what `size_of` says of the gradient.
+    of S with the parameters, `told` what `weigh_norm` says of the gradient.
     """
     slower = (cosines[0] > 0) & (log_multiplier < 0)
-    fall = cosines[0] * jnp.where(slower, share, 1.0) + cosines[1]
-    calm = jnp.clip(1 - size / CALM, 0.0, 1.0)
-    fall = fall + calm * jnp.maximum(growth - GROWTH, 0.0)
+    fall = cosines[0] * jnp.where(slower, share, 1.0) + told[0] * cosines[1]
+    fall = fall + told[1] * jnp.maximum(growth - GROWTH, 0.0)
     rate = jnp.asarray(controller.multiplier_rate) * _annealing(steps)
     return jnp.clip(log_multiplier - rate * fall, MIN_LOG, MAX_LOG).astype(jnp.float32)

@@ -138,7 +138,7 @@ def dao_e(
             return jax.tree.map(rounded, zeros("thinned"))
 
         leaves = len(jax.tree.leaves(params))
-        sizes = (), 2, 1 + learns * len(members), 2
+        sizes = (), 2, 1 + learns * len(members), 3
         log, cosines, means, norms = (jnp.zeros(n, jnp.float32) for n in sizes)
         multiplier = MultiplierState(log, cosines, means, step(), step(), norms)
         return DaoEState(
@@ -189,9 +189,9 @@ def dao_e(
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:
-            size, lately = control.size_of(norm, multiplier.norms, state.count)
-            told = cosines, z, growth, size, state.count
-            log = control.update_multiplier(controller, multiplier.log_multiplier, *told)
+            told, lately = control.weigh_norm(norm, multiplier.norms)
+            found = cosines, z, growth, told, state.count
+            log = control.update_multiplier(controller, multiplier.log_multiplier, *found)
             multiplier = multiplier._replace(
                 log_multiplier=log, cosines=cosines, mean_cosines=means, norms=lately
             )

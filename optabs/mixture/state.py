@@ -39,7 +39,7 @@ class MultiplierState(NamedTuple):
     mean_cosines: jax.Array  # float32 [1 + K]: v, of the second; and with experts' traces
     step: Any  # s, bfloat16, like the parameters, thinned
     step_trace: Any  # S, likewise
-    norms: jax.Array  # float32 [2]: M, the running median of the gradients', and n
+    norms: jax.Array  # float32 [3]: M, the gradients' running median, n, and of how many
 
 
 class DaoEState(NamedTuple):
