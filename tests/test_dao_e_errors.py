@@ -199,7 +199,7 @@ TRACE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a complex feature": (
         {"features": ((returning(jnp.ones(1) * 1j), 1),)},
         {},
-        "features: numbers returned complex64[1]; return 1 real numbers",
+        "features: numbers returned complex64[1]; return 1 real number,",
     ),
     "another structure": (
         {"experts": {"list": stateless(jax.tree.leaves)}},

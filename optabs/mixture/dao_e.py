@@ -174,12 +174,12 @@ def dao_e(
         loss, extra_args = checked_arguments(value, batch, extra_args)
         unit, norm, finite = gradient_norm(leaves)
         learned, multiplier, observed = state[2:]
-        y, inner = None, jnp.zeros(0, jnp.float32)
+        y, (inner, whole) = None, jnp.zeros((2, 0), jnp.float32)
         if learns:
-            products, norms, inner = _products(leaves, state)
+            products, norms, inner, whole = _products(leaves, state)
         if multiplied:
             cosines, length, growth = _judged(unit, leaves, multiplier, params)
-            long = jnp.append(cosines[1:], _cosine(inner * unit, norm * unit, 1.0))
+            long = jnp.append(cosines[1:], _cosine(inner * unit, norm * unit, whole))
             known = multiplier.mean_cosines, long, length, state.count
             means, y, z = control.shares(controller, *known)
         if learns:
@@ -319,12 +319,11 @@ def _if_finite(finite: jax.Array, step: Callable[[], tuple[Any, jax.Array]], old
 
 def _products(
     leaves: list[jax.Array], state: DaoEState
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradient's inner products with the traces, and the traces' norms: float32 [L, K];
-    and the products with experts' whole traces over their norms: float32 [K]."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The gradient's inner products with the traces, and the traces' norms: float32 [L, K],
+    and of the whole traces: [K]."""
     traces = [jax.tree.leaves(each.trace) for _, each in sorted(state.experts.items())]
-    rows = list(zip(*traces, strict=True))
-    pairs = [(g, t) for g, row in zip(leaves, rows, strict=True) for t in row]
+    pairs = [(g, t) for g, *row in zip(leaves, *traces, strict=True) for t in row]
 
     def table(numbers: list[jax.Array]) -> jax.Array:
         if not numbers:
@@ -335,7 +334,7 @@ def _products(
     squares = table([product(trace, trace) for _, trace in pairs])
     by_leaf = jnp.array(_stand_for(leaves, traces[0]), jnp.float32)[:, None]
     whole = root(jnp.sum(by_leaf * squares, axis=0))
-    return products, root(squares), jnp.sum(products, axis=0) / whole
+    return products, root(squares), jnp.sum(products, axis=0), whole
 
 
 def _stand_for(leaves: Sequence[jax.Array], kept: Sequence[jax.Array]) -> list[float]:
@@ -343,10 +342,11 @@ def _stand_for(leaves: Sequence[jax.Array], kept: Sequence[jax.Array]) -> list[f
     return [max(x.size, 1) / max(k.size, 1) for x, k in zip(leaves, kept, strict=True)]
 
 
-def _cosine(inner: jax.Array, one: ArrayLike, other: ArrayLike) -> jax.Array:
-    """Of an inner product and two norms, 0 if it is not finite: float32, like them."""
-    found = inner / one / other
-    return jnp.where(jnp.isfinite(found), jnp.clip(found, -1, 1), 0)
+def _cosine(inner: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
+    """Of an inner product and two norms as `root` has them, 1e-15 at least; 0 if unknown."""
+    known = (jnp.minimum(one, other) > 2e-15) & jnp.isfinite(inner + one + other)
+    inner, one, other = (jnp.where(known, x, 1) for x in (inner, one, other))
+    return jnp.where(known, jnp.clip(inner / one / other, -1, 1), 0)
 
 
 def _judged(
