@@ -14,23 +14,25 @@ import optabs
 from optabs import Controller
 from optabs.mixture import controller as control
 
+WEIGH_NORM = control.weigh_norm
+
 
 class TestWhatNormsTell:
     @staticmethod
     def followed(norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is told, and M and n, after each of some gradients."""
+        """The weight and how calm it is, and M and n, after each of some gradients."""
 
         def step(kept: jax.Array, norm: jax.Array) -> Any:
-            told, kept = control.weigh_norm(norm, kept)
-            return kept, (told, kept[:2])
+            *of_norm, kept = control.weigh_norm(norm, kept)
+            return kept, (jnp.stack(of_norm), kept[:2])
 
-        _, (told, kept) = jax.lax.scan(step, jnp.zeros(3), jnp.asarray(norms, jnp.float32))
-        return np.asarray(told), np.asarray(kept)
+        _, (of_norm, kept) = jax.lax.scan(step, jnp.zeros(3), jnp.asarray(norms, jnp.float32))
+        return np.asarray(of_norm), np.asarray(kept)
 
     def test_half_exceed_the_median_and_fewer_the_largest_of_late(self) -> None:
         norms = np.exp(np.random.default_rng(0).normal(size=20_000))
-        told, kept = self.followed(norms)
-        assert 0.45 < np.mean(told[1000:, 0] == 1) < 0.55
+        of_norm, kept = self.followed(norms)
+        assert 0.45 < np.mean(of_norm[1000:, 0] == 1) < 0.55
         above = np.mean(norms[1000:] > kept[1000:, 1])
         assert 0.2 < above < 0.45
 
@@ -38,41 +40,41 @@ class TestWhatNormsTell:
     def test_no_part_of_steady_norms_is_calm(self, size: float, share: float) -> None:
         """Rare large ones, many small ones; the controls are below."""
         norms = np.where(np.random.default_rng(0).uniform(size=10_000) < share, size, 1.0)
-        told, _ = self.followed(norms)
-        assert np.mean(told[1000:, 1]) < 0.1
+        of_norm, _ = self.followed(norms)
+        assert np.mean(of_norm[1000:, 1]) < 0.1
 
     def test_what_has_fallen_is(self) -> None:
         norms = np.r_[np.ones(500), np.geomspace(1, 0.1, 200), np.full(300, 0.1)]
-        told, kept = self.followed(norms)
-        assert np.all(told[:500, 1] == 0)
+        of_norm, kept = self.followed(norms)
+        assert np.all(of_norm[:500, 1] == 0)
         np.testing.assert_allclose(
-            told[-1, 1], 1 - 0.1 / control.CALM / kept[-1, 1], rtol=1e-4
+            of_norm[-1, 1], 1 - 0.1 / control.CALM / kept[-1, 1], rtol=1e-4
         )
-        assert told[-1, 1] > 0.6
+        assert of_norm[-1, 1] > 0.6
 
     @pytest.mark.parametrize("zeros", [0, 30])
     @pytest.mark.parametrize("at", [0, 20, 400])
     def test_one_outlier_makes_nothing_calm(self, at: int, zeros: int) -> None:
         norms = np.ones(1000)
         norms[at] = 1e6
-        told, kept = self.followed(np.r_[np.zeros(zeros), norms])
+        of_norm, kept = self.followed(np.r_[np.zeros(zeros), norms])
         assert np.all(kept[zeros : zeros + at] == 1)
-        assert np.all(told[zeros + at + 100 :, 1] == 0)
+        assert np.all(of_norm[zeros + at + 100 :, 1] == 0)
         assert np.all(kept[zeros + at + 100 :] < 2.1)
 
     def test_zeros_tell_nothing(self) -> None:
         norms = np.ones(100)
         norms[::3] = 0
-        told, kept = self.followed(norms)
-        assert np.all(told[:, 1] == 0)
+        of_norm, kept = self.followed(norms)
+        assert np.all(of_norm[:, 1] == 0)
         assert np.all(kept[0] == 0)
         assert np.all(kept[1:] == 1)
 
     def test_it_follows_what_lasts(self) -> None:
         norms = np.r_[np.ones(100), np.full(200, 1e3), np.full(8000, 1.0)]
-        told, kept = self.followed(norms)
+        of_norm, kept = self.followed(norms)
         np.testing.assert_allclose(kept[299], 1e3, rtol=0.06)
-        np.testing.assert_allclose(told[500, 1], 1 - 1e-3 / 0.5 / 0.9, rtol=0.1)
+        np.testing.assert_allclose(of_norm[500, 1], 1 - 1e-3 / 0.5 / 0.9, rtol=0.1)
         np.testing.assert_allclose(kept[-1], 1, rtol=0.06)
         for size in (1e-44, 1e-30, 3e38):
             assert np.all(np.isfinite(np.stack(self.followed(np.full(30, size)))))
@@ -80,9 +82,9 @@ class TestWhatNormsTell:
     @pytest.mark.parametrize("first", [1e-36, 3.5e-37])
     def test_norms_further_apart_than_float32_reaches(self, first: float) -> None:
         norms = np.r_[first, np.full(30, 120.0), first, 3e38]
-        told, kept = self.followed(norms)
-        assert np.all(np.isfinite([told, kept]))
-        assert np.all((told >= 0) & (told <= 1))
+        of_norm, kept = self.followed(norms)
+        assert np.all(np.isfinite([of_norm, kept]))
+        assert np.all((of_norm >= 0) & (of_norm <= 1))
         np.testing.assert_allclose(kept[19], np.exp(np.log(norms[:20]).mean()), rtol=1e-4)
 
 
@@ -120,7 +122,7 @@ class TestTheMultiplier:
     ) -> None:
         numbers = (jnp.float32(c), jnp.float32(cosines), jnp.float32(share))
         actual = control.update_multiplier(
-            Controller(), *numbers, jnp.float32(0), jnp.array([1.0, 0.0]), jnp.int32(0)
+            Controller(), *numbers, jnp.float32(0), *jnp.array([1.0, 0.0]), jnp.int32(0)
         )
         assert float(actual) == pytest.approx(wanted, rel=1e-6)
 
@@ -187,7 +189,7 @@ class TestTheMultiplier:
         assert after(0) == after(1) == pytest.approx(-0.1, rel=1e-5)
 
     @pytest.mark.parametrize(
-        ("growth", "told", "wanted"),
+        ("growth", "of_norm", "wanted"),
         [
             (-1.0, (1.0, 1.0), -0.9),
             (0.5, (1.0, 1.0), -0.9),
@@ -199,11 +201,11 @@ class TestTheMultiplier:
         ],
     )
     def test_small_gradients_and_steps_that_enlarge_the_parameters_shorten_them(
-        self, growth: float, told: tuple[float, float], wanted: float
+        self, growth: float, of_norm: tuple[float, float], wanted: float
     ) -> None:
         numbers = (jnp.float32(-1), jnp.float32([0.3, -0.4]), jnp.float32(1))
         actual = control.update_multiplier(
-            Controller(), *numbers, jnp.float32(growth), jnp.array(told), jnp.int32(0)
+            Controller(), *numbers, jnp.float32(growth), *jnp.array(of_norm), jnp.int32(0)
         )
         assert float(actual) == pytest.approx(wanted, rel=1e-6)
 
@@ -220,14 +222,19 @@ def _linear(sizes: jax.Array, batch: int, noise: float) -> Callable[..., Any]:
     return found
 
 
-def _always(told: jax.Array, kept: jax.Array, norm: jax.Array) -> jax.Array:
-    """As if every gradient told the same, and were calm below half of the largest of late."""
-    return jnp.stack([1.0, jnp.maximum(1 - norm / control.CALM / kept[1], 0)])
+def _weigh_by_n(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As if every gradient weighed the same, and were calm below half of n."""
+    *_, kept = WEIGH_NORM(norm, kept)
+    return jnp.ones([]), jnp.maximum(1 - norm / control.CALM / kept[1], 0), kept
 
 
-def _of_largest(told: jax.Array, kept: jax.Array, norm: jax.Array) -> jax.Array:
-    """As if n were the largest norm."""
-    return jnp.stack([1.0, jnp.maximum(1 - norm / control.CALM / kept[2], 0)])
+def _weigh_by_largest(
+    norm: jax.Array, kept: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As if n were the largest norm, which is kept alone."""
+    largest = jnp.maximum(0.998 * kept[1], norm)
+    calm = jnp.maximum(1 - norm / control.CALM / largest, 0)
+    return jnp.ones([]), calm, kept.at[1].set(largest)
 
 
 @pytest.mark.slow
@@ -252,19 +259,11 @@ def test_norms_that_vary_do_not_end_the_training(
     most: float,
 ) -> None:
     """Regressions from 0; the controls take the norms as the rules before did."""
-    own = control.weigh_norm
     if as_before:
-        of_norm = _of_largest if weights[1] > 1 else _always
-
-        def weigh(norm: jax.Array, kept: jax.Array) -> Any:
-            told, new = own(norm, kept)
-            if of_norm is _of_largest:  # kept in the place of the number
-                new = new.at[2].set(jnp.maximum(0.998 * kept[2], norm))
-            return of_norm(told, new, norm), new
-
-        monkeypatch.setattr(control, "weigh_norm", weigh)
-    rates = (1e-2, 1e-2) if batch == 32 else (1e-3, 1e-3)
-    experts = {"adam": optabs.adam(rates[0]), "sgd": optabs.sgd(rates[1])}
+        before = _weigh_by_largest if weights[1] > 1 else _weigh_by_n
+        monkeypatch.setattr(control, "weigh_norm", before)
+    rate = 1e-2 if batch == 32 else 1e-3
+    experts = {"adam": optabs.adam(rate), "sgd": optabs.sgd(rate)}
     optimizer = optabs.dao_e(experts=experts)
     found = _linear(jnp.asarray(sizes, jnp.float32), batch, noise)
     truth = jax.random.normal(jax.random.key(7), sizes.shape) / sizes
@@ -280,5 +279,4 @@ def test_norms_that_vary_do_not_end_the_training(
     start = jnp.zeros(sizes.shape)
     keys = jax.random.split(jax.random.key(0), 10_000)
     _, losses = jax.lax.scan(step, (start, optimizer.init(start)), keys)
-    print(float(jnp.mean(losses[-500:])))
     assert (float(jnp.mean(losses[-500:])) < most) != as_before

@@ -157,8 +157,9 @@ def check_controller(controller: Controller, experts: int) -> None:
     check(optional(POSITIVE), cap=controller.cap)
     check(BELOW_ONE, floor=controller.floor, decay=controller.decay)
     check(DECAY, gamma=controller.gamma)
-    check(optional(NONNEGATIVE), rate=controller.rate)
-    check(optional(NONNEGATIVE), multiplier_rate=controller.multiplier_rate)
+    check(
+        optional(NONNEGATIVE), rate=controller.rate, multiplier_rate=controller.multiplier_rate
+    )
     floor: Any = controller.floor
     if not isinstance(floor, jax.Array) and floor * experts >= 1:
         raise ValueError(
@@ -337,9 +338,9 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def weigh_norm(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A gradient's norm over M, at most 1, and what r has beside the cosine: float32 [2]; and
-    what is kept of norms, M, n and of how many they are, up to FIRST_NORMS: float32 [3]."""
+def weigh_norm(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A gradient's norm over M, at most 1; what r has beside the cosine, float32 []; and what
+    is kept of norms, M, n and of how many they are, up to FIRST_NORMS: float32 [3]."""
     # At rest the slope of a norm is not finite over one of 0, and a huge norm is not.
     norm = jax.lax.stop_gradient(jnp.minimum(norm, 1e38))
     median, high, number = kept
@@ -355,7 +356,7 @@ def weigh_norm(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
     median, high = jnp.maximum(kept[:2], _LEAST)
     calm = jnp.maximum(jnp.where(some, 1 - norm / high / CALM, 0.0), 0.0)
     fallen = jnp.clip((FALLING - median / high) / (FALLING - FALLEN), 0.0, 1.0)
-    return jnp.stack([jnp.minimum(norm / median, 1.0), calm * fallen]), kept
+    return jnp.minimum(norm / median, 1.0), calm * fallen, kept
 
 
 def shares(
@@ -365,10 +366,8 @@ def shares(
     length: jax.Array,
     steps: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """v and the experts' like it, y and y of long experts at least, z: two [1 + K] and [].
-
-    `cosines` are the gradient's with S and the experts' traces, if those learn; `length` is x.
-    """
+    """v, and y at least, of the mixture and of long experts: float32 [1 + K]; and z: []. The
+    cosines are the gradient's with S and the traces of experts that learn; `length` is x."""
     rate = jnp.maximum(1 / jnp.maximum(steps, 1), 1 - jnp.asarray(controller.gamma))
     means = means + rate.astype(jnp.float32) * (cosines - means)
     far = jnp.square(jnp.clip(means / TOO_FAR, 0.0, 1.0))
@@ -385,16 +384,17 @@ def update_multiplier(
     cosines: jax.Array,
     share: jax.Array,
     growth: jax.Array,
-    told: jax.Array,
+    weight: jax.Array,
+    calm: jax.Array,
     steps: jax.Array,
 ) -> jax.Array:
     """c after the next gradient: float32 [].
 
     `cosines` are float32 [2], the gradient's with s and S, `share` is z, `growth` the cosine
-    of S with the parameters, `told` what `weigh_norm` says of the gradient.
+    of S with the parameters, `weight` and `calm` are what `weigh_norm` returns.
     """
     slower = (cosines[0] > 0) & (log_multiplier < 0)
-    fall = cosines[0] * jnp.where(slower, share, 1.0) + told[0] * cosines[1]
-    fall = fall + told[1] * jnp.maximum(growth - GROWTH, 0.0)
+    fall = cosines[0] * jnp.where(slower, share, 1.0) + weight * cosines[1]
+    fall = fall + calm * jnp.maximum(growth - GROWTH, 0.0)
     rate = jnp.asarray(controller.multiplier_rate) * _annealing(steps)
     return jnp.clip(log_multiplier - rate * fall, MIN_LOG, MAX_LOG).astype(jnp.float32)

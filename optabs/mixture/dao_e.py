@@ -189,11 +189,11 @@ def dao_e(
             learned = control.update_weights(controller, learned, *numbers)
         weights = learned.weights
         if multiplied:
-            told, lately = control.weigh_norm(norm, multiplier.norms)
-            found = cosines, z, growth, told, state.count
+            weight, calm, kept = control.weigh_norm(norm, multiplier.norms)
+            found = cosines, z, growth, weight, calm, state.count
             log = control.update_multiplier(controller, multiplier.log_multiplier, *found)
             multiplier = multiplier._replace(
-                log_multiplier=log, cosines=cosines, mean_cosines=means, norms=lately
+                log_multiplier=log, cosines=cosines, mean_cosines=means, norms=kept
             )
             weights = jnp.exp(log) * weights
         # A row of its own for each leaf, so that leaves of one shape share their kernels.
