@@ -275,7 +275,9 @@ def running_max() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, RunningMaxState]:
         del params, extra_args
         nu_max = jax.tree.map(
-            lambda s, peak: jnp.maximum(peak, clip_to_finite(s)), updates, state.nu_max
+            lambda s, peak: jnp.maximum(peak, clip_to_finite(s.astype(peak.dtype))),
+            updates,
+            state.nu_max,
         )
         return nu_max, RunningMaxState(nu_max=nu_max)
 
@@ -305,7 +307,9 @@ def _size(
         del params, extra_args
         count = optax.safe_increment(state.count)
         nu = jax.tree.map(
-            lambda g, v: clip_to_finite(fold(v, measure(g), count)), updates, state.nu
+            lambda g, v: clip_to_finite(fold(v, measure(g).astype(v.dtype), count)),
+            updates,
+            state.nu,
         )
         size = jax.tree.map(lambda v: read(v, count), nu)
         return size, SizeState(count=count, nu=nu)

@@ -263,3 +263,27 @@ def test_sharded_leaves(storage: Any, kind: AxisType) -> None:
     kept = jax.tree.leaves(state.experts["sgd"].trace["large"])[0]
     assert kept.sharding.is_equivalent_to(places["large"], 2)
     np.testing.assert_allclose(state.controller.weights, wanted.controller.weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(
+    ("params", "grads"),
+    [
+        ("float64", "float32"),
+        ("float64", "bfloat16"),
+        ("float32", "float64"),
+        ("complex128", "complex64"),
+        ("complex64", "complex128"),
+    ],
+)
+def test_state_keeps_its_dtypes_where_gradients_have_another_width(
+    params: str, grads: str, storage: Any
+) -> None:
+    with jax.enable_x64(True):
+        experts = {"sgd": optabs.sgd(0.1), "adam": optabs.adam(0.1)}
+        optimizer = optabs.dao_e(experts=experts, previous=storage)
+        given, gradient = (jax.ShapeDtypeStruct((64, 128), each) for each in (params, grads))
+        state = jax.eval_shape(optimizer.init, given)
+        updates, new = jax.eval_shape(optimizer.update, gradient, state, given)
+        assert updates.dtype == grads
+        assert avals(new) == avals(state)

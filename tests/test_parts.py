@@ -13,6 +13,7 @@ import optax
 import pytest
 from cases import NAMED, Case
 from hypothesis import HealthCheck, given, settings
+from trees import avals
 
 import optabs
 from optabs import _numerics
@@ -243,6 +244,29 @@ def test_a_chain_of_public_parts_rounds_after_each(monkeypatch: pytest.MonkeyPat
     assert asked == 4
     once = conversions(optabs.full_precision(parts), monkeypatch)[0]
     assert once == {("bfloat16", "float32"): 2, ("float32", "bfloat16"): 1}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        optabs.rms(0.9),
+        optabs.mean_abs(0.9),
+        optabs.root_sum_squares(),
+        optabs.sum_abs(),
+        optabs.rising_rms(0.9),
+        optabs.rising_abs(0.9),
+        optabs.running_max(),
+    ],
+)
+def test_a_size_keeps_its_dtype_under_wider_gradients(
+    part: optax.GradientTransformation,
+) -> None:
+    with jax.enable_x64(True):
+        state = part.init(jnp.zeros(2, jnp.float32))
+        _, new = part.update(jnp.full(2, 1e100), state)
+        assert avals(new) == avals(state)
+        # What float32 does not reach is its largest number.
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
 
 
 class TestNagEvalParams:

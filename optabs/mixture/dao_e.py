@@ -392,9 +392,8 @@ def _moved_step(multiplier: Any, mixed: Any, gamma: Any, count: jax.Array) -> An
         return multiplier
     by = jnp.exp(-multiplier.log_multiplier)
     thin = jax.tree.map(thinned_like, mixed, multiplier.step)
-    step = jax.tree.map(lambda leaf: scaled(by, leaf), thin)
+    thin = jax.tree.map(lambda leaf: scaled(by, leaf), thin)
+    step = jax.tree.map(lambda new, old: rounded(new).astype(old.dtype), thin, multiplier.step)
     move = functools.partial(traced, gamma=gamma, storage="bfloat16", count=count)
-    return multiplier._replace(
-        step=jax.tree.map(rounded, step),
-        step_trace=jax.tree.map(move, multiplier.step_trace, step),
-    )
+    trace = jax.tree.map(move, multiplier.step_trace, thin)
+    return multiplier._replace(step=step, step_trace=trace)

@@ -92,10 +92,10 @@ def traced(
     update = thinned_like(update, trace)
     moved = trace.astype(update.dtype) * jnp.asarray(gamma, update.real.dtype) + update
     if storage != "bfloat16":
-        return moved
+        return moved.astype(trace.dtype)
     if jnp.iscomplexobj(moved):
         parts = (_up_or_down(x, count) for x in (moved.real, moved.imag))
-        return jax.lax.complex(*parts).astype(moved.dtype)
+        return jax.lax.complex(*parts).astype(trace.dtype)
     return _up_or_down(moved, count).astype(jnp.bfloat16)
 
 

@@ -32,11 +32,11 @@ def _mixed(tree: Any, wide: Any) -> Any:
     return {"layer": layer, "scale": tree["scale"].astype(jnp.bfloat16)}
 
 
-def _keeps_avals(case: Case, position: Any) -> None:
+def _keeps_avals(case: Case, position: Any, dtype: Any = None) -> None:
     """Shapes, dtypes and weak types, traced: through updates, cond and scan."""
     optimizer = case.make()
-    # A gradient's dtype is its parameter's, as jax.grad gives it.
-    grads = jax.tree.map(lambda p: p + 1, position)
+    # A gradient's dtype is its parameter's, as jax.grad gives it, if none is given.
+    grads = jax.tree.map(lambda p: (p + 1).astype(dtype or p.dtype), position)
 
     def twice(grads, state, position):
         updates, first = step(case, optimizer, grads, state, position)
@@ -49,8 +49,7 @@ def _keeps_avals(case: Case, position: Any) -> None:
 
     state = optimizer.init(position)
     updates, later = jax.eval_shape(twice, grads, state, position)
-    strong = _emitted_avals(case, position)
-    assert avals(updates) == strong
+    assert avals(updates) == _emitted_avals(case, grads)
     for each in later:
         assert avals(each) == avals(state)
     assert avals(jax.eval_shape(optimizer.init, position)) == avals(state)
@@ -66,10 +65,14 @@ def check_dtypes_are_stable(case: Case, dtype: str) -> None:
     _keeps_avals(case, _mixed(params(), "float16") if dtype == "mixed" else params(dtype))
 
 
-@check(variants=(*REAL, "float64", "mixed"))
+@check(variants=(*REAL, "float64", "mixed", "narrow_gradients"))
 def check_dtypes_are_stable_under_x64(case: Case, dtype: str) -> None:
     with jax.enable_x64(True):
-        _keeps_avals(case, _mixed(params(), "float64") if dtype == "mixed" else params(dtype))
+        if dtype == "narrow_gradients":
+            _keeps_avals(case, params("float64"), "float32")
+        else:
+            mixed = dtype == "mixed"
+            _keeps_avals(case, _mixed(params(), "float64") if mixed else params(dtype))
 
 
 @check()
