@@ -1,7 +1,7 @@
 """What an argument may be, checked where a transformation is built.
 
 Values are read of Python and NumPy numbers only: a JAX array may be traced, and reading it
-would force a transfer or a second compilation. Its dtype may always be read.
+would force a transfer or a second compilation. Its shape and dtype may always be read.
 """
 
 import functools
@@ -43,7 +43,8 @@ def within(low: float, high: float, wanted: str) -> Rule:
         try:
             number = _number(value)
         except (TypeError, ValueError):
-            return f"is {short(value)}, a {type(value).__name__}; pass {wanted}"
+            kind = "" if hasattr(value, "dtype") else f", a {type(value).__name__}"
+            return f"is {short(value)}{kind}; pass {wanted}"
         if number is None or (low <= number <= _LARGEST and number < high):
             return None
         beyond = ", more than float32 holds" if _LARGEST < number < high else ""
@@ -222,7 +223,8 @@ def can_show_progress() -> bool:
 def short(value: Any) -> str:
     """A value as a message shows it: on one line, and never long."""
     if isinstance(value, jax.Array | np.ndarray) and value.ndim:
-        return f"an array {value.dtype}{list(value.shape)}"
+        kind = "float0" if value.dtype == jax.dtypes.float0 else value.dtype
+        return f"an array {kind}{list(value.shape)}"
     return cut(_repr().repr(value))
 
 
@@ -249,5 +251,7 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool | np.bool_ | str):
         raise TypeError
     if isinstance(value, jax.Array) or hasattr(value, "aval"):
+        if jnp.ndim(value) or jnp.iscomplexobj(value):
+            raise TypeError
         return None
     return float(value)

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from optabs._checks import as_transformation, check_kind, check_shapes
+from optabs._checks import as_transformation, check_kind, check_shapes, short
 
 
 class FullPrecision(optax.GradientTransformationExtraArgs):
@@ -117,7 +117,13 @@ def transformation(
 
 def widen(leaf: Any) -> Any:
     """An array, or its shape and dtype, in float32 where it is narrower."""
-    dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    try:
+        dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    except (TypeError, ValueError):  # a text, a function, a key, float0
+        raise ValueError(
+            f"a leaf of the parameters or gradients is {short(leaf)}, which has no numbers; "
+            "keep it out of the tree, or out of the optimizer by optax.masked."
+        ) from None
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
     return jnp.asarray(leaf, dtype)

@@ -239,3 +239,44 @@ def test_a_rate_does_not_read_the_parameters() -> None:
         for other in (flax.core.freeze(grads), {"w": jnp.ones(3), "more": jnp.ones(2)}):
             updates, _ = optimizer.update(grads, optimizer.init(grads), other)
             np.testing.assert_array_equal(updates["w"], wanted["w"])
+
+
+@pytest.mark.parametrize("make", [optabs.sgd, optabs.dao_e, optabs.adam_abs])
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [
+        (jnp.ones(3), "an array float32[3]"),
+        (np.ones(3), "an array float64[3]"),
+        (jnp.array(1j), "Array(0.+1.j, dtype=complex64, weak_type=True)"),
+        (1j, "1j, a complex"),
+    ],
+)
+def test_a_rate_that_is_not_one_real_number(make: Any, rate: Any, shown: str) -> None:
+    wanted = "pass a finite number that is 0 or more, or a schedule (step -> rate)."
+    assert refusal(lambda: make(rate)) == f"learning_rate is {shown}; {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("leaf", "shown"),
+    [("relu", "'relu'"), (jnp.tanh, "<"), (jax.random.key(0), "Array(")],
+)
+@pytest.mark.parametrize("make", [optabs.sgd, optabs.dao_e, optabs.adam_abs])
+def test_a_leaf_without_numbers(make: Any, leaf: Any, shown: str) -> None:
+    with pytest.raises(ValueError, match=r"optax\.masked") as raised:
+        make(0.1).init({"a": leaf, "w": jnp.ones(2)})
+    message = str(raised.value)
+    assert message.startswith(f"a leaf of the parameters or gradients is {shown}")
+    assert_sentence(message, "keep")
+
+
+@pytest.mark.parametrize("make", [optabs.sgd, optabs.dao_e, optabs.adam_abs])
+def test_gradients_of_whole_numbers(make: Any) -> None:
+    params = {"i": jnp.arange(3), "w": jnp.ones(2)}
+    grads = jax.grad(lambda p: jnp.sum(p["w"] ** 2), allow_int=True)(params)
+    optimizer = make(0.1)
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match=r"is an array float0\[3\], .*optax.masked"):
+        optimizer.update(grads, state, params)
+    masked = optax.masked(optimizer, {"i": False, "w": True})
+    updates, _ = masked.update(grads, masked.init(params), params)
+    assert updates["w"].shape == (2,)
