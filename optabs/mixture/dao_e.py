@@ -234,7 +234,7 @@ def dao_e(
             )
             return (mixed, new), measured
 
-        return _if_finite(finite, step, (jax.tree.map(jnp.zeros_like, updates), state))
+        return _if_finite(finite, step, lambda: (jax.tree.map(jnp.zeros_like, updates), state))
 
     return transformation(init_fn, update_fn)
 
@@ -291,8 +291,8 @@ def steered(
     return dao_e(experts={"steered": inner}, controller=controller)
 
 
-def _if_finite(finite: jax.Array, step: Callable[[], tuple[Any, jax.Array]], old: Any) -> Any:
-    """What a step makes of a finite gradient; of another one the old numbers.
+def _if_finite(finite: jax.Array, step: Callable[[], Any], stay: Callable[[], Any]) -> Any:
+    """What a step makes of a finite gradient; of another one what stays.
 
     A step's second result is True, and known when the updates are measured: without it XLA
     writes the new states for a GPU in the pass that measures, and copies the old ones for the
@@ -300,14 +300,14 @@ def _if_finite(finite: jax.Array, step: Callable[[], tuple[Any, jax.Array]], old
     once.)
     """
     if not isinstance(finite, jax.core.Tracer):
-        return step()[0] if finite else old
+        return step()[0] if finite else stay()
 
     def branch() -> Any:
-        return jax.lax.cond(finite, lambda: step()[0], lambda: old)
+        return jax.lax.cond(finite, lambda: step()[0], stay)
 
     def select() -> Any:
         new, measured = step()
-        return tree_where(finite & measured, new, old)
+        return tree_where(finite & measured, new, stay())
 
     # The results of a branch are copied into a GPU's donated arrays, where a select is a part
     # of the one kernel that makes them; for a CPU it is a kernel of its own. Under shard_map
