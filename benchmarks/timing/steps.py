@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -30,7 +31,9 @@ RATE = 1e-3
 SECONDS = 20.0  # per comparison and mode; after these, only the fewest rounds are completed
 COPY = "copy"  # of as many bytes as the optimizer has to move
 DAO_E, ADAM = "dao_e", "optax.adam"
-BASELINES = (f"{DAO_E}, uniform", f"{DAO_E}, paper")  # no bar was set for them
+STEERED = "steered, adam"
+BASELINES = (f"{DAO_E}, uniform", f"{DAO_E}, paper", STEERED)  # no bar was set for them
+TRAINED = (DAO_E, STEERED, ADAM)  # also inside the training of networks
 ALONE = " alone"
 BATCH = 128
 IMAGE = (32, 32, 3)  # what features are taken of where no network is trained
@@ -124,7 +127,8 @@ def makers_of(name: str, state: str = FULL) -> dict[str, Maker]:
 
 
 def contenders() -> dict[str, Maker]:
-    """DAO-E with each storage, other controllers, Adam at the experts' rate, each expert."""
+    """DAO-E with each storage, other controllers, Adam at the experts' rate, steered and not,
+    each expert."""
     made: dict[str, Maker] = {DAO_E: optabs.dao_e}
     for storage in get_args(Storage)[1:]:  # the first is the default
         made[f"{DAO_E}, {storage}"] = functools.partial(optabs.dao_e, previous=storage)
@@ -132,6 +136,7 @@ def contenders() -> dict[str, Maker]:
     features = optabs.features.ALL
     made[BASELINES[0]] = lambda: optabs.dao_e(controller=uniform)
     made[BASELINES[1]] = lambda: optabs.dao_e(controller=paper, features=features)
+    made[STEERED] = lambda: optabs.steered(optax.adam(experts.DEFAULT_RATE))
     made[ADAM] = lambda: optax.adam(experts.DEFAULT_RATE)
     for name, make in experts.DEFAULT.items():
         made[name + ALONE] = functools.partial(make, experts.DEFAULT_RATE)
@@ -193,7 +198,7 @@ def measure_step(
 
 
 def measure_training(size: str, rounds: int, **_: Any) -> dict[str, Any]:
-    """Training steps with DAO-E and with Adam, and each optimizer's step apart."""
+    """Training steps with DAO-E, with Adam and with it steered, and each's step apart."""
     net, extra = NETWORKS[size][0](), extra_of(size)
     batch = extra["batch"]
     loss_fn = tasks.classification("", net, (batch,) * 3, steps=1, batch_size=1).loss_fn
@@ -211,7 +216,8 @@ def measure_training(size: str, rounds: int, **_: Any) -> dict[str, Any]:
         apart = timing.runner_of(optimizer, own, jax.tree.map(jnp.ones_like, own), **extra)
         return {f"training, {side}": training.call, side: apart.loop}
 
-    return timing.repeated(timers_of(DAO_E) | timers_of(ADAM), rounds, SECONDS)
+    timers = (timers_of(side) for side in TRAINED)
+    return timing.repeated(functools.reduce(operator.or_, timers), rounds, SECONDS)
 
 
 def compile_units(rounds: int) -> Iterator[Unit]:

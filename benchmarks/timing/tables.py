@@ -11,7 +11,16 @@ from benchmarks.lab.report import Bar, Table, bars_table
 from benchmarks.lab.timing import FULL, MODES, Spread, median, ratio, spread
 from benchmarks.timing import programs
 from benchmarks.timing.programs import EVOLVE, ITSELF, LEARNING, RATIOS, VMAP
-from benchmarks.timing.steps import ADAM, ALONE, BASELINES, COPY, DAO_E, NETWORKS, OURS
+from benchmarks.timing.steps import (
+    ADAM,
+    ALONE,
+    BASELINES,
+    COPY,
+    DAO_E,
+    NETWORKS,
+    OURS,
+    TRAINED,
+)
 
 Results = Mapping[str, Mapping[str, Any]]  # result by size and arm
 Times = Mapping[str, Sequence[float]]  # seconds of each side, round by round
@@ -164,7 +173,7 @@ def _training(records: Records) -> Table:
     rows = []
     for record in records.select(kind=DAO_E, setting="training"):
         times = record.result["seconds"]
-        for side in (DAO_E, ADAM):
+        for side in TRAINED:
             whole, own = times[f"training, {side}"], times[side]
             share, over = ratio(own, whole).percent, ratio(whole, times[f"training, {ADAM}"])
             medians = f"{1e3 * median(whole):.2f}|{1e3 * median(own):.2f}"
