@@ -145,6 +145,10 @@ def test_links_of_the_readme_lead_to_pages() -> None:
         "[a](project:/results/timing.md#a-population)"
     )
     assert outside.with_page_links(text, "timing") == "[a](#a-population)"
+    text = "[a](docs/optimizers/dao_e.md) [b](docs)"
+    assert outside.with_page_links(text, "timing") == (
+        "[a](project:/optimizers/dao_e.md) [b](docs)"
+    )
 
 
 def test_a_notebook_shows_pictures_in_place_of_widgets(tmp_path: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
 _RESULTS_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(benchmarks/results/(\w+)[^)#]*(#[^)]*)?\)")
+_DOCS_LINK = re.compile(r"\]\(docs/([\w/]+\.md)")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _WIDGET_NOTE = "A widget: run the notebook to use it."
 
@@ -48,9 +49,10 @@ def _still(output: Any) -> Any:
 
 
 def with_page_links(markdown: str, page: str) -> str:
-    """Links into benchmarks/results/NAME lead to the page NAME, or to a heading of it.
+    """Links into benchmarks/results/NAME lead to the page NAME, or to a heading of it, and
+    links into docs to the page that is there.
 
-    On that page those without a heading are text.
+    On the page NAME those without a heading are text.
     """
 
     def turned(link: re.Match[str]) -> str:
@@ -58,7 +60,7 @@ def with_page_links(markdown: str, page: str) -> str:
         target = anchor if name == page else f"project:/results/{name}.md{anchor}"
         return f"[{text}]({target})" if target else f"`{text}`"
 
-    return _RESULTS_LINK.sub(turned, markdown)
+    return _DOCS_LINK.sub(r"](project:/\1", _RESULTS_LINK.sub(turned, markdown))
 
 
 def _bring_notebooks(app: Sphinx) -> None:
