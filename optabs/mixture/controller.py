@@ -20,7 +20,7 @@ ALIKE = 0.05  # a sum of squared logarithms of lengths: of two, that one is 1.4 
 GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
 CALM = 0.5  # the share of a large gradient's norm below which little is left to learn
 MEDIAN_STEP = 0.05  # of its logarithm; a median, since a few large ones should not tell
-FORGETTING = 0.001  # a large norm is one that the median had within about a thousand steps
+FORGETTING = 0.25  # the power of time by which a large norm is forgotten: long runs forget late
 FIRST_NORMS = 20  # of which the median begins as the geometric mean
 # Norms of single examples are often small while much is left to learn: their median tells.
 FALLING, FALLEN = 0.85, 0.6  # shares of a large one, where it begins to count and does wholly
@@ -82,7 +82,7 @@ class Controller(NamedTuple):
               \mathrm{clip}\Big(\frac{0.85 - M / n}{0.25}, 0, 1\Big)
               \max(0, \cos(S, \theta) - 0.5),
     .. math:: M \leftarrow M\, \exp(0.05\, \mathrm{sign}(\|g\| - M)), \qquad
-              n \leftarrow \max(0.999\, n, M):
+              n \leftarrow \max\big((1 - \tfrac{1}{4t})\, n, M\big):
 
     steps that mostly enlarge the parameters, when gradients have become small, make a
     network surer of what it has learned by heart, and shorten. The norms' running median
@@ -340,18 +340,18 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
 
 def weigh_norm(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A gradient's norm over M, at most 1; what r has beside the cosine, float32 []; and what
-    is kept of norms, M, n and of how many they are, up to FIRST_NORMS: float32 [3]."""
+    is kept of norms, M, n and of how many they are: float32 [3]."""
     # At rest the slope of a norm is not finite over one of 0, and a huge norm is not.
     norm = jax.lax.stop_gradient(jnp.minimum(norm, 1e38))
     median, high, number = kept
     some, known = norm > _LEAST, median > 0
     # A difference of logarithms: the ratio itself may be more than float32 has.
     distance = jnp.log(jnp.where(some, norm, 1)) - jnp.log(jnp.where(known, median, 1))
-    first = number < FIRST_NORMS
-    moved = jnp.where(first, distance / (number + 1), MEDIAN_STEP * jnp.sign(distance))
+    number = number + 1
+    first = number <= FIRST_NORMS
+    moved = jnp.where(first, distance / number, MEDIAN_STEP * jnp.sign(distance))
     median = jnp.where(known, median * jnp.exp(moved), norm)
-    high = jnp.where(first, median, jnp.maximum((1 - FORGETTING) * high, median))
-    number = jnp.minimum(number + 1, FIRST_NORMS)
+    high = jnp.where(first, median, jnp.maximum((1 - FORGETTING / number) * high, median))
     kept = jnp.where(some, jnp.stack([median, high, number]), kept)
     median, high = jnp.maximum(kept[:2], _LEAST)
     calm = jnp.maximum(jnp.where(some, 1 - norm / high / CALM, 0.0), 0.0)
