@@ -52,6 +52,11 @@ class TestWhatNormsTell:
         )
         assert of_norm[-1, 1] > 0.6
 
+    def test_a_long_run_remembers_what_it_began_with(self) -> None:
+        """Small sets that were learned by heart: the step would grow again."""
+        norms = np.r_[np.ones(500), np.geomspace(1, 0.01, 500), np.full(20_000, 0.01)]
+        assert self.followed(norms)[0][-1, 1] > 0.9
+
     @pytest.mark.parametrize("zeros", [0, 30])
     @pytest.mark.parametrize("at", [0, 20, 400])
     def test_one_outlier_makes_nothing_calm(self, at: int, zeros: int) -> None:
@@ -75,7 +80,8 @@ class TestWhatNormsTell:
         of_norm, kept = self.followed(norms)
         np.testing.assert_allclose(kept[299], 1e3, rtol=0.06)
         np.testing.assert_allclose(of_norm[500, 1], 1 - 1e-3 / 0.5 / 0.9, rtol=0.1)
-        np.testing.assert_allclose(kept[-1], 1, rtol=0.06)
+        np.testing.assert_allclose(kept[-1, 0], 1, rtol=0.06)
+        np.testing.assert_allclose(kept[-1, 1], 1e3 * (300 / 8300) ** 0.25, rtol=0.06)
         for size in (1e-44, 1e-30, 3e38):
             assert np.all(np.isfinite(np.stack(self.followed(np.full(30, size)))))
 
