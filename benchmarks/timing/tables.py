@@ -19,6 +19,7 @@ from benchmarks.timing.steps import (
     DAO_E,
     NETWORKS,
     OURS,
+    STEERED,
     TRAINED,
 )
 
@@ -55,7 +56,7 @@ def _of_copy(times: Times) -> dict[str, Spread]:
 
 
 def _over_adam(times: Times) -> dict[str, Spread]:
-    return {x: ratio(times[x], times[ADAM]) for x in times if x.startswith(DAO_E)}
+    return {x: ratio(times[x], times[ADAM]) for x in times if x.startswith((DAO_E, STEERED))}
 
 
 def _over_experts(times: Times) -> dict[str, Spread]:
