@@ -148,7 +148,7 @@ def test_what_is_sent_is_read_from_the_program() -> None:
             sent(gathered.lower(rows).compile().as_text())
 
 
-@pytest.mark.parametrize("width", [1000, 1024])
+@pytest.mark.parametrize("width", [1000, pytest.param(1024, marks=pytest.mark.slow)])
 def test_partitioned_modules_of_flax(width: int) -> None:
     """What is thinned is an axis that has no name: the others stay divisible."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))

@@ -141,6 +141,7 @@ def test_parameters_that_are_not_finite_do_not_count_for_the_cap(bad: float) -> 
         assert not np.any(updates["mask"])
 
 
+@pytest.mark.slow
 def test_complex_numbers_of_double_precision() -> None:
     with jax.enable_x64(True):
         params = jnp.asarray([1.0 + 2.0j, -1.0j], jnp.complex128)

@@ -87,8 +87,8 @@ class Controller(NamedTuple):
     steps that mostly enlarge the parameters, when gradients have become small, make a
     network surer of what it has learned by heart, and shorten. The norms' running median
     :math:`M` begins as the geometric mean of the first twenty; a gradient of 0 leaves it,
-    and has :math:`r = 0`. (A loss whose scale falls is taken for one that has been
-    learned, as long as :math:`n` takes to follow.) :math:`s` and :math:`S` are kept in
+    and has :math:`r = 0`. :math:`n` is the largest of all :math:`M`, by the fourth root of its
+    share of the time. (A loss whose scale falls is taken for one that is learned.) :math:`s` and :math:`S` are kept in
     bfloat16 and thinned: of a leaf of :math:`N` entries every
     :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
     has whole. Cosines and :math:`x` are estimated from these entries. An expert with
