@@ -20,7 +20,7 @@ ALIKE = 0.05  # a sum of squared logarithms of lengths: of two, that one is 1.4 
 GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
 CALM = 0.5  # the share of a large gradient's norm below which little is left to learn
 MEDIAN_STEP = 0.05  # of its logarithm; a median, since a few large ones should not tell
-FORGETTING = 0.25  # the power of time by which a large norm is forgotten: long runs forget late
+FORGETTING = 0.25  # the power of time by which large norms are forgotten: long runs know them
 FIRST_NORMS = 20  # of which the median begins as the geometric mean
 # Norms of single examples are often small while much is left to learn: their median tells.
 FALLING, FALLEN = 0.85, 0.6  # shares of a large one, where it begins to count and does wholly
@@ -87,10 +87,10 @@ class Controller(NamedTuple):
     steps that mostly enlarge the parameters, when gradients have become small, make a
     network surer of what it has learned by heart, and shorten. The norms' running median
     :math:`M` begins as the geometric mean of the first twenty; a gradient of 0 leaves it,
-    and has :math:`r = 0`. :math:`n` is the largest of all :math:`M`, by the fourth root of its
-    share of the time. (A loss whose scale falls is taken for one that is learned.) :math:`s` and :math:`S` are kept in
-    bfloat16 and thinned: of a leaf of :math:`N` entries every
-    :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
+    and has :math:`r = 0`. :math:`n` is the largest of all :math:`M`, by the fourth root of
+    their share of the time; a loss whose scale falls is taken for one that is learned.
+    :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries
+    every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
     has whole. Cosines and :math:`x` are estimated from these entries. An expert with
     :math:`d_{kl} = 0`, as one that made no update, is left out of the means and keeps its
     share, and in a step with products that are not finite no weights are learned.
