@@ -248,10 +248,10 @@ def _repr() -> reprlib.Repr:
 
 def _number(value: Any) -> float | None:
     """`value` as a float where it can be read here, else None."""
-    if isinstance(value, bool | np.bool_ | str):
+    if isinstance(value, bool | np.bool_ | str) or getattr(value, "shape", ()) != ():
         raise TypeError
     if isinstance(value, jax.Array) or hasattr(value, "aval"):
-        if jnp.ndim(value) or jnp.iscomplexobj(value):
+        if jnp.iscomplexobj(value):
             raise TypeError
         return None
     return float(value)

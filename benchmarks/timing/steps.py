@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -216,8 +215,8 @@ def measure_training(size: str, rounds: int, **_: Any) -> dict[str, Any]:
         apart = timing.runner_of(optimizer, own, jax.tree.map(jnp.ones_like, own), **extra)
         return {f"training, {side}": training.call, side: apart.loop}
 
-    timers = (timers_of(side) for side in TRAINED)
-    return timing.repeated(functools.reduce(operator.or_, timers), rounds, SECONDS)
+    timers = {name: run for side in TRAINED for name, run in timers_of(side).items()}
+    return timing.repeated(timers, rounds, SECONDS)
 
 
 def compile_units(rounds: int) -> Iterator[Unit]:

@@ -86,9 +86,9 @@ class Controller(NamedTuple):
 
     steps that mostly enlarge the parameters, when gradients have become small, make a
     network surer of what it has learned by heart, and shorten. The norms' running median
-    :math:`M` begins as the geometric mean of the first twenty; a gradient of 0 leaves it,
-    and has :math:`r = 0`. :math:`n` is the largest of all :math:`M`, by the fourth root of
-    their share of the time; a loss whose scale falls is taken for one that is learned.
+    :math:`M` begins as the geometric mean of the first twenty; a gradient of 0 is not
+    counted, and has :math:`r = 0`. :math:`n` is the largest of all :math:`M`, by the fourth
+    root of their share of the time; a loss whose scale falls is taken for one that is learned.
     :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries
     every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
     has whole. Cosines and :math:`x` are estimated from these entries. An expert with
@@ -151,9 +151,6 @@ def check_controller(controller: Controller, experts: int) -> None:
     """Raises ValueError for settings out of their range."""
     if not isinstance(controller, Controller):
         raise ValueError(f"controller is {short(controller)}; pass an optabs.Controller(...).")
-    for name, value in controller._asdict().items():
-        if getattr(value, "ndim", 0):
-            raise ValueError(f"{name} is {short(value)}; pass one number.")
     check(optional(POSITIVE), cap=controller.cap)
     check(BELOW_ONE, floor=controller.floor, decay=controller.decay)
     check(DECAY, gamma=controller.gamma)

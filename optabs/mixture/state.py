@@ -91,12 +91,11 @@ def traced(
     """gamma P + U, of P as it is kept; `count`, int32 [], are the steps taken."""
     update = thinned_like(update, trace)
     moved = trace.astype(update.dtype) * jnp.asarray(gamma, update.real.dtype) + update
-    if storage != "bfloat16":
-        return moved.astype(trace.dtype)
-    if jnp.iscomplexobj(moved):
-        parts = (_up_or_down(x, count) for x in (moved.real, moved.imag))
-        return jax.lax.complex(*parts).astype(trace.dtype)
-    return _up_or_down(moved, count).astype(jnp.bfloat16)
+    if storage == "bfloat16" and jnp.iscomplexobj(moved):
+        moved = jax.lax.complex(*(_up_or_down(x, count) for x in (moved.real, moved.imag)))
+    elif storage == "bfloat16":
+        moved = _up_or_down(moved, count)
+    return moved.astype(trace.dtype)
 
 
 def _up_or_down(array: jax.Array, count: jax.Array) -> jax.Array:
