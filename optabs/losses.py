@@ -139,8 +139,6 @@ def huber(predictions: ArrayLike, targets: ArrayLike, delta: ArrayLike = 1.0) ->
     Source: named in survey section 1; the errors are optax.huber_loss.
     """
     check(POSITIVE, delta=delta)
-    if jnp.ndim(delta):
-        raise ValueError(f"delta has shape {jnp.shape(delta)}; pass one number above 0.")
     predictions, targets = vectors(predictions, targets)
     delta = jnp.asarray(delta, predictions.dtype)
     return jnp.mean(optax.huber_loss(predictions, targets, delta=delta), axis=-1)

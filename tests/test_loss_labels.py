@@ -36,7 +36,8 @@ REFUSED = [
     (losses.huber, (x2, x2, 0.0), "delta is 0.0; pass a finite number above 0."),
     (losses.huber, (x2, x2, math.nan), "delta is nan; pass a finite number above 0."),
     (losses.huber, (x2, x2, True), "delta is True, a bool; pass a finite number above 0."),
-    (losses.huber, (x2, x2, jnp.ones(2)), "delta has shape (2,); pass one number above 0."),
+    (losses.huber, (x2, x2, jnp.ones(2)), "delta is an array float32[2]; pass a finite number "
+     "above 0."),
     (losses.hinge, (0.0, 0), "scores are a scalar; pass a last axis of classes."),
     (losses.hinge, (np.zeros((2, 1)), i2), "scores have shape (2, 1); pass a last axis of 2 "
      "or more classes."),
