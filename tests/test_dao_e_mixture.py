@@ -135,6 +135,10 @@ class TestSteered:
         with pytest.raises(ValueError, match="transformation is the function adam; pass what"):
             optabs.steered(optabs.adam)
 
+    def test_the_multiplier_is_not_left_out(self) -> None:
+        with pytest.raises(ValueError, match=r"multiplier_rate is None.*; pass a finite"):
+            optabs.steered(optabs.adam(0.1), multiplier_rate=None)  # type: ignore[arg-type]
+
 
 class TestLion:
     """dao_e's own, without the slow form of jnp.sign."""

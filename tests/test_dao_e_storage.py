@@ -280,8 +280,7 @@ def test_state_keeps_its_dtypes_where_gradients_have_another_width(
     params: str, grads: str, storage: Any
 ) -> None:
     with jax.enable_x64(True):
-        experts = {"sgd": optabs.sgd(0.1), "adam": optabs.adam(0.1)}
-        optimizer = optabs.dao_e(experts=experts, previous=storage)
+        optimizer = optabs.dao_e(0.1, previous=storage)
         given, gradient = (jax.ShapeDtypeStruct((64, 128), each) for each in (params, grads))
         state = jax.eval_shape(optimizer.init, given)
         updates, new = jax.eval_shape(optimizer.update, gradient, state, given)

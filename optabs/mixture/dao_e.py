@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import as_transformation
+from optabs._checks import NONNEGATIVE, as_transformation, check
 from optabs._numerics import new_count, transformation
 from optabs._tree import is_box, tree_where
 from optabs.mixture import controller as control
@@ -287,6 +287,7 @@ def steered(
     Source: hypergradient descent, Baydin et al., arXiv 1703.04782.
     """
     inner = as_transformation("transformation", transformation)
+    check(NONNEGATIVE, multiplier_rate=multiplier_rate)
     controller = Controller(cap=cap, gamma=gamma, multiplier_rate=multiplier_rate)
     return dao_e(experts={"steered": inner}, controller=controller)
 

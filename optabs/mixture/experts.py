@@ -25,7 +25,10 @@ DEFAULT_RATE = 1e-3
 
 
 def lion(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """optax.lion without weight decay, bit for bit, and without the slow form of its sign."""
+    """optax.lion without weight decay, bit for bit, and without the slow form of its sign.
+
+    Wider gradients do not widen its state.
+    """
     check(RATE, learning_rate=learning_rate)
     inner, b1 = optax.scale_by_lion(), 0.9
 
@@ -33,7 +36,8 @@ def lion(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationE
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
         signs = jax.tree.map(lambda g, m: _sign((1.0 - b1) * g + b1 * m), updates, state.mu)
-        return signs, inner.update(updates, state, params)[1]
+        new: Any = inner.update(updates, state, params)[1]
+        return signs, jax.tree.map(lambda n, old: n.astype(old.dtype), new, state)
 
     signs = optax.GradientTransformation(inner.init, update_fn)
     return full_precision(optax.chain(signs, optax.scale_by_learning_rate(learning_rate)))
