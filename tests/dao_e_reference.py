@@ -168,8 +168,7 @@ def mixture(
             z = 1.0
             if cosines[0] > 0 and c < 0:
                 z = max(too_far[0], min(1.0, x / 0.02) ** 2)
-            calm = max(1 - _norm(g) / (0.5 * high), 0.0)
-            calm *= np.clip((0.85 - median / high) / 0.25, 0.0, 1.0)
+            calm = max(1 - median / (0.7 * high), 0.0)
             shorter = z * cosines[0] + min(1.0, _norm(g) / median) * cosines[1]
             shorter += calm * max(_cosine(long, theta) - 0.5, 0.0)
             c = min(max(c - rule.multiplier_rate * fall * shorter, -7.0), 3.0)

@@ -48,7 +48,7 @@ class TestWhatNormsTell:
         of_norm, kept = self.followed(norms)
         assert np.all(of_norm[:500, 1] == 0)
         np.testing.assert_allclose(
-            of_norm[-1, 1], 1 - 0.1 / control.CALM / kept[-1, 1], rtol=1e-4
+            of_norm[-1, 1], 1 - kept[-1, 0] / control.CALM / kept[-1, 1], rtol=1e-4
         )
         assert of_norm[-1, 1] > 0.6
 
@@ -229,9 +229,10 @@ def _linear(sizes: jax.Array, batch: int, noise: float) -> Callable[..., Any]:
 
 
 def _weigh_by_n(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As if every gradient weighed the same, and were calm below half of n."""
-    *_, kept = WEIGH_NORM(norm, kept)
-    return jnp.ones([]), jnp.maximum(1 - norm / control.CALM / kept[1], 0), kept
+    """As if every gradient weighed the same, and were calm below half of n, which falls."""
+    *_, after = WEIGH_NORM(norm, kept)
+    high = jnp.maximum(0.999 * kept[1], after[0])
+    return jnp.ones([]), jnp.maximum(1 - norm / 0.5 / high, 0), after.at[1].set(high)
 
 
 def _weigh_by_largest(
@@ -239,7 +240,7 @@ def _weigh_by_largest(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As if n were the largest norm, which is kept alone."""
     largest = jnp.maximum(0.998 * kept[1], norm)
-    calm = jnp.maximum(1 - norm / control.CALM / largest, 0)
+    calm = jnp.maximum(1 - norm / 0.5 / largest, 0)
     return jnp.ones([]), calm, kept.at[1].set(largest)
 
 

@@ -18,12 +18,12 @@ SHORT_STEP = 0.005  # the shorter than this, the less should weights shorten it
 TOO_FAR = 0.005  # a mean cosine with the trace: that of networks that still learn is near 0
 ALIKE = 0.05  # a sum of squared logarithms of lengths: of two, that one is 1.4 times the other
 GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
-CALM = 0.5  # the share of a large gradient's norm below which little is left to learn
-MEDIAN_STEP = 0.05  # of its logarithm; a median, since a few large ones should not tell
+CALM = 0.7  # the share of large norms below which the median's tells of little left to learn
+MEDIAN_STEP = (
+    0.05  # of its logarithm; a median: single examples' norms, large or small, differ
+)
 FORGETTING = 0.25  # the power of time by which large norms are forgotten: long runs know them
 FIRST_NORMS = 20  # of which the median begins as the geometric mean
-# Norms of single examples are often small while much is left to learn: their median tells.
-FALLING, FALLEN = 0.85, 0.6  # shares of a large one, where it begins to count and does wholly
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
 MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
 PAPER_RATE = 0.05  # of b and W, as published
@@ -78,8 +78,7 @@ class Controller(NamedTuple):
     with :math:`u_k` as :math:`u`, of :math:`\cos(g, P_k)`; :math:`z = 1` unless
     :math:`\cos(g, s) > 0` and :math:`c < 0`, and :math:`y = 1` without a multiplier. And
 
-    .. math:: r = \max\Big(0, 1 - \frac{\|g\|}{0.5\, n}\Big)\,
-              \mathrm{clip}\Big(\frac{0.85 - M / n}{0.25}, 0, 1\Big)
+    .. math:: r = \max\Big(0, 1 - \frac{M}{0.7\, n}\Big)\,
               \max(0, \cos(S, \theta) - 0.5),
     .. math:: M \leftarrow M\, \exp(0.05\, \mathrm{sign}(\|g\| - M)), \qquad
               n \leftarrow \max\big((1 - \tfrac{1}{4t})\, n, M\big):
@@ -351,9 +350,8 @@ def weigh_norm(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array, 
     high = jnp.where(first, median, jnp.maximum((1 - FORGETTING / number) * high, median))
     kept = jnp.where(some, jnp.stack([median, high, number]), kept)
     median, high = jnp.maximum(kept[:2], _LEAST)
-    calm = jnp.maximum(jnp.where(some, 1 - norm / high / CALM, 0.0), 0.0)
-    fallen = jnp.clip((FALLING - median / high) / (FALLING - FALLEN), 0.0, 1.0)
-    return jnp.minimum(norm / median, 1.0), calm * fallen, kept
+    calm = jnp.maximum(jnp.where(some, 1 - median / high / CALM, 0.0), 0.0)
+    return jnp.minimum(norm / median, 1.0), calm, kept
 
 
 def shares(
