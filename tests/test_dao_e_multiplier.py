@@ -251,8 +251,8 @@ def _weigh_by_largest(
     [
         # Of rare batches the norm is ten times as large, and of many a hundredth.
         (0.01 ** (np.arange(20) / 38), 32, 3.0, (0.05, 10.0), 0.03),
-        (np.ones(200), 8, 10.0, (0.4, 0.01), 3.0),
-        (np.ones(200), 1, 10.0, (0.0, 1.0), 20.0),
+        (np.ones(200), 8, 10.0, (0.4, 0.01), 2.5),
+        (np.ones(200), 1, 10.0, (0.0, 1.0), 11.0),
     ],
     ids=["rare large batches", "small batches", "single examples"],
 )
@@ -284,6 +284,6 @@ def test_norms_that_vary_do_not_end_the_training(
         return (optax.apply_updates(params, updates), state), loss
 
     start = jnp.zeros(sizes.shape)
-    keys = jax.random.split(jax.random.key(0), 10_000)
+    keys = jax.random.split(jax.random.key(0), 3000)
     _, losses = jax.lax.scan(step, (start, optimizer.init(start)), keys)
     assert (float(jnp.mean(losses[-500:])) < most) != as_before
