@@ -156,7 +156,7 @@ def mixture(
             median *= (_norm(g) / median) ** (1 / (t + 1))
         else:
             median *= np.exp(0.05 * np.sign(_norm(g) - median))
-        high = max((1 - 0.25 / (t + 1)) * high, median) if t >= 20 else median
+        high = max((1 - 0.25 / (t + 1)) * high, median) if t >= 40 else median
         if t > 0 and rule.multiplier_rate is not None:
             cosines = [_cosine(g, s), _cosine(g, long)]
             by_expert = [0.0 if rule.rate is None else _cosine(g, p) for p in traces]

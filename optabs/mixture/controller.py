@@ -23,7 +23,7 @@ MEDIAN_STEP = (
     0.05  # of its logarithm; a median: single examples' norms, large or small, differ
 )
 FORGETTING = 0.25  # the power of time by which large norms are forgotten: long runs know them
-FIRST_NORMS = 20  # of which the median begins as the geometric mean
+FIRST_NORMS = 20  # the median begins as their geometric mean, and n as many norms later
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
 MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
 PAPER_RATE = 0.05  # of b and W, as published
@@ -86,8 +86,9 @@ class Controller(NamedTuple):
     steps that mostly enlarge the parameters, when gradients have become small, make a
     network surer of what it has learned by heart, and shorten. The norms' running median
     :math:`M` begins as the geometric mean of the first twenty; a gradient of 0 is not
-    counted, and has :math:`r = 0`. :math:`n` is the largest of all :math:`M`, by the fourth
-    root of their share of the time; a loss whose scale falls is taken for one that is learned.
+    counted, and has :math:`r = 0`. :math:`n`, which is :math:`M` until the fortieth, is the
+    largest of them since, by the fourth root of its share of the time; a loss whose scale
+    falls is taken for one that is learned.
     :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries
     every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
     has whole. Cosines and :math:`x` are estimated from these entries. An expert with
@@ -347,7 +348,8 @@ def weigh_norm(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array, 
     first = number <= FIRST_NORMS
     moved = jnp.where(first, distance / number, MEDIAN_STEP * jnp.sign(distance))
     median = jnp.where(known, median * jnp.exp(moved), norm)
-    high = jnp.where(first, median, jnp.maximum((1 - FORGETTING / number) * high, median))
+    high = jnp.maximum((1 - FORGETTING / number) * high, median)
+    high = jnp.where(number <= 2 * FIRST_NORMS, median, high)
     kept = jnp.where(some, jnp.stack([median, high, number]), kept)
     median, high = jnp.maximum(kept[:2], _LEAST)
     calm = jnp.maximum(jnp.where(some, 1 - median / high / CALM, 0.0), 0.0)
