@@ -23,7 +23,8 @@ MEDIAN_STEP = (
     0.05  # of its logarithm; a median: single examples' norms, large or small, differ
 )
 FORGETTING = 0.25  # the power of time by which large norms are forgotten: long runs know them
-FIRST_NORMS = 20  # the median begins as their geometric mean, and n as many norms later
+FIRST_NORMS = 20  # of which the median begins as the geometric mean
+SETTLED_NORMS = 40  # after so many it is a median: outliers among the first do not count as n
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
 MIN_LOG, MAX_LOG = -7.0, 3.0  # of the multiplier: 1/1000 to 20
 PAPER_RATE = 0.05  # of b and W, as published
@@ -349,7 +350,7 @@ def weigh_norm(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array, 
     moved = jnp.where(first, distance / number, MEDIAN_STEP * jnp.sign(distance))
     median = jnp.where(known, median * jnp.exp(moved), norm)
     high = jnp.maximum((1 - FORGETTING / number) * high, median)
-    high = jnp.where(number <= 2 * FIRST_NORMS, median, high)
+    high = jnp.where(number <= SETTLED_NORMS, median, high)
     kept = jnp.where(some, jnp.stack([median, high, number]), kept)
     median, high = jnp.maximum(kept[:2], _LEAST)
     calm = jnp.maximum(jnp.where(some, 1 - median / high / CALM, 0.0), 0.0)
