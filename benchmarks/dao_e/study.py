@@ -148,7 +148,7 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
 NEED_IMAGES = ("mnist", "fashion", "decay", "cnn", "resnet8")
 
 CONSTANTS = {  # of the rule
-    name: value for name, value in vars(control).items() if isinstance(value, float)
+    name: value for name, value in vars(control).items() if isinstance(value, int | float)
 }
 EXPERTS = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp", "lion": "Lion"}  # labels
 
