@@ -19,9 +19,7 @@ TOO_FAR = 0.005  # a mean cosine with the trace: that of networks that still lea
 ALIKE = 0.05  # a sum of squared logarithms of lengths: of two, that one is 1.4 times the other
 GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
 CALM = 0.7  # the share of large norms below which the median's tells of little left to learn
-MEDIAN_STEP = (
-    0.05  # of its logarithm; a median: single examples' norms, large or small, differ
-)
+MEDIAN_STEP = 0.05  # of its logarithm; a median, since a few large ones should not tell
 FORGETTING = 0.25  # the power of time by which large norms are forgotten: long runs know them
 FIRST_NORMS = 20  # of which the median begins as the geometric mean
 SETTLED_NORMS = 40  # after so many it is a median: outliers among the first do not count as n
@@ -89,9 +87,9 @@ class Controller(NamedTuple):
     :math:`M` begins as the geometric mean of the first twenty; a gradient of 0 is not
     counted, and has :math:`r = 0`. :math:`n`, which is :math:`M` until the fortieth, is the
     largest of them since, by the fourth root of its share of the time; a loss whose scale
-    falls is taken for one that is learned.
-    :math:`s` and :math:`S` are kept in bfloat16 and thinned: of a leaf of :math:`N` entries
-    every :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
+    falls is taken for one that is learned. :math:`s` and :math:`S` are kept in bfloat16 and
+    thinned: of a leaf of :math:`N` entries every
+    :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
     has whole. Cosines and :math:`x` are estimated from these entries. An expert with
     :math:`d_{kl} = 0`, as one that made no update, is left out of the means and keeps its
     share, and in a step with products that are not finite no weights are learned.

@@ -36,8 +36,7 @@ def lion(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformationE
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
         signs = jax.tree.map(lambda g, m: _sign((1.0 - b1) * g + b1 * m), updates, state.mu)
-        new: Any = inner.update(updates, state, params)[1]
-        return signs, jax.tree.map(lambda n, old: n.astype(old.dtype), new, state)
+        return signs, optax.tree.cast_like(inner.update(updates, state, params)[1], state)
 
     signs = optax.GradientTransformation(inner.init, update_fn)
     return full_precision(optax.chain(signs, optax.scale_by_learning_rate(learning_rate)))
