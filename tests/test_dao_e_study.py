@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import RESULTS, assert_reported, call
+from commands import assert_reported, call
 from dao_e_problem import drawn
 
 from benchmarks import dao_e
@@ -235,10 +235,6 @@ def test_a_warmed_up_rate_rises_and_falls():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not Records(RESULTS / "dao_e").select(kind="selection"),
-    reason="the committed records are those of the study before",
-)
 def test_the_committed_records_give_the_committed_tables(tmp_path, monkeypatch):
     assert_reported("dao_e", tmp_path, monkeypatch)
     runs = Runs(Records(tmp_path))
