@@ -108,6 +108,12 @@ def _mask(value: Any) -> str | None:
     return None
 
 
+def _float32_decay(value: Any) -> str | None:
+    if (fault := DECAY(value)) or not isinstance(value, float) or np.float32(value) < 1:
+        return fault
+    return f"is {float(value)!r}, which is 1 in float32; pass a smaller one"
+
+
 SHARE = within(0.0, math.nextafter(1.0, 2.0), "a number in [0, 1]")
 BELOW_ONE = within(0.0, 1.0, "a number in [0, 1)")
 NONNEGATIVE = within(0.0, math.inf, "a finite number that is 0 or more")
@@ -118,6 +124,7 @@ EPS = precise(NONNEGATIVE)
 
 RATE: Rule = _rate
 WHOLE: Rule = _whole
+DECAY32: Rule = _float32_decay  # of what is float32 whatever the parameters are
 MASK: Rule = _mask
 
 

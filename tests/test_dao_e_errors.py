@@ -100,6 +100,10 @@ CONSTRUCTION: list[tuple[dict[str, Any], str]] = [
     ({"controller": Controller(gamma=1.0)}, "gamma is 1.0; pass a number in [0, 1)."),
     ({"controller": Controller(gamma=-0.1)}, "gamma is -0.1; pass a number in [0, 1)."),
     ({"controller": Controller(gamma=np.nan)}, "gamma is nan; pass a number in [0, 1)."),
+    (
+        {"controller": Controller(gamma=0.99999999)},
+        "gamma is 0.99999999, which is 1 in float32; pass a smaller one.",
+    ),
     ({"controller": Controller(gamma=None)}, "gamma is None, a NoneType; pass a number in"),
     ({"controller": Controller(gamma=jnp.bfloat16(0.99))}, "gamma came as bfloat16, too coar"),
     ({"controller": Controller(cap=0.0)}, "cap is 0.0; pass a finite number above 0."),
@@ -235,7 +239,7 @@ TRACE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", TRACE)
 def test_at_the_first_trace(name: str, compiled: bool) -> None:
     settings, given, sentence = TRACE[name]
-    optimizer = optabs.dao_e(**{"experts": BUILT, **settings})
+    optimizer = optabs.dao_e(**{"experts": BUILT | {"b": BUILT["sgd"]}, **settings})
     state = optimizer.init(POSITION)
     before = jax.tree.map(np.asarray, state)
     call = {"params": POSITION, **given}
@@ -326,7 +330,7 @@ def test_a_traced_loss_of_the_wrong_shape_is_named_by_its_shape() -> None:
 
 
 def test_a_feature_that_changes_its_length_later_is_refused_then() -> None:
-    optimizer = optabs.dao_e(experts=BUILT, features=((lambda seen: seen.batch, 2),))
+    optimizer = optabs.dao_e(features=((lambda seen: seen.batch, 2),))
     update = jax.jit(optimizer.update)
     state = optimizer.init(POSITION)
     _, state = update(POSITION, state, POSITION, batch=jnp.ones(2))

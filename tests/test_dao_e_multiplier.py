@@ -29,7 +29,7 @@ class TestWhatNormsTell:
         _, (of_norm, kept) = jax.lax.scan(step, jnp.zeros(3), jnp.asarray(norms, jnp.float32))
         return np.asarray(of_norm), np.asarray(kept)
 
-    def test_half_exceed_the_median_and_fewer_the_largest_of_late(self) -> None:
+    def test_half_exceed_the_median_and_fewer_the_largest_median(self) -> None:
         norms = np.exp(np.random.default_rng(0).normal(size=20_000))
         of_norm, kept = self.followed(norms)
         assert 0.45 < np.mean(of_norm[1000:, 0] == 1) < 0.55

@@ -132,7 +132,7 @@ class TestAbsence:
         still = moved(states.controller.matrix, controller.decay)
         assert not still[columns].any()
         assert np.delete(still, columns).all()
-        for moment in states.controller.moments:  # of the rule "adam", which rest as well
+        for moment in states.controller.moments:  # of the published rule, which rest as well
             assert not moved(moment)[columns].any()
         inputs = states.controller.inputs
         assert np.all(inputs[:, columns] == 0)

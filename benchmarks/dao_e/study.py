@@ -209,7 +209,7 @@ ABLATIONS: dict[str, Form] = {
 MIXTURES = FORMS | ABLATIONS
 NADAMW, FREE, PRODIGY = "nadamw", "schedule_free_adamw", "prodigy"
 NEIGHBOURS = {NADAMW: "NadamW", FREE: "schedule-free AdamW", PRODIGY: "Prodigy"}
-# What only has records: optabs 0.1 had this rule, up to commit 1abad39.
+# What only has records: dao_e had this rule up to commit 1abad39.
 RETIRED = {"today": "DAO-E by the last update"}
 LABELS = EXPERTS | {name: form.label for name, form in MIXTURES.items()} | RETIRED | NEIGHBOURS
 FINALISTS = tuple(name for name in LABELS if name not in ABLATIONS)

@@ -31,8 +31,9 @@ SECONDS = 20.0  # per comparison and mode; after these, only the fewest rounds a
 COPY = "copy"  # of as many bytes as the optimizer has to move
 DAO_E, ADAM = "dao_e", "optax.adam"
 STEERED = "steered, adam"
-BASELINES = (f"{DAO_E}, uniform", f"{DAO_E}, paper", STEERED)  # no bar was set for them
-TRAINED = (DAO_E, STEERED, ADAM)  # also inside the training of networks
+EQUAL = f"{DAO_E}, rate=None"
+BASELINES = (f"{DAO_E}, uniform", f"{DAO_E}, paper", EQUAL, STEERED)  # without a bar
+TRAINED = (DAO_E, EQUAL, STEERED, ADAM)  # also inside the training of networks
 ALONE = " alone"
 BATCH = 128
 IMAGE = (32, 32, 3)  # what features are taken of where no network is trained
@@ -137,6 +138,7 @@ def contenders() -> dict[str, Maker]:
     features = optabs.features.ALL
     made[BASELINES[0]] = lambda: optabs.dao_e(controller=uniform)
     made[BASELINES[1]] = lambda: optabs.dao_e(controller=paper, features=features)
+    made[EQUAL] = lambda: optabs.dao_e(controller=optabs.Controller(rate=None))
     made[STEERED] = lambda: optabs.steered(optax.adam(experts.DEFAULT_RATE))
     made[ADAM] = lambda: optax.adam(experts.DEFAULT_RATE)
     for name, make in experts.DEFAULT.items():

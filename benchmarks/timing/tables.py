@@ -174,7 +174,7 @@ def _training(records: Records) -> Table:
     rows = []
     for record in records.select(kind=DAO_E, setting="training"):
         times = record.result["seconds"]
-        for side in TRAINED:
+        for side in (each for each in TRAINED if each in times):
             whole, own = times[f"training, {side}"], times[side]
             share, over = ratio(own, whole).percent, ratio(whole, times[f"training, {ADAM}"])
             medians = f"{1e3 * median(whole):.2f}|{1e3 * median(own):.2f}"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optabs._checks import BELOW_ONE, DECAY, NONNEGATIVE, POSITIVE, check, optional, short
+from optabs._checks import BELOW_ONE, DECAY32, NONNEGATIVE, POSITIVE, check, optional, short
 from optabs._numerics import correct_bias, update_moment
 
 MIN_VARIANCE_RATE = 0.02  # the variance of the advantages covers about 50 steps
@@ -18,9 +18,9 @@ SHORT_STEP = 0.005  # the shorter than this, the less should weights shorten it
 TOO_FAR = 0.005  # a mean cosine with the trace: that of networks that still learn is near 0
 ALIKE = 0.05  # a sum of squared logarithms of lengths: of two, that one is 1.4 times the other
 GROWTH = 0.5  # the cosine of steps with the parameters above which they mostly enlarge them
-CALM = 0.7  # the share of large norms below which the median's tells of little left to learn
+CALM = 0.7  # the share of n below which M tells that little is left to learn
 MEDIAN_STEP = 0.05  # of its logarithm; a median, since a few large ones should not tell
-FORGETTING = 0.25  # the power of time by which large norms are forgotten: long runs know them
+FORGETTING = 0.25  # n falls by this power of time where M does not renew it: long runs know it
 FIRST_NORMS = 20  # of which the median begins as the geometric mean
 SETTLED_NORMS = 40  # after so many it is a median: outliers among the first do not count as n
 FEATURE_RATE = 0.03  # of W: the features are up to 3, and there are several
@@ -84,19 +84,21 @@ class Controller(NamedTuple):
 
     steps that mostly enlarge the parameters, when gradients have become small, make a
     network surer of what it has learned by heart, and shorten. The norms' running median
-    :math:`M` begins as the geometric mean of the first twenty; a gradient of 0 is not
-    counted, and has :math:`r = 0`. :math:`n`, which is :math:`M` until the fortieth, is the
-    largest of them since, by the fourth root of its share of the time; a loss whose scale
-    falls is taken for one that is learned. :math:`s` and :math:`S` are kept in bfloat16 and
-    thinned: of a leaf of :math:`N` entries every
-    :math:`\min(16, \lfloor N / 2048 \rfloor)`-th along its longest axis that one device
-    has whole. Cosines and :math:`x` are estimated from these entries. An expert with
-    :math:`d_{kl} = 0`, as one that made no update, is left out of the means and keeps its
-    share, and in a step with products that are not finite no weights are learned.
+    :math:`M` begins as the geometric mean of the first twenty. :math:`n` is :math:`M` until
+    the fortieth, and then the largest :math:`M`, forgotten like :math:`t^{-1/4}`; its
+    :math:`t` counts the gradients but those of 0, which have :math:`r = 0`. A loss whose
+    scale falls is taken for one that is learned. :math:`s` and :math:`S` are kept in bfloat16
+    and thinned: of a leaf of :math:`N` entries every
+    :math:`\max(1, \min(16, \lfloor N / 2048 \rfloor))`-th along its longest axis that one
+    device has whole. From these entries cosines and :math:`x` are estimated, and
+    :math:`d` and :math:`\|P\|` from those that are kept of :math:`P`. An expert with
+    :math:`d_{kl} = 0`, as one that made no update, is left out of the means over experts, and
+    its :math:`b` only decays; in a step with products that are not finite nothing is learned
+    of the weights. The mean of :math:`b` over the experts is taken away.
 
     Attributes:
-      cap: the longest share that an expert has in a step, in norms of the parameters (at
-        least 1); None for no cap.
+      cap: of an expert's update, above 0, in units of :math:`\max(\|\theta\|, 1)`; None
+        for no cap.
       floor: the least weight of an expert, in [0, 1/K).
       rate: of b, above or equal to 0. None freezes the weights: uniform.
       decay: of b and W in every step, in [0, 1).
@@ -121,8 +123,9 @@ class Controller(NamedTuple):
 
     @classmethod
     def paper(cls) -> "Controller":
-        """As published: one set of weights for all leaves, learned by Adam at 0.05 (`rate`)
-        from the last update alone; no cap, no floor and no multiplier."""
+        """As published: one set of weights for all leaves, learned by Adam from the last
+        update alone, b at 0.05 (`rate`) and W at 0.05; no cap, no floor, no multiplier, and
+        no eps in this Adam, so that the loss's scale does not matter."""
         return _Paper(None, 0.0, PAPER_RATE, 0.0, 0.0, None)
 
     @classmethod
@@ -152,7 +155,7 @@ def check_controller(controller: Controller, experts: int) -> None:
         raise ValueError(f"controller is {short(controller)}; pass an optabs.Controller(...).")
     check(optional(POSITIVE), cap=controller.cap)
     check(BELOW_ONE, floor=controller.floor, decay=controller.decay)
-    check(DECAY, gamma=controller.gamma)
+    check(DECAY32, gamma=controller.gamma)
     check(
         optional(NONNEGATIVE), rate=controller.rate, multiplier_rate=controller.multiplier_rate
     )
@@ -206,7 +209,8 @@ def learn(
     """The state after the next gradient.
 
     `products` are d, `norms` the traces', in any unit that a leaf's have in common: float32
-    [L, K]. `share` is y of short experts, and of long ones at least: float32 [1 + K]; None: 1.
+    [L, K]. `share` are the larger of u, and each u_k, and min(1, x / 0.005): y of short
+    experts is the first, of long ones the larger of it and their own; None: 1.
     """
     published = isinstance(controller, _Paper)
     if published:
@@ -337,7 +341,7 @@ def _safe_sqrt(square: jax.Array) -> jax.Array:
 def weigh_norm(norm: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A gradient's norm over M, at most 1; what r has beside the cosine, float32 []; and what
     is kept of norms, M, n and of how many they are: float32 [3]."""
-    # At rest the slope of a norm is not finite over one of 0, and a huge norm is not.
+    # A norm has no finite slope at 0, and a huge norm is not finite itself.
     norm = jax.lax.stop_gradient(jnp.minimum(norm, 1e38))
     median, high, number = kept
     some, known = norm > _LEAST, median > 0
@@ -362,8 +366,8 @@ def shares(
     length: jax.Array,
     steps: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """v, and y at least, of the mixture and of long experts: float32 [1 + K]; and z: []. The
-    cosines are the gradient's with S and the traces of experts that learn; `length` is x."""
+    """v and `share` as `learn` takes it, float32 [1 + K], or [1] where no weights are learned;
+    and z: []. `cosines` are the gradient's with S and with each P, and `length` is x."""
     rate = jnp.maximum(1 / jnp.maximum(steps, 1), 1 - jnp.asarray(controller.gamma))
     means = means + rate.astype(jnp.float32) * (cosines - means)
     far = jnp.square(jnp.clip(means / TOO_FAR, 0.0, 1.0))

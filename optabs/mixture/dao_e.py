@@ -54,11 +54,11 @@ def dao_e(
     .. math:: \theta_l \leftarrow \theta_l + e^c \sum_k \alpha_{kl}\, U_{kl}, \qquad
               P_k \leftarrow \gamma P_k + U_k
 
-    for the leaves :math:`l` of the parameters and the experts' updates :math:`U_k`, each
-    shortened to 5 % of the parameters' norm (of 1, where that is less) if it is longer. The
-    next gradients tell what each share did to the loss, :math:`\langle g_l, P_{kl}\rangle`,
-    and :math:`\alpha` and :math:`c` learn from it: see :class:`optabs.Controller`, and
-    :mod:`optabs.features` for what else they may look at.
+    for the leaves :math:`l` of the parameters and the experts' updates :math:`U_k`, each so
+    short that it, times :math:`e^c` where that is above 1, has at most 5 % of the parameters'
+    norm, or of 1 where that is less. The next gradients tell what each share did to the loss,
+    :math:`\langle g_l, P_{kl}\rangle`, and :math:`\alpha` and :math:`c` learn from it: see
+    :class:`optabs.Controller`, and :mod:`optabs.features` for what else they may look at.
 
     `update(grads, state, params, value=loss, batch=mini_batch)`: the parameters are
     required, for the experts' updates are measured against their norm. The loss and the
@@ -67,11 +67,11 @@ def dao_e(
     clip them after it.
 
     A gradient that is not finite gives a step of zero and changes no state at all. Entries of
-    an expert's update that are not finite, or whose square is not, count as 0, as does a whole
-    update with such a norm, and entries of its state that are not finite start anew. The rule
-    does not depend on the loss's scale; steps of an expert such as SGD do. For derivatives
-    through updates the experts must allow them: the default ones divide by a root that has no
-    finite slope at 0, so pass such as `optabs.adam(1e-3, eps_root=1e-8)`.
+    an expert's update that are not finite, or whose square is not, count as 0, as under a cap
+    does a whole update with such a norm, and entries of its state that are not finite start
+    anew. The rule does not depend on the loss's scale; steps of an expert such as SGD do. For
+    derivatives through updates the experts must allow them: two of the default ones divide by
+    a root that has no finite slope at 0, so pass such as `optabs.adam(1e-3, eps_root=1e-8)`.
 
     Args:
       learning_rate: the experts' common rate, in parameter units; a number, a traced scalar
@@ -82,17 +82,17 @@ def dao_e(
       controller: how the weights are formed and learned, an :class:`optabs.Controller`;
         `Controller.paper()` with `optabs.features.ALL` is DAO-E as published,
         `Controller.uniform()` plain equal weights.
-      features: pairs (function, length), such as `optabs.features.ALL`. By default none:
-        in the study they hardly gained anything.
-      previous: how the traces are kept: "thinned" (of leaves of 4,096 entries and more every
-        2nd, of 32,768 and more every 16th along the longest axis that one device has whole),
-        or whole in "bfloat16" or "float32".
+      features: pairs (function, length), such as `optabs.features.ALL`; none by default.
+        They are not looked at where no weights are learned.
+      previous: how the traces are kept: "thinned" (of leaves of 4,096 entries every 2nd, of
+        32,768 and more every 16th along the longest axis that one device has whole), or
+        whole in "bfloat16" or "float32".
 
     Returns:
       The optimizer. Updates have the gradient's shape and dtype. State is the experts' own, at
       least float32, of the default four 16 bytes a parameter; beside it 1.25 bytes a parameter
-      of leaves of 32,768 entries, up to 20 of others, with "bfloat16" 8.25 to 12; and per leaf
-      K(2 + n) + 1 float32 numbers for K experts and n features.
+      of leaves of 32,768 entries and more, up to 20 of others, with "bfloat16" 8.25 to 12,
+      "float32" 16.25 to 20; and per leaf K(2 + n) + 1 float32 numbers for n features.
 
     Raises:
       ValueError: for no experts, experts with rates of their own beside a learning_rate, a
@@ -125,7 +125,7 @@ def dao_e(
     check_controller(controller, len(members))
     chosen = observing.check_features(features)
     # Of the weight of a single expert, 1, there is nothing to learn.
-    learns = controller.rate is not None and (len(members) > 1 or bool(chosen))
+    learns = controller.rate is not None and len(members) > 1
     chosen = chosen if learns else ()
     inputs = 1 + sum(length for _, length in chosen) if learns else 0
     multiplied = controller.multiplier_rate is not None
@@ -256,11 +256,11 @@ def steered(
     where they point down the hill, and falls where they went too far, or where gradients are
     small by now and the steps mostly enlarge the parameters. This is
     :func:`optabs.dao_e` with one expert, whose :class:`optabs.Controller` has the equations;
-    what holds there for lost numbers and derivatives holds here.
+    what it says of updates that are not finite and of derivatives holds here.
 
     Args:
       transformation: any optax transformation with a rate of its own.
-      cap: the longest step, in norms of the parameters; None for no cap.
+      cap: above 0, of the update, in units of max(norm of the parameters, 1); None: no cap.
       multiplier_rate: of c, 0 or more.
       gamma: in [0, 1), of the trace.
 
@@ -295,10 +295,10 @@ def steered(
 def _if_finite(finite: jax.Array, step: Callable[[], Any], stay: Callable[[], Any]) -> Any:
     """What a step makes of a finite gradient; of another one what stays.
 
-    A step's second result is True, and known when the updates are measured: without it XLA
-    writes the new states for a GPU in the pass that measures, and copies the old ones for the
-    next. (The whole traces and a single expert move fewer bytes that way; theirs is known at
-    once.)
+    A step's second result is always True. For thinned traces it depends on the updates'
+    norms, so that XLA measures before it writes; else it writes the new states for a GPU in
+    the pass that measures, and copies the old ones. (Whole traces and a single expert move
+    fewer bytes so; theirs is a constant.)
     """
     if not isinstance(finite, jax.core.Tracer):
         return step()[0] if finite else stay()

@@ -4,7 +4,8 @@ A feature is a pair (function, length). The function takes an :class:`Observatio
 returns `length` real numbers, or None where an input that it needs is absent; those below
 return float32 []. A number that is absent or not finite is 0 for the controller, which learns
 nothing about it in that step and forgets a little (W decays); the others are standardised by
-running means and variances and clipped to ±3, so that the units of a feature do not matter.
+running means and variances and clipped to ±3, so that units matter only to a feature that
+varies by less than a thousandth of the larger of 1 and its mean, which is taken for rounding.
 
 Examples:
   >>> from optabs import features
@@ -105,7 +106,7 @@ def batch_entropy(observation: Observation) -> jax.Array | None:
     Real entries are counted in 32 bins over four standard deviations on either side of their
     mean, integers by their value modulo 128; where a batch has both, the two entropies are
     averaged by the numbers of entries. Of an array about 4096 entries are counted, evenly
-    spaced along all axes but the first.
+    spaced along all axes but the first, which stays whole; an integer's share is of these.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -282,7 +283,7 @@ def _standardized(
     difference = raw - state.average
     average = state.average + rate * difference
     variance = state.variance + rate * (difference * (raw - average) - state.variance)
-    # Changes below a thousandth of a feature's size may be rounding errors.
+    # Changes below a thousandth of a feature's size, or of 1, may be rounding errors.
     scale = jnp.sqrt(variance + 1e-6 * (1 + jnp.square(average)))
     known = present & (seen > WARM_UP)
     standard = jnp.where(known, jnp.clip((raw - average) / scale, -BOUND, BOUND), 0.0)

@@ -36,7 +36,7 @@ class MultiplierState(NamedTuple):
 
     log_multiplier: jax.Array  # float32 []: c
     cosines: jax.Array  # float32 [2]: of the last gradient with `step` and with `step_trace`
-    mean_cosines: jax.Array  # float32 [1 + K]: v, of the second; and with experts' traces
+    mean_cosines: jax.Array  # float32 [1 + K]: v, of the second and of experts' traces, or [1]
     step: Any  # s, bfloat16, like the parameters, thinned
     step_trace: Any  # S, likewise
     norms: jax.Array  # float32 [3]: M, the gradients' running median, n, and of how many
