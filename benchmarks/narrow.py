@@ -56,8 +56,8 @@ def _adamw8(rate: Any) -> optax.GradientTransformation:
     return made
 
 
-FULL = {"adam": Arm("adam", optabs.adam), "adam_abs": Arm("adam_abs", optabs.adam_abs)}
-NARROW = {
+ARMS = {
+    "adam": Arm("adam", optabs.adam),
     "adam_8bit": _narrow(optabs.adam, "8bit"),
     "adam_bfloat16": _narrow(optabs.adam, "bfloat16"),
     CORRECTED: _corrected("adam, narrow_params", optabs.adam),
@@ -67,11 +67,12 @@ NARROW = {
     UNCORRECTED: Arm(
         "adam, bfloat16 parameters", optabs.adam, evaluated=_widened, halves=True
     ),
+    "adam_abs": Arm("adam_abs", optabs.adam_abs),
     "adam_abs_8bit": _narrow(optabs.adam_abs, "8bit"),
     "adam_abs_bfloat16": _narrow(optabs.adam_abs, "bfloat16"),
     "adamw8": Arm("rollfast.adamw8", _adamw8),
 }
-ARMS = FULL | NARROW
+FULL = ("adam", "adam_abs")
 
 
 def _residual(source: pathlib.Path | None) -> Task:
@@ -133,7 +134,8 @@ def sections(records: Records) -> list[Table | str]:
         for row in itertools.product(TASKS, SETTINGS)
         if records.select(task=row[0], setting=row[1])
     }
-    lost = grid(title, "task", rows, {ARMS[arm].label: arm for arm in NARROW}, cell)
+    narrow = [arm for arm in ARMS if arm not in FULL and records.select(arm=arm)]
+    lost = grid(title, "task", rows, {ARMS[arm].label: arm for arm in narrow}, cell)
     return [*STUDY.tables(records), lost]
 
 
