@@ -239,7 +239,7 @@ def test_a_row_is_compiled_for_the_cpu_recorded_and_shown(
     assert compiled.bytes_of(record.key) == pytest.approx(record.result["bytes"], rel=1e-5)
     text = (tmp_path / "README.md").read_text()
     assert "compiled for this CPU (not run) by jaxlib" in text
-    assert "| sgd | 2 (0) | 2 | 12.0 | 12.0 | 0.0 |" in text
+    assert "| sgd | 2 (0) | 2 | 12.0 | 12.0 | 8.0 (0.0) |" in text
     before = (tmp_path / FILE).read_bytes()
     assert call(monkeypatch, line) == 0
     assert call(monkeypatch, f"accelerators --report --out {tmp_path}") == 0

@@ -175,26 +175,43 @@ def small(source: pathlib.Path | None) -> Task:
     return classification("digits", mlp(64, 32, 10), digits_splits(), steps=20, batch_size=32)
 
 
+def test_one_gradient_of_the_spiked_setting_is_too_large() -> None:
+    ((_, setting),) = [each for each in narrow.SETTINGS.items() if each[0]]
+    task = setting(small(None))._replace(schedule=lambda rate, steps: rate)
+    optimizer = task.optimizer(Arm("SGD", optax.sgd), 0.5)
+    params = {"w": np.float32(2)}
+    state, update, moved = optimizer.init(params), jax.jit(optimizer.update), []
+    for _ in range(narrow.SPIKE + 2):
+        updates, state = update({"w": np.float32(3)}, state, params)
+        moved.append(float(updates["w"]))
+    assert moved == [-1.5] * narrow.SPIKE + [-150.0, -1.5]
+
+
 @pytest.mark.slow
 def test_narrow_judges_what_it_trained(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = study.Grid(-6, -4)
-    own = narrow.STUDY._replace(tasks={"mnist": small}, need_images=(), grid=grid)
+    grid, settings = study.Grid(-6, -4), {"": narrow.SETTINGS[""]}
+    own = narrow.STUDY._replace(
+        tasks={"mnist": small}, need_images=(), grid=grid, settings=settings
+    )
     monkeypatch.setattr(narrow, "STUDY", own)
     monkeypatch.setattr(narrow, "command", command_of(own))
-    line = f"narrow --arms adam_abs,adam_abs_8bit --seeds 2 --out {tmp_path}"
+    arms = "adam", narrow.CORRECTED, narrow.UNCORRECTED, "adam_abs", "adam_abs_8bit"
+    line = f"narrow --arms {','.join(arms)} --seeds 2 --out {tmp_path}"
     assert call(monkeypatch, line) == 0
     kept = Records(tmp_path)
-    full, eight = (
-        [run.result["area"] for run in kept.select(kind="run", arm=arm)]
-        for arm in ("adam_abs", "adam_abs_8bit")
+    adam, corrected, uncorrected, full, eight = (
+        np.array([run.result["area"] for run in kept.select(kind="run", arm=arm)])
+        for arm in arms
     )
     np.testing.assert_allclose(eight, full, rtol=0.05)
+    np.testing.assert_allclose(corrected, adam, rtol=0.01)
+    assert np.all(np.abs(uncorrected - adam) > np.abs(corrected - adam))
     # A byte an entry and two a row; the biases stay float32.
     encoded = 64 * (32 + 2) + 32 * (10 + 2)
-    wanted = [8, 2 * (encoded + 4 * (32 + 10)) / (64 * 32 + 32 * 10 + 32 + 10)]
-    sizes = [tuning.result["bytes"] for tuning in kept.select(kind="tuning")]
+    wanted = [8, 9, 8, 8, 2 * (encoded + 4 * (32 + 10)) / (64 * 32 + 32 * 10 + 32 + 10)]
+    sizes = [kept.select(kind="tuning", arm=arm)[0].result["bytes"] for arm in arms]
     np.testing.assert_allclose(sizes, wanted, rtol=0.01)
     text = (tmp_path / "README.md").read_text()
     for part in ("| adam_abs, 8bit |", "bytes a parameter", "at most 2.2 |"):

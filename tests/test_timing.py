@@ -64,6 +64,7 @@ def test_the_networks_have_their_sizes():
     assert (len(shapes), sum(map(math.prod, shapes))) == (62, 11_173_962)
     kernels = [(3, 3, 3, 64), (3, 3, 64, 64), (3, 3, 512, 512), (1, 1, 256, 512), (512, 10)]
     assert [shapes.count(kernel) for kernel in kernels] == [1, 4, 3, 1, 1]
+    assert steps.shapes_of("1e5") == ((250, 400),)
     assert sum(map(math.prod, steps.shapes_of("mlp"))) == pytest.approx(1e6, rel=0.01)
 
 
@@ -170,8 +171,8 @@ def test_a_subject_writes_records_and_tables_and_goes_on_from_them(
     if line.startswith("step"):
         for mode in timing.MODES:
             assert [*found[mode]["seconds"]] == [*NARROW, steps.COPY]
-        # A code for each entry of a moment and a range for its only row, or float32.
-        for side, state in ((NARROW[0], 2 * (1 + 2 / 1e4)), (NARROW[3], 8)):
+        # A code for each entry of a moment and a range for each of 100 rows, or float32.
+        for side, state in ((NARROW[0], 2 * (1 + 200 / 1e4)), (NARROW[3], 8)):
             assert tables.state_of(found, side) == pytest.approx(state, abs=0.01)
             assert found["must_move_bytes"][side] == pytest.approx(12 + 2 * state, abs=0.02)
     elif line == "epoch":
@@ -214,7 +215,7 @@ def test_a_step_of_pytorch_is_called_in_turns_where_it_is_installed(tmp_path, mo
     assert call(monkeypatch, line) == 0
     (record,) = Records(tmp_path)
     found = record.result
-    assert made == [([(64,)], steps.RATE, True)]
+    assert made == [([(8, 8)], steps.RATE, True)]
     assert steps_made
     assert pytorch.ADAMW in found["call"]["seconds"]
     assert pytorch.ADAMW not in found["loop"]["seconds"]  # it has none

@@ -58,7 +58,7 @@ def units_of(trees: list[str], rows: list[str], devices: list[str]) -> Iterator[
 def measure(key: Key) -> dict[str, Any]:
     """What a row costs at a tree for a device, bytes for each parameter."""
     params, row, device = TREES[key.task](), ROWS[key.arm], DEVICES[key.setting]
-    entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    entries = _entries(params)
     least = 3 * tree_bytes(params) + 2 * tree_bytes(jax.eval_shape(row.make().init, params))
     compiled, seconds = _alone(key)
     memory, found = compiled.memory_analysis(), kernels_of(compiled.as_text() or "")
@@ -82,9 +82,12 @@ def measure(key: Key) -> dict[str, Any]:
 
 def bytes_of(key: Key) -> float:
     """What the kernels of a row move for each parameter: of `measure`, the bytes alone."""
-    entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(TREES[key.task]()))
     found = kernels_of(_alone(key)[0].as_text() or "")
-    return sum(each.moved for each in found) / entries
+    return sum(each.moved for each in found) / _entries(TREES[key.task]())
+
+
+def _entries(params: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def _alone(key: Key) -> tuple[jax.stages.Compiled, float]:
@@ -186,8 +189,9 @@ not there, and for a CPU.
 - Kernels: fusions, copies, reductions, custom calls and what else passes over arrays; of a
   conditional, those of its larger branch; those of a loop, such as Muon's, once. Large ones
   move at least {LARGE:g} of all bytes.
-- Bytes a parameter: of the kernels' operands and results in the device's memory; the least
-  there is, of state and parameters, read and written, and of the gradient; temporary memory.
+- Bytes a parameter: moved, of the kernels' operands and results in the device's memory; the
+  least there is, of state and parameters, read and written, and of the gradient; and what lies
+  in memory, parameters, state, gradient and, as XLA counts it, what is temporary.
 - Seconds to compile, on the record's machine, which may have had other work.
 - Collectives, and the bytes that each device receives: fully sharded, on a mesh whose devices
   each have a share of every larger array; and data-parallel, where each has all parameters,
@@ -199,6 +203,13 @@ not there, and for a CPU.
 def _number(result: Mapping[str, Any]) -> str:
     copies = sum(count for code, count in result["kernels"].items() if "copy" in code)
     return f"{sum(result['kernels'].values())} ({copies})"
+
+
+def _memory(result: Mapping[str, Any]) -> str:
+    # The least moves the gradient once, parameters and state twice.
+    kept = (result["least_bytes"] + result["param_bytes"]) / 2
+    temporary = result["temporary_bytes"]
+    return f"{kept + temporary:.1f} ({temporary:.1f})"
 
 
 def _sent(result: Mapping[str, Any], name: str) -> str:
@@ -213,7 +224,7 @@ COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "large": lambda result: str(result["large_kernels"]),
     "bytes": lambda result: f"{result['bytes']:.1f}",
     "least": lambda result: f"{result['least_bytes']:.1f}",
-    "temporary": lambda result: f"{result['temporary_bytes']:.1f}",
+    "memory (temporary)": _memory,
     "seconds": lambda result: f"{result['seconds']:.1f}",
     "fully sharded": lambda result: _sent(result, SHARDED),
     "data-parallel": lambda result: _sent(result, DATA_PARALLEL),
@@ -224,13 +235,15 @@ def sections(records: Records) -> Iterator[report.Table | str]:
     """A note, a table for each tree of parameters and device, and one of the population."""
     yield NOTE
     for tree, (name, device) in itertools.product(TREES, DEVICES.items()):
+        params = TREES[tree]()
+        size = {"param_bytes": tree_bytes(params) / _entries(params)}
         found = {row: each for row in ROWS if (each := records.get(Key(tree, row, name)))}
         if found:
             compilers = sorted({each.config["compiler"] for each in found.values()})
             title = f"{tree}, compiled for {device.title} by {', '.join(compilers)}: "
             title += "kernels, bytes a parameter and seconds to compile"
             title += f"; collectives on {device.mesh}" if device.mesh else ""
-            results = {row: each.result for row, each in found.items()}
+            results = {row: {**each.result, **size} for row, each in found.items()}
             yield report.grid(title, "step", results, COLUMNS, lambda own, cell: cell(own))
     sent = {
         f"{title} on {device.mesh}": {**each.result, "phase": phase}

@@ -213,6 +213,7 @@ class Study(NamedTuple):
     module: str  # `__name__` of the file that has it as STUDY
     tasks: Mapping[str, Callable[[pathlib.Path | None], Task]]  # from the folder of images
     arms: Mapping[str, Arm]
+    peers: Collection[str] = ()  # arms of other libraries, trained only where they are named
     bars: Callable[[Records], Sequence[report.Bar]] = lambda records: ()
     grid: Grid = Grid()
     need_images: Collection[str] = ()  # tasks that read the folder of images
@@ -346,6 +347,8 @@ def command_of(study: Study) -> Callable[..., None]:
         out: given.OutOption = None,
     ) -> None:
         names = given.some_of(arms, "arms", study.arms, separator=separator)
+        if arms == "all":
+            names = [name for name in names if name not in study.peers]
         kept = given.some_of(settings, "settings", study.settings, separator=";")
         selected = study._replace(settings={name: study.settings[name] for name in kept})
         needy = study.need_images

@@ -89,6 +89,8 @@ class Arm(NamedTuple):
     """From the optimizer's state to what is drawn beside the loss."""
     evaluated: Callable[[Any, Any], Any] = lambda state, params: params
     """(state, parameters) -> those at which the loss counts."""
+    halves: bool = False
+    """Whether parameters, and so gradients, are bfloat16; the model computes in float32."""
 
 
 class Outcome(NamedTuple):
@@ -175,10 +177,16 @@ def _run_of(
             lambda leaf: leaf.reshape(points, -1, *leaf.shape[1:]),
             task.feed(feed_key, task.steps),
         )
-        return (params, statistics, task.optimizer(arm, rate).init(params)), items
+        state = task.optimizer(arm, rate).init(params)
+        params = optax.tree.cast(params, jnp.bfloat16 if arm.halves else None)
+        return (params, statistics, state), items
+
+    def loss_fn(params: Any, statistics: Any, batch: Any) -> tuple[jax.Array, Any]:
+        params = optax.tree.cast(params, jnp.float32 if arm.halves else None)
+        return task.loss_fn(params, statistics, batch)
 
     def step(rate: Rate, train: Any, carry: Any, item: Any) -> Any:
-        own = training_step(task.loss_fn, task.optimizer(arm, rate))
+        own = training_step(loss_fn, task.optimizer(arm, rate))
         return own(carry, task.batch(train, item))
 
     def better(best: Any, loss: jax.Array, model: Any) -> Any:
@@ -204,8 +212,9 @@ def _run_of(
             return (carry, best), (losses, seen)
 
         carry, items = starts(rate, seed)
+        params, statistics, state = carry
         # Not the start itself, whose buffers the first step takes.
-        model = jax.tree.map(jnp.zeros_like, carry[:2])
+        model = jax.tree.map(jnp.zeros_like, (arm.evaluated(state, params), statistics))
         best = (jnp.float32(jnp.nan), model) if task.best_tested else (None, ())
         (carry, (_, best)), (losses, watched) = scan(point, (carry, best), items)
         params, statistics, state = carry

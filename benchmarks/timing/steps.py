@@ -44,7 +44,7 @@ NETWORKS: Mapping[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
     "mlp": (lambda: tasks.mlp(784, 768, 512, 10), (784,)),  # 1e6 parameters
 }
 LARGEST = "1e9"  # only where it is asked for: it takes 60 GB
-SIZES = {  # parameters of a single array, or a network's
+SIZES = {  # parameters of a single matrix, or a network's
     "step": ("1e4", "1e5", "1e6", "1.6e7", "1e8", LARGEST, "resnet18"),
     "dao_e": ("1e6", "1.6e7", "mlp", "resnet18"),
 }
@@ -99,6 +99,8 @@ def step_units(
     """Each optimizer with its rivals at each size; of DAO-E a network's training, too."""
     for size, name in itertools.product(sizes, names):
         asked = {"size": size, "optimizer": name, "rounds": rounds, "seconds": SECONDS}
+        if size not in NETWORKS:
+            asked["shape"] = shapes_of(size)[0]
         if name != DAO_E:
             asked |= {"state": state, "codes": STATES.get(state)}
             if name in TORCH and pytorch.available():
@@ -146,9 +148,11 @@ def contenders() -> dict[str, Maker]:
 
 @functools.cache
 def shapes_of(size: str) -> tuple[tuple[int, ...], ...]:
-    """The shapes of one array of so many numbers, or of a network's parameters."""
+    """The shapes of a network's parameters, or of so many in a matrix, as square as can be."""
     if size not in NETWORKS:
-        return ((int(float(size)),),)
+        count = int(float(size))
+        rows = next(n for n in range(math.isqrt(count), 0, -1) if count % n == 0)
+        return ((rows, count // rows),)
     params, _ = jax.eval_shape(NETWORKS[size][0]().init, jax.random.key(0))
     return tuple(leaf.shape for leaf in jax.tree.leaves(params))
 
