@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import RESULTS, assert_reported, call
+from commands import assert_reported, call
 from dao_e_problem import drawn
 from flax import nnx
 
@@ -132,10 +132,6 @@ def test_the_rate_falls_with_a_cosine_under_crops_and_flips(source):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not any(Records(RESULTS / "dao_e_cifar10").select(task=task) for task in study.SIZES),
-    reason="the committed records are those of the subset before",
-)
 def test_the_committed_records_give_the_committed_tables(source, tmp_path, monkeypatch):
     assert_reported("dao_e_cifar10", tmp_path, monkeypatch)
 

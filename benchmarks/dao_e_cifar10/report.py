@@ -123,7 +123,8 @@ def _accuracies(runs: Runs, title: str) -> Table:
         return str(len(own)) if kind == "seeds" else mean_and_spread(list(_scores(own, kind)))
 
     kinds, arms = ("validation", "test", "seeds"), {ARMS[arm].label: arm for _, arm in runs}
-    columns = {f"{setting}: {kind}": (setting, kind) for setting in SEEDS for kind in kinds}
+    ran = dict.fromkeys(setting for setting, _ in runs)
+    columns = {f"{setting}: {kind}": (setting, kind) for setting in ran for kind in kinds}
     title += (
         ": accuracy in percent after the last epoch (mean ± standard deviation over seeds); "
         f"fewer than {SEEDS[AUGMENTED]} seeds are indications"
