@@ -347,7 +347,7 @@ def command_of(study: Study) -> Callable[..., None]:
         out: given.OutOption = None,
     ) -> None:
         names = given.some_of(arms, "arms", study.arms, separator=separator)
-        if arms == "all":
+        if arms in ("", "all"):  # as some_of has it
             names = [name for name in names if name not in study.peers]
         kept = given.some_of(settings, "settings", study.settings, separator=";")
         selected = study._replace(settings={name: study.settings[name] for name in kept})
