@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,7 +20,7 @@ from benchmarks.lab.hlo import collectives_of, kernels_of
 from benchmarks.lab.records import Key, Records, rounded
 from benchmarks.lab.study import Unit
 from benchmarks.lab.tasks import Split
-from benchmarks.lab.timing import tree_bytes
+from benchmarks.lab.timing import tree_bytes, tree_size
 from benchmarks.timing.programs import ADAM, learned
 
 LARGE = 1e-3  # of all bytes: what moves less is a kernel of a few numbers
@@ -58,7 +57,7 @@ def units_of(trees: list[str], rows: list[str], devices: list[str]) -> Iterator[
 def measure(key: Key) -> dict[str, Any]:
     """What a row costs at a tree for a device, bytes for each parameter."""
     params, row, device = TREES[key.task](), ROWS[key.arm], DEVICES[key.setting]
-    entries = _entries(params)
+    entries = tree_size(params)
     least = 3 * tree_bytes(params) + 2 * tree_bytes(jax.eval_shape(row.make().init, params))
     compiled, seconds = _alone(key)
     memory, found = compiled.memory_analysis(), kernels_of(compiled.as_text() or "")
@@ -83,11 +82,7 @@ def measure(key: Key) -> dict[str, Any]:
 def bytes_of(key: Key) -> float:
     """What the kernels of a row move for each parameter: of `measure`, the bytes alone."""
     found = kernels_of(_alone(key)[0].as_text() or "")
-    return sum(each.moved for each in found) / _entries(TREES[key.task]())
-
-
-def _entries(params: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return sum(each.moved for each in found) / tree_size(TREES[key.task]())
 
 
 def _alone(key: Key) -> tuple[jax.stages.Compiled, float]:
@@ -236,7 +231,7 @@ def sections(records: Records) -> Iterator[report.Table | str]:
     yield NOTE
     for tree, (name, device) in itertools.product(TREES, DEVICES.items()):
         params = TREES[tree]()
-        size = {"param_bytes": tree_bytes(params) / _entries(params)}
+        size = {"param_bytes": tree_bytes(params) / tree_size(params)}
         found = {row: each for row in ROWS if (each := records.get(Key(tree, row, name)))}
         if found:
             compilers = sorted({each.config["compiler"] for each in found.values()})

@@ -197,3 +197,8 @@ def _entries(shape: str) -> int:
 def tree_bytes(tree: Any) -> int:
     """The bytes of all arrays of a tree, real or abstract."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def tree_size(tree: Any) -> int:
+    """The numbers in all arrays of a tree, real or abstract."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

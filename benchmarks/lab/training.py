@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from benchmarks.lab.records import rounded
-from benchmarks.lab.timing import tree_bytes
+from benchmarks.lab.timing import tree_bytes, tree_size
 from optabs._tree import tree_where
 
 POINTS = 100  # of a curve, where the task does not say how many
@@ -290,4 +290,4 @@ def state_bytes(task: Task, arm: Arm, rate: Rate = 1.0) -> float:
     """Bytes of the optimizer's state for each parameter."""
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     state = jax.eval_shape(task.optimizer(arm, rate).init, params)
-    return tree_bytes(state) / sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return tree_bytes(state) / tree_size(params)
