@@ -16,7 +16,8 @@ from benchmarks.lab.block_codecs import BLOCK_CODECS
 from benchmarks.lab.records import Key, Record, Records, opened, rounded
 from benchmarks.lab.study import Unit, run_units
 from optabs.storage.codecs import CODECS, FLOAT16_SIZE, Codec, decode, encode, ready
-from optabs.storage.rounding import Salt, salted
+from optabs.storage.eight_bits import Rows
+from optabs.storage.rounding import salted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,14 +80,14 @@ class Kept(NamedTuple):
         """An average as it is kept before the first step."""
         if self.block:
             return BLOCK_CODECS[self.codec].encode(value, self.block, None)
-        return encode(LIBRARY[self.codec], value, 1, None)
+        return encode(LIBRARY[self.codec], value, Rows(), None)
 
-    def next(self, node: Any, fold: Callable[[jax.Array], jax.Array], salt: Salt) -> Any:
+    def next(self, node: Any, fold: Callable[[jax.Array], jax.Array], counter: Any) -> Any:
         """It after a step."""
-        used = salt if self.rounding == "stochastic" else None
+        used = salted(counter, 0) if self.rounding == "stochastic" else None
         if self.block:
             return BLOCK_CODECS[self.codec].encode(fold(self.read(node)), self.block, used)
-        node, ranges = ready(node)
+        node, ranges = ready(node, counter)
         return encode(LIBRARY[self.codec], fold(decode(node)), ranges, used)
 
     def read(self, node: Any) -> jax.Array:
@@ -180,9 +181,9 @@ def _simulation(statistic: str, gradients: str, kept: tuple[Kept, ...]) -> Calla
             def folded(mean: jax.Array) -> jax.Array:
                 return decay * mean + (1 - decay) * size
 
-            salt = salted(number.astype(jnp.uint32), 0)
+            counter = number.astype(jnp.uint32)
             nodes = [
-                way.next(node, folded, salt) for way, node in zip(kept, nodes, strict=True)
+                way.next(node, folded, counter) for way, node in zip(kept, nodes, strict=True)
             ]
             return folded(exact), nodes
 

@@ -61,12 +61,12 @@ from optabs.evolution.learning import vmapped as vmapped
 from optabs import genetics as genetics
 
 # Storage: optimizers' moments, and parameters, in fewer bits
-from optabs.storage.narrowing import NarrowState as NarrowState
-from optabs.storage.narrowing import narrow_state as narrow_state
-from optabs.storage.narrowing import (
+from optabs.storage.conversion import (
+    NarrowState as NarrowState,
     decode_state as decode_state,
     encode_state as encode_state,
 )
+from optabs.storage.narrowing import narrow_state as narrow_state
 from optabs.storage.params import (
     NarrowParamsState as NarrowParamsState,
     exact_params as exact_params,

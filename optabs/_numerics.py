@@ -64,7 +64,10 @@ def full_precision(
     ) -> tuple[optax.Updates, optax.OptState]:
         wide, wide_params = jax.tree.map(widen, (updates, params))
         new_updates, new_state = inner.update(wide, state, wide_params, **extra_args)
-        return jax.tree.map(_narrow, new_updates, updates), new_state
+        made: Any = jax.tree.structure(new_updates)
+        # optax.lookahead makes updates of two trees, as its parameters are, from one.
+        is_usual = params is None or made == jax.tree.structure(updates)
+        return jax.tree.map(_narrow, new_updates, updates if is_usual else params), new_state
 
     wrapped = FullPrecision(init_fn, update_fn)
     wrapped.kernel = inner

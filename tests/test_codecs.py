@@ -11,8 +11,6 @@ import pytest
 from optabs.storage.codecs import (
     BY_NODE,
     CODECS,
-    MEANS,
-    SIZES,
     Codec,
     Float16,
     Float16Size,
@@ -21,6 +19,7 @@ from optabs.storage.codecs import (
     is_node,
     ready,
 )
+from optabs.storage.eight_bits import MEANS, SIZES, Rows
 from optabs.storage.rounding import Salt
 
 NAMED = {codec.name: codec for codec in BY_NODE.values()}
@@ -42,7 +41,7 @@ def numbers(codec: Codec, spread: float = 1.0, shape: tuple[int, ...] = (8, 128)
 @functools.partial(jax.jit, static_argnums=0)
 def _coded(codec: Codec, value: jax.Array, words: Any) -> jax.Array:
     salt = None if words is None else Salt(*words)
-    return codec.decode(codec.encode(value, 1, salt))
+    return codec.decode(codec.encode(value, Rows(), salt))
 
 
 def there_and_back(codec: Codec, value: Any, salt: Any = None) -> np.ndarray:
@@ -52,7 +51,7 @@ def there_and_back(codec: Codec, value: Any, salt: Any = None) -> np.ndarray:
 
 def many(codec: Codec, value: jax.Array, count: int = 4000) -> np.ndarray:
     def rounded(word: jax.Array) -> jax.Array:
-        return codec.decode(codec.encode(value, 1, Salt(word, jnp.uint32(0))))
+        return codec.decode(codec.encode(value, Rows(), Salt(word, jnp.uint32(0))))
 
     once = jax.jit(rounded)
     drawn = jax.lax.map(once, jnp.arange(count, dtype=jnp.uint32) * 7919)
@@ -81,9 +80,13 @@ def test_rounding_is_to_one_of_two_neighbours_and_keeps_the_mean(codec: Codec) -
     assert np.all(np.abs(drawn.mean(0) - value) <= error + slack + 1e-6 * size)
 
 
-def range_of(octave: Any, k: Any) -> np.ndarray:
-    """As it is kept: the octave of a row's least number, as float32 has it, and 2^k steps."""
-    return np.asarray(np.asarray(octave) << 3 | np.asarray(k), np.uint16)
+def range_of(octave: Any, k: Any, spare: Any = 0) -> np.ndarray:
+    """As it is kept: the octave of a row's least number, as float32 has it, and 2^k steps.
+
+    `spare` octaves lie between the largest number of late and the end of the range.
+    """
+    kept = np.asarray(spare) << 11 | np.asarray(octave) << 3 | np.asarray(k)
+    return np.asarray(kept, np.uint16)
 
 
 @pytest.mark.slow
@@ -172,13 +175,13 @@ def test_the_other_codec_would_make_it_larger() -> None:
 
 def stepped(node: Any, value: Any, word: int = 0) -> Any:
     """The node of another value, one step later."""
-    _, ranges = ready(node)
+    _, ranges = ready(node, jnp.uint32(1))
     return encode(BY_NODE[type(node)], value, ranges, Salt(jnp.uint32(word), jnp.uint32(0)))
 
 
 def test_a_size_grows_by_84_octaves_in_a_step_and_is_soon_fine_again() -> None:
     value = numbers(CODECS["uint8"], 0.1)
-    node = stepped(encode(CODECS["uint8"], value, 1, SALT), value)
+    node = stepped(encode(CODECS["uint8"], value, Rows(), SALT), value)
     large = value * 2.0**84
     node = stepped(node, large)
     assert np.all(decode(node) >= large)
@@ -192,7 +195,7 @@ def test_a_size_grows_by_84_octaves_in_a_step_and_is_soon_fine_again() -> None:
 def test_a_small_growth_is_hardly_seen(codec: Codec) -> None:
     """A row has an octave of room above its largest number, and two below its least."""
     value = numbers(codec, 0.5)
-    node = stepped(encode(codec, value, 1, SALT), value)
+    node = stepped(encode(codec, value, Rows(), SALT), value)
     for factor in (2.0, 0.25):
         np.testing.assert_allclose(decode(stepped(node, factor * value)), factor * value, 0.26)
 
@@ -206,7 +209,7 @@ def test_a_signed_number_below_its_range_is_found_again(
     """It reads as 0 until then, in a row without larger numbers as in one with one."""
     codec = CODECS["int8"]
     value = numbers(codec, 0.2)
-    node = stepped(encode(codec, value, 1, SALT), value)
+    node = stepped(encode(codec, value, Rows(), SALT), value)
     kept = value.at[:, first:].multiply(falls)
     for step in range(steps):
         node = stepped(node, kept, step)
@@ -224,33 +227,47 @@ def test_ranges_are_those_of_numpy(codec: Codec, n: int) -> None:
     codes = rng.integers(whole.min, whole.max + 1, (64, n)).astype(whole.dtype)
     share = np.array([0.0, 0.1, 0.5, 1.0])[np.arange(64) % 4][:, None]
     codes = np.where(rng.random((64, n)) < share, codes, 0).astype(whole.dtype)
-    node = codec.node(jnp.asarray(codes), jnp.asarray(range_of(np.full((64, 1), 100), 3)))
-    _, found = jax.jit(ready)(node)
+    spare = rng.integers(0, 16, (64, 1))
+    given = range_of(np.full((64, 1), 100), 3, spare)
+    node = codec.node(jnp.asarray(codes), jnp.asarray(given))
     size = np.abs(codes.astype(int))
     known = (size > 0) & (size <= form.last)
-    finite = np.asarray(decode(node), np.float64)
-    reads = np.where(known & (size >= form.first), np.abs(finite), np.nan)
-    for row, (own, got) in enumerate(zip(known, np.ravel(found), strict=True)):
-        if not own.any():
-            assert got == range_of(form.new, 1)
-            continue
-        read = reads[row][~np.isnan(reads[row])]
-        if not len(read):
-            assert got & 7 == 1
-            continue
-        least = np.min(read) if size[row][own].min() >= form.first else 2.0 ** (100 - 127)
-        octave = max(1, int(np.floor(np.log2(least))) + 127 - 2)
-        top = np.log2(read.max()) + 1 + 127
-        fits = [
-            k
-            for k in range(form.coarsest, form.finest + 1)
-            if 2 * read.max() <= top_of(form, octave, k)
-        ]
-        assert got & 7 == max(fits, default=form.coarsest)
-        if fits:
-            assert got >> 3 == octave
-        else:
-            assert octave <= got >> 3 <= top
+    finite = np.abs(np.asarray(decode(node), np.float64))
+    for counter in (1, 256):
+        _, found = jax.jit(ready)(node, jnp.uint32(counter))
+        for row, (own, got) in enumerate(zip(known, np.ravel(found), strict=True)):
+            late = 100 + form.exact // 8 - spare[row, 0] - (counter == 256)
+            read = finite[row][own & (size[row] >= form.first)]
+            below = bool(np.any(own & (size[row] < form.first)))
+            if not own.any():
+                assert got == range_of(form.new, 1)
+            elif not len(read):
+                octave = 100 - form.exact // 2**form.coarsest
+                assert got == range_of(octave, form.coarsest, 15)
+            else:
+                least = 2.0 ** (100 - 127) if below else read.min()
+                assert got == fitting(form, least, read.max(), late)
+
+
+def fitting(form: Any, least: float, largest: float, late: int) -> np.ndarray:
+    """The range of a row's numbers, of which the largest of late had that octave."""
+    late = max(late, octave_of(largest))
+    top = 2 * max(largest, 2.0 ** (late - 127))
+    must = 2 * largest if form.sizes else top
+    octave = max(1, octave_of(least) - 2)
+    while must > top_of(form, octave, form.coarsest):
+        octave += 1
+    fits = [
+        k
+        for k in range(form.coarsest, form.finest + 1)
+        if top <= top_of(form, octave, k) or k == form.coarsest
+    ]
+    spare = octave + form.exact // 2 ** max(fits) - late
+    return range_of(octave, max(fits), np.clip(spare, 0, 15))
+
+
+def octave_of(number: float) -> int:
+    return int(np.floor(np.log2(number))) + 127
 
 
 def top_of(form: Any, octave: int, k: int) -> float:
@@ -315,7 +332,7 @@ def test_what_is_not_finite_stays_visible(codec: Codec) -> None:
 def test_what_is_not_finite_does_not_move_the_range(codec: Codec) -> None:
     value = numbers(codec)
     bad = value.at[:2, 5].set(jnp.nan).at[2:4, 7].set(jnp.inf)
-    found, wanted = (stepped(encode(codec, each, 1, SALT), each) for each in (bad, value))
+    found, wanted = (stepped(encode(codec, each, Rows(), SALT), each) for each in (bad, value))
     rest = np.isfinite(np.asarray(bad))
     np.testing.assert_allclose(decode(found)[rest], decode(wanted)[rest], rtol=0.3)
     np.testing.assert_array_equal(np.isnan(decode(found)), np.isnan(bad))
@@ -356,20 +373,20 @@ def test_float16_rounds_as_numpy_does() -> None:
 @FLOATS
 @pytest.mark.parametrize("shards", [1, 4])
 def test_bytes_of_an_entry(codec: Codec, shards: int) -> None:
-    node = encode(codec, numbers(codec, shape=(16, 256)), shards, None)
+    node = encode(codec, numbers(codec, shape=(16, 256)), Rows(shards), None)
     assert is_node(node)
     assert node.codes.shape == (16, 256)
     assert node.ranges.shape == (16, shards)
     assert sum(leaf.nbytes for leaf in node) / (16 * 256) == 1 + 2 * shards / 256
-    assert ready(node)[1].shape == (16, shards)
+    assert ready(node, jnp.uint32(1))[1].shape == (16, shards)
 
 
 @pytest.mark.slow
 @ALL
 def test_a_salt_may_be_used_again_in_another_trace(codec: Codec) -> None:
     for value in (numbers(codec), 2 * numbers(codec)):
-        once = jax.jit(lambda x: codec.decode(codec.encode(x, 1, SALT)))(value)
-        eager = codec.decode(codec.encode(value, 1, SALT))
+        once = jax.jit(lambda x: codec.decode(codec.encode(x, Rows(), SALT)))(value)
+        eager = codec.decode(codec.encode(value, Rows(), SALT))
         np.testing.assert_array_equal(once, eager)
 
 

@@ -15,7 +15,7 @@ RATE, STEPS, ROW = 1e-3, 2000, 64
 SPREADS = 10.0 ** -np.arange(12.0)  # of a row's other entries, next to its largest
 LARGEST = 1e6  # of the gradients: epsilon bounds no step
 KINDS = ("constant", "noisy", "spikes", "sleep", "sparse")
-BOUNDS = np.array([1.5, 1.5, 1.7, 1.7, 1.5])
+BOUNDS = np.array([1.5, 1.5, 1.55, 1.5, 1.5])
 FORMER = {"mu": "int8_square", "nu": "uint8_fourth"}
 OPTIMIZERS = {
     "adam_abs": optabs.adam_abs(RATE),

@@ -166,13 +166,13 @@ def test_keep_names_masked_parameters_too(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("keep", "kept"),
-    [([], 0), (["tok"], 1), (["embedding"], 1), (["tok", "head"], 2)],
+    [([], 0), (["tok"], 1), (["embedding"], 1), (["tok", "head"], 2), (["value"], 1)],
     ids=str,
 )
 def test_keep_takes_names_of_parameters_and_of_parts(keep: list[str], kept: int) -> None:
-    params = {"tok": {"embedding": WEIGHT}, "head": {"w": WEIGHT}}
+    params = {"tok": {"embedding": WEIGHT}, "head": {"w": WEIGHT}, "own": Own(WEIGHT)}
     state = optabs.narrow_state(ADAM, keep=keep).init(params)
-    assert len(nodes(state)) == 2 * (2 - kept)
+    assert len(nodes(state)) == 2 * (3 - kept)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_keep_takes_names_of_parameters_and_of_parts(keep: list[str], kept: int)
         ({"keep": ["tok.embedding"]}, "keep has 'tok.embedding', the name of no parameter;"),
         ({"keep": ["tok/embedding"]}, "keep has 'tok/embedding', the name of no parameter;"),
         ({"keep": ["embeding"]}, "keep has 'embeding', the name of no parameter;"),
-        ({"codecs": {"v_t": "bfloat16"}}, "codecs has 'v_t', the name of no field of this"),
+        ({"codecs": {"v_t": "bfloat16"}}, "codecs has 'v_t', .*; choose from 'mu', 'nu'"),
     ],
     ids=str,
 )

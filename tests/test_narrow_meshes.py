@@ -193,6 +193,39 @@ def test_inside_shard_map(kind: AxisType, spec: P, check: bool) -> None:
     assert error < 0.1
 
 
+def test_a_state_made_outside_of_shard_map_may_be_updated_inside() -> None:
+    """A shard has fewer entries than min_size, which is of the whole."""
+    mesh = mesh_of(AxisType.Auto)
+    put = NamedSharding(mesh, P("data"))
+    params = {"w": jax.device_put(jnp.ones((64, 128)), put)}
+    state = NARROW.init(params)
+    specs = jax.tree.map(lambda leaf: P("data") if leaf.ndim else P(), state)
+    inside = jax.shard_map(
+        NARROW.update, mesh=mesh, in_specs=(P("data"), specs, P("data")),
+        out_specs=(P("data"), specs),
+    )  # fmt: skip
+    _, found = jax.jit(inside)(params, state, params)
+    _, wanted = jax.jit(NARROW.update)(params, state, params)
+    for leaf, other in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        assert leaf.dtype == other.dtype
+    ranges = [optax.tree.get(each, "nu")["w"].ranges for each in (found, wanted)]
+    np.testing.assert_array_equal(*ranges)
+
+
+def test_rows_of_short_axes_end_where_an_axis_is_divided() -> None:
+    mesh = mesh_of(AxisType.Auto)
+    for shape, spec, ranges in (
+        ((1024, 4, 1), P(), (1, 1, 1)),
+        ((1024, 4, 1), P("data"), (1024, 1, 1)),
+        ((512, 8, 1), P(None, "data"), None),
+    ):
+        params = {"w": jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))}
+        node = optax.tree.get(NARROW.init(params), "mu")["w"]
+        assert is_node(node) == (ranges is not None)
+        if ranges is not None:
+            assert node.ranges.shape == ranges
+
+
 @pytest.mark.slow
 @KINDS
 def test_a_population_of_narrow_units(kind: AxisType) -> None:

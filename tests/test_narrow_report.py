@@ -1,6 +1,6 @@
 """The bytes of a state: what is counted, as what, and what is printed."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -88,6 +88,18 @@ def test_boxes_count_as_their_arrays(box: Any) -> None:
         plain = optabs.narrow_report(OPTIMIZERS[name].init({"w": PARAMS["w"]}))
         boxed = optabs.narrow_report(OPTIMIZERS[name].init({"w": box(PARAMS["w"])}))
         assert boxed.fields == plain.fields
+
+
+def test_whole_numbers_inside_of_narrow_params_are_no_copies() -> None:
+    class CountState(NamedTuple):
+        hits: Any
+
+    counting = optax.GradientTransformation(
+        lambda params: CountState(jnp.zeros(100, jnp.int8)),
+        lambda grads, state, params: (grads, state),
+    )
+    report = optabs.narrow_report(optabs.narrow_params(counting).init(PARAMS))
+    assert report.fields["hits"] == (100, 100)
 
 
 def test_a_state_of_flax_and_numbers_of_python() -> None:

@@ -28,7 +28,7 @@ SHAPE = (64, 128)
 PARAMS = {"w": jax.random.normal(jax.random.key(9), SHAPE)}
 STEPS, RATE = 20, 1e-2
 CLOSE = 0.1  # the distance of the parameters, by the way that float32's went
-SIGNS = {"lion", "ademamix, simplified"}  # a sign is right or wrong
+SIGNS = {"lion", "signum", "ademamix, simplified"}  # a sign is right or wrong
 NOT_FINITE = {"rmsprop, centered and unbiased"}  # in optax too: the root of a number below 0
 NONE = ""
 ADAM = "ScaleByAdamState.mu ScaleByAdamState.nu"
@@ -41,7 +41,7 @@ ROWS: dict[str, tuple[Callable[[], Any], str]] = {
         "ScaleByBeliefState.mu ScaleByBeliefState.nu",
     ),
     "adadelta": (lambda: optax.adadelta(RATE), NONE),
-    "adafactor": (lambda: optax.adafactor(RATE, momentum=0.9), "FactoredState.v"),
+    "adafactor": (lambda: optax.adafactor(RATE, momentum=0.9), "EmaState.ema FactoredState.v"),
     "adagrad": (lambda: optax.adagrad(RATE), "ScaleByRssState.sum_of_squares"),
     "adam": (lambda: optax.adam(RATE), ADAM),
     "adam, nesterov": (lambda: optax.adam(RATE, nesterov=True), ADAM),
@@ -76,7 +76,7 @@ ROWS: dict[str, tuple[Callable[[], Any], str]] = {
     "rprop": (lambda: optax.rprop(RATE), NONE),
     "sgd": (lambda: optax.sgd(RATE, momentum=0.9), "TraceState.trace"),
     "sign_sgd": (lambda: optax.sign_sgd(RATE), NONE),
-    "signum": (lambda: optax.signum(RATE), NONE),
+    "signum": (lambda: optax.signum(RATE), "EmaState.ema"),
     "sm3": (lambda: optax.sm3(RATE), "ScaleBySM3State.nu"),
     "yogi": (lambda: optax.yogi(RATE), ADAM),
     # optax.contrib

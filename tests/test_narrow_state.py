@@ -109,6 +109,18 @@ def test_copies_of_weights_and_sums_of_gradients_are_left_alone() -> None:
     assert ("acc_grads", "Bfloat16") in fields(named.init(PARAMS))
 
 
+def test_updates_of_two_trees_from_one() -> None:
+    """optax.lookahead's parameters are pairs, and its gradients are not."""
+    grads = jax.tree.map(lambda leaf: (0.5 * leaf).astype(jnp.bfloat16), PARAMS)
+    params = optax.LookaheadParams.init_synced(PARAMS)
+    ahead = optax.lookahead(optax.adam(1e-3), 3, 0.5)
+    wanted, _ = ahead.update(optax.tree.cast(grads, jnp.float32), ahead.init(params), params)
+    for wrapper in (optabs.narrow_state, optabs.full_precision):
+        optimizer = wrapper(ahead)
+        updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, wanted)
+
+
 def test_a_parameter_may_have_a_moments_name() -> None:
     class Model(NamedTuple):
         mu: jax.Array

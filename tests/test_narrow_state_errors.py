@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import orbax.checkpoint
 import pytest
 from sentences import REMEDIES, assert_sentence
@@ -37,6 +38,9 @@ def narrow(codecs: Any = None, **options: Any) -> Any:
         ((), {"seed": 1.5}, "seed is 1.5; pass a whole number of 32 bits."),
         ((), {"seed": 2**40}, "pass a whole number of 32 bits."),
         ((), {"seed": jnp.arange(3)}, "pass a whole number of 32 bits."),
+        ((), {"seed": np.arange(3)}, "pass a whole number of 32 bits."),
+        ((), {"seed": np.float32(3)}, "pass a whole number of 32 bits."),
+        ((jnp.bfloat16,), {}, "; pass a codec's name, a mapping (field -> codec)"),
         ((), {"keep": [0]}, "keep has 0, which is no name; pass strings."),
         ((), {"min_size": True}, "min_size is True; pass a whole number, 0 or more."),
         ((), {"keep": "head"}, "keep is 'head', one string; pass a sequence of names."),
@@ -79,6 +83,39 @@ def test_a_state_of_another_optimizer_is_not_encoded() -> None:
         with pytest.raises(ValueError, match="state and like are not of one") as error:
             optabs.encode_state(state, like)
         assert_sentence(str(error.value), REMEDIES)
+    plain = optabs.decode_state(like)
+    for state, given, sentence in (
+        (plain, narrow().init({"w": jnp.ones((32, 256))}), "state and like are not of one"),
+        (like, like, "state is narrow already; pass what optabs.decode_state gives of it."),
+        (plain, plain, "like, a tuple, holds no NarrowState; pass"),
+        (plain, narrow(), "like, a GradientTransformationExtraArgs, holds no NarrowState;"),
+    ):
+        with pytest.raises(ValueError, match=sentence) as error:
+            optabs.encode_state(state, given)
+        assert_sentence(str(error.value), REMEDIES)
+
+
+def test_a_narrow_state_inside_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds a narrow_state already; pass it") as error:
+        optabs.narrow_state(optax.chain(narrow(), optax.scale(-1.0))).init(PARAMS)
+    assert_sentence(str(error.value), REMEDIES)
+
+
+@pytest.mark.parametrize("seed", [2**32 - 1, -1, np.array(3), np.uint32(7), jnp.uint32(9)])
+def test_whole_numbers_of_32_bits_are_seeds(seed: Any) -> None:
+    wanted = narrow(seed=jnp.uint32(int(seed) % 2**32)).init(PARAMS)
+    assert narrow(seed=seed).init(PARAMS).draws == wanted.draws
+
+
+def test_names_from_a_generator_are_kept() -> None:
+    state = narrow(keep=(name for name in ["w"])).init(PARAMS)
+    assert optax.tree.get(state, "nu")["w"].dtype == jnp.float32
+
+
+def test_a_warning_names_the_line_that_calls_init() -> None:
+    with pytest.warns(UserWarning, match="knows no moment") as warned:
+        optabs.narrow_state(optax.contrib.prodigy()).init(PARAMS)
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.slow
@@ -101,7 +138,10 @@ def test_a_state_of_other_codecs_is_refused() -> None:
         narrow({"nu": "bfloat16"}).update(
             GRADS, narrow({"nu": "float32"}).init(PARAMS), PARAMS
         )
-    with pytest.raises(ValueError, match="which narrow_state has not made; pass"):
+    for wide in (narrow("float32"), narrow(keep=["w"]), narrow(min_size=10**6)):
+        with pytest.raises(ValueError, match=r"as float32, but codecs gives it u?int8;"):
+            narrow().update(GRADS, wide.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match="is tuple in place of NarrowState; pass"):
         narrow().update(GRADS, optabs.adam_abs(1e-3).init(PARAMS), PARAMS)
 
 
@@ -118,7 +158,7 @@ def test_a_checkpoint_of_other_codecs_is_never_silently_wrong() -> None:
             restored = checkpointer.restore(path, jax.eval_shape(new.init, PARAMS))
             same = checkpointer.restore(path, jax.eval_shape(old.init, PARAMS))
     for read in (optabs.decode_state, lambda state: new.update(GRADS, state, PARAMS)):
-        with pytest.raises(ValueError, match="state has the format 0x") as error:
+        with pytest.raises(ValueError, match="state has arrays of other codecs") as error:
             read(restored)
         assert_sentence(str(error.value), REMEDIES)
     updates, _ = jax.jit(new.update)(GRADS, restored, PARAMS)

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import optabs
 from optabs._numerics import hash_uint32
 from optabs.storage.codecs import CODECS, decode, encode
+from optabs.storage.eight_bits import Rows
 from optabs.storage.rounding import Salt, bits, salted, uniform
 from optabs.storage.selection import shards_of
 
@@ -100,14 +101,14 @@ def test_a_row_never_crosses_devices(kind: AxisType) -> None:
     assert shards_of(shape) == 4
     with jax.set_mesh(mesh):
         array = jax.device_put(1 + jnp.arange(8 * 96.0).reshape(8, 96), sharding)
-        node = jax.jit(lambda array: encode(CODECS["int8"], array, 4, None))(array)
+        node = jax.jit(lambda array: encode(CODECS["int8"], array, Rows(4), None))(array)
         back = jax.jit(decode)(node)
     assert node.ranges.shape == (8, 4)
     for part in (*node, back):
         assert part.sharding.is_equivalent_to(sharding, 2)
     for row in range(4):
         part = np.asarray(array)[:, 24 * row : 24 * (row + 1)]
-        alone = encode(CODECS["int8"], part, 1, None)
+        alone = encode(CODECS["int8"], part, Rows(), None)
         ranges, wide = np.asarray(node.ranges), np.asarray(back)
         np.testing.assert_array_equal(ranges[:, row : row + 1], alone.ranges)
         np.testing.assert_array_equal(wide[:, 24 * row : 24 * (row + 1)], decode(alone))

@@ -3,33 +3,31 @@
 import functools
 import itertools
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from optabs._checks import cut
+from optabs._checks import check_kind, cut
 from optabs._numerics import full_precision, hash_uint32
 from optabs._tree import described, is_box, unboxed
 from optabs.storage import selection
-from optabs.storage.codecs import BY_NODE, Codec, decode, encode, first, is_node, ready
+from optabs.storage.codecs import BY_NODE, Codec, encode, first, is_node, ready
+from optabs.storage.conversion import (
+    NarrowState,
+    decoded,
+    format_of,
+    has_right_format,
+    holds,
+    nodes_of,
+)
+from optabs.storage.eight_bits import Rows
+from optabs.storage.params import NarrowParamsState
 from optabs.storage.rounding import Salt, salted
 from optabs.storage.selection import Choice, Parameters
-
-VERSION = "2"  # changes where the codes' meaning does
-
-
-class NarrowState(NamedTuple):
-    """State of `narrow_state`."""
-
-    format: jax.Array  # uint32 []: a sum over VERSION and the leaves' codecs
-    draws: jax.Array  # uint32 []: what the next rounding depends on
-    inner: optax.OptState  # the transformation's own; encoded leaves are NamedTuples
 
 
 def narrow_state(
@@ -130,12 +128,14 @@ def narrow_state(
     benchmarks/results/codecs. The codes are this package's.
     """
     choice = selection.make_choice(codecs, keep, min_size)
-    selection.check_seed(seed)
+    selection.seed_of(seed)
     inner = full_precision(transformation)
 
     def init_fn(params: optax.Params) -> NarrowState:
-        state = _encode_new(inner.init(params), params, choice)
-        draws = hash_uint32(jnp.asarray(seed).astype(jnp.uint32))
+        state = inner.init(params)
+        _check_inner(state)
+        state = _encode_new(state, params, choice)
+        draws = hash_uint32(selection.seed_of(seed))
         return NarrowState(jnp.uint32(format_of(state)), draws, state)
 
     def update_fn(
@@ -147,10 +147,12 @@ def narrow_state(
         _check_state(state, updates, choice)
         right = has_right_format(state)
         leaves, structure = jax.tree.flatten(state.inner, is_leaf=is_node)
-        known = [ready(leaf) if is_node(leaf) else (leaf, None) for leaf in leaves]
+        known = [
+            ready(leaf, state.draws) if is_node(leaf) else (leaf, None) for leaf in leaves
+        ]
         before = jax.tree.unflatten(structure, [leaf for leaf, _ in known])
         state = state._replace(inner=before)
-        wide = _decoded(state.inner, right)
+        wide = decoded(state.inner, right)
         new_updates, new_inner = inner.update(updates, wide, params, **extra_args)
         ranges = iter([each for leaf, each in known if is_node(leaf)])
         encoded = _encode_like(new_inner, state, ranges, Parameters(updates))
@@ -158,6 +160,20 @@ def narrow_state(
         return new_updates, NarrowState(state.format, draws, encoded)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_inner(state: optax.OptState) -> None:
+    """Raises where the state inside is narrow itself."""
+    if holds(NarrowState, state):
+        raise ValueError(
+            "transformation holds a narrow_state already; pass it an optimizer without one, "
+            "or have it around parts alone."
+        )
+    if holds(NarrowParamsState, state):
+        raise ValueError(
+            "transformation holds a narrow_params, which narrow_state has to be inside of; "
+            "pass narrow_state what is in it, as in narrow_params(narrow_state(...))."
+        )
 
 
 def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.OptState:
@@ -173,14 +189,14 @@ def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.Opt
         if why := choice.left_alone(location, leaf):
             left_alone.append(f"{cut(location.path)} ({why})")
         codec = choice.wanted(location, leaf)
-        shards = None if codec is None else choice.shards(codec, location, leaf)
-        if codec is None or shards is None:
+        rows = None if codec is None else choice.rows(codec, location, leaf)
+        if codec is None or rows is None:
             if codec is None and choice.is_unused(location, leaf):
                 unused.append(cut(location.path))
             return value
         if isinstance(unboxed(value), jax.ShapeDtypeStruct):
-            return jax.eval_shape(lambda value: _encode_first(codec, value, shards), value)
-        return _encode_first(codec, value, shards)
+            return jax.eval_shape(lambda value: _encode_first(codec, value, rows), value)
+        return _encode_first(codec, value, rows)
 
     narrow = jax.tree_util.tree_map_with_path(encoded, state, is_leaf=is_box)
     if left_alone:
@@ -190,7 +206,7 @@ def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.Opt
             "of 32 bits or fewer, in known fields; to have this said no more, name the "
             "parameter in keep, or the field in codecs."
         )
-    elif unused and choice.is_default and not any(map(is_node, _nodes_of(narrow))):
+    elif unused and choice.is_default and not any(map(is_node, nodes_of(narrow))):
         _warn(
             f"narrow_state knows no moment of this state and leaves it as it is, {unused[0]} "
             "among it; use the optimizer alone, or name in codecs the fields to be rounded."
@@ -199,16 +215,14 @@ def _encode_new(state: optax.OptState, params: Any, choice: Choice) -> optax.Opt
 
 
 def _warn(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=5)
+    warnings.warn(sentence, stacklevel=4)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _encode_first(codec: Codec, value: Any, shards: int) -> Any:
+def _encode_first(codec: Codec, value: Any, rows: Rows) -> Any:
     """One program a shape, where each operation alone would be compiled by itself."""
     # New moments are constants, which XLA would fold through the codec while compiling.
-    return first(
-        encode(codec, jax.tree.map(jax.lax.optimization_barrier, value), shards, None)
-    )
+    return first(encode(codec, jax.tree.map(jax.lax.optimization_barrier, value), rows, None))
 
 
 def _encode_like(
@@ -232,7 +246,7 @@ def _encode_like(
 
 def _check_state(state: NarrowState, updates: Any, choice: Choice) -> None:
     """Raises where the state was made by another choice of codecs."""
-    check_kind(state)
+    check_kind(state, NarrowState)
     parameters = Parameters(updates)
     leaves = jax.tree_util.tree_leaves_with_path(
         state.inner, is_leaf=lambda node: is_node(node) or is_box(node)
@@ -240,11 +254,15 @@ def _check_state(state: NarrowState, updates: Any, choice: Choice) -> None:
     for path, node in leaves:
         leaf = described(unboxed(node[0] if is_node(node) else node))
         location = parameters.locate(path, leaf.shape, state.inner)
-        dtype = jnp.float32 if is_node(node) else leaf.dtype
-        wanted = choice.wanted(location, jax.ShapeDtypeStruct(leaf.shape, dtype))
         kept = BY_NODE[type(node)] if is_node(node) else None
-        narrower = kept is None and wanted is not None and wanted.rows  # these are too short
-        if kept != wanted and not narrower:
+        if kept is not None:  # as part of a larger array, perhaps, of which this is a shard
+            whole = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+            wanted = choice._replace(min_size=0).wanted(location, whole)
+        else:
+            wanted = choice.wanted(location, leaf)
+        if kept is None and wanted is not None and choice.may_be_too_short(wanted, leaf):
+            continue
+        if kept != wanted:
             raise ValueError(
                 f"state keeps {cut(location.path)} as {_name(kept)}, but codecs gives it "
                 f"{_name(wanted)}; convert it with optabs.encode_state("
@@ -254,136 +272,3 @@ def _check_state(state: NarrowState, updates: Any, choice: Choice) -> None:
 
 def _name(codec: Any) -> str:
     return "float32" if codec is None else str(codec.name)
-
-
-def _nodes_of(state: optax.OptState) -> list[Any]:
-    """Its leaves, an encoded one as one."""
-    return jax.tree.leaves(state, is_leaf=is_node)
-
-
-def format_of(state: optax.OptState) -> int:
-    """A sum over the version and the codecs of all leaves."""
-    nodes = _nodes_of(state)
-    names = [BY_NODE[type(node)].name if is_node(node) else "-" for node in nodes]
-    return zlib.crc32(" ".join([VERSION, *names]).encode())
-
-
-def check_kind(state: Any) -> None:
-    """Raises ValueError unless it is a state of narrow_state."""
-    if not isinstance(state, NarrowState):
-        raise ValueError(
-            f"state is a {type(state).__name__}, which narrow_state has not made; pass the "
-            "state of its init, or encode one with optabs.encode_state."
-        )
-
-
-def has_right_format(state: NarrowState) -> Any:
-    """Whether the arrays have the format that their state names: bool, perhaps traced."""
-    wanted, given = format_of(state.inner), state.format
-    if isinstance(given, jax.core.Tracer) or not getattr(given, "is_fully_addressable", True):
-        return given == jnp.uint32(wanted)
-    for each in np.unique(np.asarray(given)):  # several where states are stacked
-        if each != wanted:
-            raise ValueError(
-                f"state has the format {each:#x}, but its codecs are those of {wanted:#x}; "
-                "restore a checkpoint into the state of the same narrow_state that wrote it, "
-                "and then convert it with optabs.decode_state and optabs.encode_state."
-            )
-    return True
-
-
-def decode_state(state: optax.OptState) -> optax.OptState:
-    """The state without `narrow_state`: every NarrowState in it becomes its inner state.
-
-    Args:
-      state: of any nesting of transformations.
-
-    Returns:
-      The same state as the transformations without `narrow_state` have, moments in float32.
-
-    Raises:
-      ValueError: if arrays of another format stand in a state.
-
-    Examples:
-      >>> import jax.numpy as jnp, optabs
-      >>> narrow = optabs.narrow_state(optabs.adam(1e-3), min_size=16)
-      >>> state = narrow.init(jnp.ones(32))
-      >>> wide = optabs.decode_state(state)  # continues with optabs.adam(1e-3)
-      >>> _ = optabs.adam(1e-3).update(jnp.ones(32), wide)
-    """
-
-    def of_node(node: Any) -> Any:
-        if not isinstance(node, NarrowState):
-            return node
-        return _decoded(node.inner, has_right_format(node))
-
-    return jax.tree.map(of_node, state, is_leaf=_is_narrow)
-
-
-def _decoded(state: optax.OptState, right: Any) -> optax.OptState:
-    """The state in float32; NaN where its format is wrong."""
-    return jax.tree.map(
-        lambda leaf: _nan_unless(decode(leaf), right) if is_node(leaf) else leaf,
-        state,
-        is_leaf=is_node,
-    )
-
-
-def encode_state(state: optax.OptState, like: optax.OptState) -> optax.OptState:
-    """A state of full precision, encoded as another one is; the way to change codecs.
-
-    Args:
-      state: of the transformations without `narrow_state`, as `decode_state` gives it.
-      like: a state with the wanted codecs and rows, such as that of a new `init`; for
-        another mesh, of one with the parameters on that mesh.
-
-    Returns:
-      The numbers of `state`, rounded once to the nearest code, in the form of `like`; its
-      arrays lie where those of `state` do, and its rounding goes on as that of `like`.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, optabs
-      >>> old = optabs.narrow_state(optabs.adam_abs(1e-3), min_size=16)
-      >>> new = optabs.narrow_state(optabs.adam_abs(1e-3), {"nu": "bfloat16"}, min_size=16)
-      >>> params = jnp.ones(32)
-      >>> _, state = old.update(jnp.ones(32), old.init(params))
-      >>> state = optabs.encode_state(optabs.decode_state(state), new.init(params))
-      >>> optax.tree.get(state, "nu").values.dtype.name
-      'bfloat16'
-    """
-
-    def of_node(node: Any, own: Any) -> Any:
-        if not isinstance(node, NarrowState):
-            return own
-        return node._replace(inner=_encoded_like(own, node.inner))
-
-    try:
-        return jax.tree.map(of_node, like, state, is_leaf=_is_narrow)
-    except ValueError as error:
-        raise ValueError(
-            "state and like are not of one optimizer and one tree of parameters; pass what "
-            "optabs.decode_state gave, and a state of the narrow_state it goes on with."
-        ) from error
-
-
-def _encoded_like(state: optax.OptState, like: optax.OptState) -> Any:
-    """Encodes a state as another one is, to the nearest codes."""
-
-    def encoded(node: Any, value: Any) -> Any:
-        if not is_node(node):
-            return value
-        codec = BY_NODE[type(node)]
-        return encode(codec, value, codec.shards(node), None)
-
-    return jax.tree.map(encoded, like, state, is_leaf=is_node)
-
-
-def _is_narrow(node: Any) -> bool:
-    return isinstance(node, NarrowState)
-
-
-def _nan_unless(value: Any, right: Any) -> Any:
-    """An array, in its box; all NaN where its format is wrong."""
-    if right is True:
-        return value
-    return jax.tree.map(lambda array: jnp.where(right, array, jnp.nan), value)

@@ -119,7 +119,11 @@ def narrow_params(
 
 
 def exact_params(params: optax.Params, state: optax.OptState) -> optax.Params:
-    """The 24 bits of parameters that `narrow_params` trains, for evaluation and checkpoints.
+    """The 24 bits of parameters that `narrow_params` trains, to evaluate and to keep.
+
+    A checkpoint to go on from has `params` and `state` themselves: a cast of the exact
+    parameters to bfloat16 is `params` but for those halfway between two numbers of bfloat16,
+    one in some hundreds, which it may round to the other one.
 
     Args:
       params: the trained parameters, as they are when `state` is.
@@ -128,8 +132,7 @@ def exact_params(params: optax.Params, state: optax.OptState) -> optax.Params:
 
     Returns:
       The parameters in float32, of which the last 8 bits are 0; leaves that `narrow_params`
-      leaves alone, and masked ones, as they are. Their nearest numbers in bfloat16 are those
-      of `params`.
+      leaves alone, and masked ones, as they are.
 
     Raises:
       ValueError: where the state has no bits, or for parameters of other dtypes or shapes.
@@ -220,8 +223,8 @@ def _matched(
         elif (dtype := jnp.result_type(leaf)) != jnp.bfloat16:
             raise ValueError(
                 f"{where} came as {dtype}, but narrow_params has to be given bfloat16; cast "
-                "after init by optax.tree.cast(params, jnp.bfloat16), and put narrow_state or "
-                "full_precision, which widen them, inside of narrow_params."
+                "after init by optax.tree.cast(params, jnp.bfloat16), or give it an optimizer "
+                "of its own (optax.partition), and put narrow_state inside of narrow_params."
             )
         elif jnp.shape(leaf) != jnp.shape(bits):
             raise ValueError(
@@ -259,6 +262,8 @@ def _move(param: Any, bits: Any, exact: Any, step: Any) -> tuple[Any, Any]:
     size, sign = word & _SIZE, word & ~_SIZE
     finite = size < INFINITY
     kept = jnp.minimum((size + 0x80) >> 8, _LARGEST)
+    # Halves go up: to even, as in a cast, some would lack 128, which int8 does not hold, and a
+    # half that cannot be kept stops the shortest steps.
     nearest = _float(sign | (((kept + 0x80) >> 8) << 16))
     update = jnp.where(finite, nearest - _plain(param), step)
     # The user's own next operation, which XLA does once for both: on a TPU it is one pass

@@ -128,7 +128,8 @@ def _split(state: Any, path: _Path) -> tuple[_Path, _Path, bool]:
     node, at, is_copy = state, 0, False
     for depth, key in enumerate(path):
         if hasattr(node, "_fields") and type(node).__name__.endswith("State"):
-            at, is_copy = depth + 1, isinstance(node, NarrowParamsState)
+            at = depth + 1
+            is_copy = isinstance(node, NarrowParamsState) and _name((key,)) == "bits"
         node = _child(node, key)
     return path[:at], path[at:], is_copy
 
@@ -149,7 +150,7 @@ def _name(way: _Path) -> str:
 def _stored(field: str, leaf: str, value: Any, is_copy: bool) -> Stored:
     if is_node(value):
         parts = [described(unboxed(part)) for part in value]
-        whole = described(unboxed(jax.eval_shape(lambda node: node.decoded_array(), value)))
+        whole = jax.ShapeDtypeStruct(parts[0].shape, jnp.float32)
     else:
         parts = [whole := described(unboxed(value))]
     narrow = jnp.issubdtype(whole.dtype, jnp.floating) and whole.dtype.itemsize < _FLOAT32

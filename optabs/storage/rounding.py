@@ -1,6 +1,6 @@
 """Rounding to 16 bits, and random bits for it, from counters alone."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class Salt(NamedTuple):
 
     seed: jax.Array  # uint32 []: hashed with an entry's index
     offset: jax.Array  # uint32 []: added to all entries' hashes
-    cache: dict[tuple[int, ...], jax.Array] | None = None  # bits by shape, within one update
+    cache: dict[Any, jax.Array] | None = None  # bits by shape and sharding, of one update
 
 
 def uniform(like: jax.Array, salt: Salt) -> jax.Array:
@@ -48,9 +48,10 @@ def bits(like: jax.Array, salt: Salt) -> jax.Array:
         return hash_uint32(salt.seed) + salt.offset
     if salt.cache is None:
         return _bits(like, salt)
-    if like.shape not in salt.cache:
-        salt.cache[like.shape] = _bits(like, salt)
-    return salt.cache[like.shape]
+    key = (like.shape, explicit_sharding(like))
+    if key not in salt.cache:
+        salt.cache[key] = _bits(like, salt)
+    return salt.cache[key]
 
 
 def _bits(like: jax.Array, salt: Salt) -> jax.Array:

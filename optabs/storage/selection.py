@@ -17,12 +17,14 @@ from jax.tree_util import DictKey, GetAttrKey, KeyEntry, SequenceKey, keystr
 from optabs._checks import cut, short
 from optabs._tree import axis_names, is_box, unboxed
 from optabs.storage.codecs import CODECS, FLOAT16_SIZE, Codec
+from optabs.storage.eight_bits import Rows
 
 FULL = "float32"
 WIDE = (jnp.float32, jnp.bfloat16, jnp.float16)  # in an update they are float32
 SIGNED, SIZE = "signed", "size"
 DEFAULTS = {SIGNED: "int8", SIZE: "uint8"}
-_LEAST_ROW = 2  # entries of a row: with fewer, its range takes what the codes save
+LEAST_ROW = 2  # entries of a row: with fewer, its range takes what the codes save
+_SHORT_ROW = 8  # with fewer, the axis before the last is part of the row, too
 _SHARE = 16  # entries that each device has at least where it is not known how many there are
 
 # A field's name does not tell what it holds: `nu` is a denominator in Adam's state and a
@@ -30,7 +32,7 @@ _SHARE = 16  # entries that each device has at least where it is not known how m
 # the rounding of either.
 ROLES: Mapping[str, Mapping[str, str]] = {
     # optabs
-    "EmaState": {"mu": SIGNED},
+    "EmaState": {"mu": SIGNED, "ema": SIGNED},  # and optax's class of that name
     # Of dao_e's experts: a trace grows by a hundredth of itself, which 8 bits would round off.
     "ExpertState": {},
     "NagState": {"mu": SIGNED},
@@ -118,7 +120,7 @@ class Parameters:
             keystr(path),
             None if state_class is None else type(state_class).__name__,
             path[fields[-1]].name if fields else None,
-            tuple(map(_name, path[start:])),
+            (*map(_name, path[start:]), *_names_inside(parameter)),
             parameter if follows else None,
         )
 
@@ -130,14 +132,28 @@ def names_in(params: Any) -> set[str]:
         return node is None or isinstance(node, optax.MaskedNode) or is_box(node)
 
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_end)
-    return {_name(key) for path, _ in leaves for key in path}
+    found = {_name(key) for path, _ in leaves for key in path}
+    return found.union(*(_names_inside(leaf) for _, leaf in leaves))
+
+
+def _names_inside(box: Any) -> list[str]:
+    """The names from a box to its array, of a module of one array; flax's own have none."""
+    if not is_box(box) or hasattr(box, "unbox") or hasattr(box, "get_metadata"):
+        return []
+    ((path, _),) = jax.tree_util.tree_leaves_with_path(box)
+    return [_name(key) for key in path]
 
 
 def fields_in(state: optax.OptState, params: Any) -> set[str]:
-    """The fields of all states that hold anything."""
+    """The fields of all states that hold numbers that may be rounded."""
     parameters = Parameters(params)
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_box)
-    return {path[at].name for path, _ in leaves for at in parameters.fields(path)}
+    return {
+        path[at].name
+        for path, leaf in leaves
+        if jnp.issubdtype(jnp.result_type(unboxed(leaf)), jnp.inexact)
+        for at in parameters.fields(path)[-1:]
+    }
 
 
 def _at(state: Any, path: Path) -> Any:
@@ -194,14 +210,31 @@ class Choice(NamedTuple):
             name = self.codecs.get(location.field or "") or self.of_roles.get(role or "")
         return codec_of(FULL if name is None else name, location.field, role)
 
-    def shards(
+    def rows(
         self, codec: Codec, location: Location, leaf: jax.ShapeDtypeStruct
-    ) -> int | None:
-        """Into how many parts a leaf's rows are divided; None where it stays float32."""
+    ) -> Rows | None:
+        """The rows of a leaf; None where they are too short, and it stays float32."""
         if not codec.rows:
-            return 1
-        shards = 1 if location.like is None else shards_of(location.like)
-        return shards if leaf.shape and leaf.shape[-1] // shards >= _LEAST_ROW else None
+            return Rows()
+
+        def shards(axis: int) -> int:
+            return 1 if location.like is None else shards_of(location.like, axis)
+
+        found, entries = Rows(shards(-1)), leaf.shape[-1] if leaf.shape else 0
+        while (
+            found.shards == 1
+            and entries < _SHORT_ROW
+            and found.axes < len(leaf.shape)
+            and shards(-1 - found.axes) == 1
+        ):
+            entries *= leaf.shape[-1 - found.axes]
+            found = Rows(1, found.axes + 1)
+        return found if entries // found.shards >= LEAST_ROW else None
+
+    def may_be_too_short(self, codec: Codec, leaf: jax.ShapeDtypeStruct) -> bool:
+        """Whether a leaf may have stayed float32 by its rows, whatever its sharding."""
+        shortest = leaf.shape[-1] // jax.device_count() if leaf.shape else 0
+        return codec.rows and shortest < LEAST_ROW
 
     def is_unused(self, location: Location, leaf: jax.ShapeDtypeStruct) -> bool:
         """Whether a leaf might be a moment that codecs could name, and that they do not."""
@@ -247,6 +280,7 @@ def make_choice(
         raise ValueError(f"keep is {short(keep)}, one string; pass a sequence of names.")
     if not isinstance(keep, Iterable):
         raise ValueError(f"keep is {short(keep)}; pass a sequence of names.")
+    keep = tuple(keep)
     for name in keep:
         if not isinstance(name, str):
             raise ValueError(f"keep has {short(name)}, which is no name; pass strings.")
@@ -264,7 +298,7 @@ def make_choice(
         codecs = dict(codecs or {})
         for field, name in codecs.items():
             codec_of(name, field, None)
-    elif not callable(codecs):
+    elif isinstance(codecs, type) or not callable(codecs):  # a class of numbers is callable
         raise ValueError(
             f"codecs is {short(codecs)}, a {type(codecs).__name__}; pass a codec's name, a "
             "mapping (field -> codec) or a function (path, shape -> codec)."
@@ -272,15 +306,17 @@ def make_choice(
     return Choice(codecs, of_roles, frozenset(keep), int(min_size))
 
 
-def check_seed(seed: Any) -> None:
-    """Raises ValueError for what is no whole number of 32 bits."""
+def seed_of(seed: Any) -> jax.Array:
+    """A seed as uint32; raises ValueError for what is no whole number of 32 bits."""
     if isinstance(seed, jax.Array):
-        whole = jnp.issubdtype(seed.dtype, jnp.integer) and seed.shape == ()
-    else:
-        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-        whole = whole and -(2**31) <= seed < 2**32
-    if not whole:
-        raise ValueError(f"seed is {short(seed)}; pass a whole number of 32 bits.")
+        if jnp.issubdtype(seed.dtype, jnp.integer) and seed.shape == ():
+            return seed.astype(jnp.uint32)
+    elif isinstance(seed, int | np.integer | np.ndarray) and not isinstance(seed, bool):
+        array = np.asarray(seed)
+        whole = np.issubdtype(array.dtype, np.integer) and array.shape == ()
+        if whole and -(2**31) <= array < 2**32:
+            return jnp.uint32(np.uint32(int(array) % 2**32))
+    raise ValueError(f"seed is {short(seed)}; pass a whole number of 32 bits.")
 
 
 def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
@@ -311,16 +347,19 @@ def _choosing(problem: str, names: Sequence[str]) -> str:
     shown = [short(name) for name in names[:32]]
     while len(start) + len(", ".join(shown)) > _ROOM:
         shown.pop()
+    if not names:
+        return f"{problem}; there is none to choose from."
     return start + ", ".join(shown) + ("." if len(shown) == len(names) else ", ....")
 
 
-def shards_of(parameter: Any) -> int:
-    """Over how many devices the last axis of a parameter is, or will be, divided.
+def shards_of(parameter: Any, axis: int = -1) -> int:
+    """Over how many devices an axis of a parameter is, or will be, divided.
 
     Args:
       parameter: an array or a description of one, or a box around either. Where its sharding
         is not known, as inside of jit on an Auto mesh, the box's names of axes tell: by the
         box's mesh or the one that is set, else over all devices.
+      axis: counted from the end, -1 for the last.
     """
     array = unboxed(parameter)
     shape = jnp.shape(array)
@@ -329,27 +368,28 @@ def shards_of(parameter: Any) -> int:
     traced = isinstance(array, jax.core.Tracer)
     sharding = jax.typeof(array).sharding if traced else getattr(array, "sharding", None)
     if isinstance(sharding, NamedSharding):
-        known = _size(_last(tuple(sharding.spec), len(shape)), sharding.mesh)
-    elif sharding is None or not shape[-1]:
+        spec = tuple(sharding.spec)
+        known = _size(_meshed(spec, len(shape) + axis), sharding.mesh)
+    elif sharding is None or not shape[axis]:
         known = 1
     else:
-        known = shape[-1] // sharding.shard_shape(shape)[-1]
+        known = shape[axis] // sharding.shard_shape(shape)[axis]
     if known > 1:
         return known
-    names = _last(axis_names(parameter), len(shape))
+    names = _meshed(axis_names(parameter), len(shape) + axis)
     for mesh in (getattr(parameter, "mesh", None), jax.sharding.get_abstract_mesh()):
         if mesh is not None and set(names) <= set(mesh.shape):
-            return math.gcd(shape[-1], _size(names, mesh))
+            return math.gcd(shape[axis], _size(names, mesh))
     # No mesh has these names: as many devices as have a share each.
-    shards = math.gcd(shape[-1], jax.device_count())
-    while shards > 1 and shape[-1] // shards < _SHARE:
+    shards = math.gcd(shape[axis], jax.device_count())
+    while shards > 1 and shape[axis] // shards < _SHARE:
         shards = next(n for n in range(shards - 1, 0, -1) if shards % n == 0)
     return shards
 
 
-def _last(spec: tuple[Any, ...], rank: int) -> tuple[str, ...]:
-    """The mesh axes that the last axis of an array is divided over."""
-    entry = spec[rank - 1] if len(spec) >= rank else None
+def _meshed(spec: tuple[Any, ...], axis: int) -> tuple[str, ...]:
+    """The mesh axes that an axis of an array is divided over."""
+    entry = spec[axis] if len(spec) > axis else None
     entries = entry if isinstance(entry, tuple) else (entry,)
     return tuple(name for name in entries if isinstance(name, str))
 
