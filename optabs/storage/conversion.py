@@ -15,7 +15,7 @@ VERSION = "2"  # changes where the codes' meaning does
 
 
 class NarrowState(NamedTuple):
-    """State of `narrow_state`."""
+    """State of `narrow_state`: `optabs.decode_state` gives the moments themselves."""
 
     format: jax.Array  # uint32 []: a sum over VERSION and the leaves' codecs
     draws: jax.Array  # uint32 []: what the next rounding depends on
@@ -63,7 +63,8 @@ def decode_state(state: optax.OptState) -> optax.OptState:
       state: of any nesting of transformations.
 
     Returns:
-      The same state as the transformations without `narrow_state` have, moments in float32.
+      The same state as the transformations without `narrow_state` have, for these to go on
+      with; moments in float32, also those that `mu_dtype` would keep in bfloat16.
 
     Raises:
       ValueError: if arrays of another format stand in a state.

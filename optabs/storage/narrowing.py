@@ -48,8 +48,9 @@ def narrow_state(
     so a step computes what it always does, from moments that are rounded once a step. It
     encodes the moments of the states that it knows, those of optabs, optax and
     optax.contrib; what is called `mu`, `nu` or alike in any other state stays float32, with a
-    warning, unless `codecs` names it. Counts, copies of weights, sums of gradients and
-    moments whose difference is taken stay as they are.
+    warning, unless `codecs` names it. Counts, copies of weights, sums of gradients, moments
+    whose difference is taken (those of a centered RMSProp), AMSGrad's maximum and AdEMAMix's
+    two means stay as they are.
 
     =============  =====  ============================================================
     codec          bytes  an entry
@@ -68,11 +69,13 @@ def narrow_state(
     coarser, 2.25 and 1.84 times). That is certain; for many steps there are only measurements:
     see the page on narrow states.
 
-    These two add a uint16 for each row, of the last axis on one device. It is the range of the
-    row's codes, which is known before the step: the codes of the step before choose it, with
-    room at both ends, so that a step encodes in one pass. A denominator that outgrows it is
-    rounded up to one of few larger numbers, a signed moment down; a signed one below it is
-    read as 0 until the range has followed, by 2 octaves or more a step.
+    These two add a uint16 for each row: the last axis as far as it is on one device, or, where
+    that has fewer than 8 entries, the last axes that have 8. It is the range of the row's
+    codes, which is known before the step: the codes of the step before choose it, with room at
+    both ends, so that a step encodes in one pass. It remembers the row's largest number, and
+    forgets an octave of it in 256 steps, so that a row without gradients for a while finds its
+    range as it was. A denominator that outgrows it is rounded up to one of few larger numbers,
+    a signed moment down; a signed one :math:`2^{29}` below the largest of late is read as 0.
 
     Encoding sends nothing. Where the sharding of the parameters is not known to `init`, as
     inside of jit on a mesh of Auto axes, flax's names of axes tell; plain arrays get the rows
@@ -90,13 +93,15 @@ def narrow_state(
 
     Args:
       transformation: an optax transformation; chains and wrappers may be inside or around.
-      codecs: the name of a codec, for all known fields; or names by the fields of the
-        state, of any class, added to the defaults; or a function (path, shape) -> name or
-        None, which decides for every leaf, where path is the leaf's place in the state as
-        :func:`jax.tree_util.keystr` writes it and shape a :class:`jax.ShapeDtypeStruct`.
+      codecs: the name of a codec, for all known fields (`"int8"` and `"uint8"` both mean 8
+        bits, of each field its own kind); or names by the fields of the state, of any class,
+        added to the defaults; or a function (path, shape) -> name or None for float32, which
+        is asked for every leaf of `min_size` or more, where path is the leaf's place in the
+        state as :func:`jax.tree_util.keystr` writes it, such as `"[0].mu['w']"`, and shape a
+        :class:`jax.ShapeDtypeStruct`.
       keep: names of parameters, or of parts of a model, whose moments stay float32.
-      min_size: leaves with fewer entries stay float32, and in 8 bits those with fewer than 2
-        in a row.
+      min_size: leaves with fewer entries stay float32, and in 8 bits those of which a device
+        has fewer than 2 in a row.
       seed: of the rounding, a whole number; it may be traced.
 
     Returns:

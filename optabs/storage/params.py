@@ -209,8 +209,8 @@ def _matched(
         leaves = structure.flatten_up_to(params)
     except ValueError as error:
         raise ValueError(
-            "params are another tree than the state's bits; pass the parameters that "
-            "narrow_params' init was given, or call init anew."
+            "params are another tree than the state's bits; pass the parameters that init was "
+            "given, and flax's nnx parameters and state by nnx.as_pure."
         ) from error
     for (path, bits), leaf in zip(found, leaves, strict=True):
         where = f"params{cut(jax.tree_util.keystr(path))}"
