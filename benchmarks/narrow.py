@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 import optabs
 from benchmarks.lab.arguments import ArgumentError
@@ -70,9 +71,13 @@ ARMS = {
     "adam_abs": Arm("adam_abs", optabs.adam_abs),
     "adam_abs_8bit": _narrow(optabs.adam_abs, "8bit"),
     "adam_abs_bfloat16": _narrow(optabs.adam_abs, "bfloat16"),
+    "muon": Arm("muon", optax.contrib.muon),
+    "muon_8bit": _narrow(optax.contrib.muon, "8bit"),
     "adamw8": Arm("rollfast.adamw8", _adamw8),
 }
-FULL = ("adam", "adam_abs")
+FULL = {  # each arm's form in float32
+    arm: full for full in ("adam", "adam_abs", "muon") for arm in ARMS if arm.startswith(full)
+}
 
 
 def _residual(source: pathlib.Path | None) -> Task:
@@ -116,7 +121,7 @@ def errors_of(records: Records, task: str, arm: str, setting: str) -> float:
     """A validation loss above float32's in standard errors; NaN where one was not trained."""
     own, full = (
         measured(records, "validation_loss", task=task, arm=each, setting=setting)
-        for each in (arm, "adam_abs" if arm.startswith("adam_abs") else "adam")
+        for each in (arm, FULL[arm])
     )
     return errors_above(own, full) if len(own) and len(full) else math.nan
 
@@ -134,7 +139,7 @@ def sections(records: Records) -> list[Table | str]:
         for row in itertools.product(TASKS, SETTINGS)
         if records.select(task=row[0], setting=row[1])
     }
-    narrow = [arm for arm in ARMS if arm not in FULL and records.select(arm=arm)]
+    narrow = [arm for arm in ARMS if FULL[arm] != arm and records.select(arm=arm)]
     lost = grid(title, "task", rows, {ARMS[arm].label: arm for arm in narrow}, cell)
     return [*STUDY.tables(records), lost]
 
@@ -166,7 +171,7 @@ def bars(records: Records) -> list[Bar]:
 
 STUDY = Study(
     name="narrow",
-    doc="Trains Adam and AdamABS with float32 and with narrow states, each at its best rate.",
+    doc="Trains Adam, AdamABS and Muon, wide and narrow, each at its best rate.",
     tasks=TASKS,
     arms=ARMS,
     peers=("adamw8",),

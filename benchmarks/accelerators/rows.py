@@ -84,6 +84,10 @@ ROWS: Mapping[str, Row] = {
         for form in STATES
     },
     "optax.lion_8bit": Row(lambda: optabs.narrow_state(optax.lion(RATE))),
+    "optax.adafactor": Row(lambda: optax.adafactor(RATE, momentum=0.9), meshes=False),
+    "optax.adafactor_8bit": Row(
+        lambda: optabs.narrow_state(optax.adafactor(RATE, momentum=0.9)), meshes=False
+    ),
     "optax.muon_8bit": Row(
         lambda: optabs.narrow_state(optax.contrib.muon(RATE)), meshes=False
     ),
