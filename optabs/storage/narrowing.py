@@ -133,14 +133,14 @@ def narrow_state(
     benchmarks/results/codecs. The codes are this package's.
     """
     choice = selection.make_choice(codecs, keep, min_size)
-    selection.seed_of(seed)
+    first_draws = selection.seed_of(seed)
     inner = full_precision(transformation)
 
     def init_fn(params: optax.Params) -> NarrowState:
         state = inner.init(params)
         _check_inner(state)
         state = _encode_new(state, params, choice)
-        draws = hash_uint32(selection.seed_of(seed))
+        draws = hash_uint32(jnp.asarray(first_draws))
         return NarrowState(jnp.uint32(format_of(state)), draws, state)
 
     def update_fn(

@@ -306,7 +306,7 @@ def make_choice(
     return Choice(codecs, of_roles, frozenset(keep), int(min_size))
 
 
-def seed_of(seed: Any) -> jax.Array:
+def seed_of(seed: Any) -> jax.Array | np.uint32:
     """A seed as uint32; raises ValueError for what is no whole number of 32 bits."""
     if isinstance(seed, jax.Array):
         if jnp.issubdtype(seed.dtype, jnp.integer) and seed.shape == ():
@@ -315,7 +315,7 @@ def seed_of(seed: Any) -> jax.Array:
         array = np.asarray(seed)
         whole = np.issubdtype(array.dtype, np.integer) and array.shape == ()
         if whole and -(2**31) <= array < 2**32:
-            return jnp.uint32(np.uint32(int(array) % 2**32))
+            return np.uint32(int(array) % 2**32)  # no array yet: that would start the backend
     raise ValueError(f"seed is {short(seed)}; pass a whole number of 32 bits.")
 
 
