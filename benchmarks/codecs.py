@@ -15,7 +15,7 @@ from benchmarks.lab.arguments import OutOption, QuickOption, ReportOption, posit
 from benchmarks.lab.block_codecs import BLOCK_CODECS
 from benchmarks.lab.records import Key, Record, Records, opened, rounded
 from benchmarks.lab.study import Unit, run_units
-from optabs.storage.codecs import CODECS, FLOAT16_SIZE, Codec, decode, encode, ready
+from optabs.storage.codecs import CODECS, decode, encode, ready
 from optabs.storage.eight_bits import Rows
 from optabs.storage.rounding import salted
 
@@ -74,13 +74,13 @@ class Kept(NamedTuple):
     @property
     def sizes(self) -> bool:
         """Whether it has nothing below 0."""
-        return (BLOCK_CODECS if self.block else LIBRARY)[self.codec].sizes
+        return (BLOCK_CODECS if self.block else CODECS)[self.codec].sizes
 
     def first(self, value: jax.Array) -> Any:
         """An average as it is kept before the first step."""
         if self.block:
             return BLOCK_CODECS[self.codec].encode(value, self.block, None)
-        return encode(LIBRARY[self.codec], value, Rows(), None)
+        return encode(CODECS[self.codec], value, Rows(), None)
 
     def next(self, node: Any, fold: Callable[[jax.Array], jax.Array], counter: Any) -> Any:
         """It after a step."""
@@ -88,20 +88,19 @@ class Kept(NamedTuple):
         if self.block:
             return BLOCK_CODECS[self.codec].encode(fold(self.read(node)), self.block, used)
         node, ranges = ready(node, counter)
-        return encode(LIBRARY[self.codec], fold(decode(node)), ranges, used)
+        return encode(CODECS[self.codec], fold(decode(node)), ranges, used)
 
     def read(self, node: Any) -> jax.Array:
         """The average, as it is read."""
         return BLOCK_CODECS[self.codec].decode(node) if self.block else decode(node)
 
 
-LIBRARY: Mapping[str, Codec] = {**CODECS, FLOAT16_SIZE.name: FLOAT16_SIZE}
 SETTINGS = [
     Setting(*each) for each in itertools.product(STATISTICS, GRADIENTS, DECAYS, SPREADS)
 ]
 WAYS = {
     kept.label: kept
-    for names, blocks in ((LIBRARY, [0]), (BLOCK_CODECS, BLOCKS))
+    for names, blocks in ((CODECS, [0]), (BLOCK_CODECS, BLOCKS))
     for kept in itertools.starmap(Kept, itertools.product(names, ROUNDINGS, blocks))
 }
 
@@ -277,7 +276,7 @@ def figure_of(records: Records, statistics: Sequence[str]) -> "Figure":
                 errors = [runs[label].result["median_error"] for _, runs in own]
                 # Codes of sizes and of signed numbers have one colour.
                 name = way.codec.removeprefix("u").removesuffix("_size")
-                name += ", ranges of its own" if way.block and way.codec in LIBRARY else ""
+                name += ", ranges of its own" if way.block and way.codec in CODECS else ""
                 spreads = [setting.spread for setting, _ in own]
                 curves.append(report.Curve(name, 100 * np.array(errors).T, spreads))
         panels.append((STATISTICS[statistic][2], curves))

@@ -67,25 +67,25 @@ def longest(optimizer: Any) -> np.ndarray:
     return np.asarray(run(optimizer.init(params)))
 
 
-def ratios(name: str, codecs: Any = None) -> np.ndarray:
-    """[kinds]: the worst of all spreads; with codecs, of blocks of such codes."""
+def ratios(name: str, narrow: Any) -> np.ndarray:
+    """[kinds]: the worst of all spreads."""
     optimizer = OPTIMIZERS[name]
-    narrow: Any = optabs.narrow_state(optimizer, min_size=1)
-    if codecs is not None:
-        narrow = kept_in_blocks(optimizer, codecs, ROW)
-    return (longest(narrow) / longest(optimizer)).max(-1)
+    return (longest(narrow(optimizer)) / longest(optimizer)).max(-1)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("codecs", "bounds"), [(None, BOUNDS), ("bfloat16", 1.1)], ids=["8 bits", "bfloat16"]
+)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_no_step_is_much_longer_than_in_float32(name: str) -> None:
-    found = ratios(name)
-    assert np.all(found <= BOUNDS), dict(zip(KINDS, found, strict=True))
+def test_no_step_is_much_longer_than_in_float32(name: str, codecs: Any, bounds: Any) -> None:
+    found = ratios(name, lambda inner: optabs.narrow_state(inner, codecs, min_size=1))
+    assert np.all(found <= bounds), dict(zip(KINDS, found, strict=True))
     assert np.all(found >= 0.9)  # nothing stands still either
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ABS_AND_CLASSIC)
 def test_shares_of_a_block_have_no_such_bound(name: str) -> None:
-    found = ratios(name, FORMER)
+    found = ratios(name, lambda inner: kept_in_blocks(inner, FORMER, ROW))
     assert found.max() > 10, dict(zip(KINDS, found, strict=True))

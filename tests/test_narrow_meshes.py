@@ -20,7 +20,7 @@ from optabs.storage.codecs import is_node
 SHAPE = (64, 1024)
 WIDTHS = (1024, 256, 1200)
 NARROW = optabs.narrow_state(optabs.adam_abs(1e-3))
-HALVES = optabs.narrow_state(optabs.adam_abs(1e-3), {"mu": "bfloat16", "nu": "float16"})
+HALVES = optabs.narrow_state(optabs.adam_abs(1e-3), "bfloat16")
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 
 

@@ -22,7 +22,7 @@ OPTIMIZERS = {
     "schedule_free": optax.contrib.schedule_free_adamw(1e-3),
     "dao_e": optabs.dao_e(1e-3),
     "narrow": optabs.narrow_state(optabs.adamw_abs(1e-3)),
-    "halves": optabs.narrow_state(optabs.adamw(1e-3), {"mu": "bfloat16", "nu": "float16"}),
+    "halves": optabs.narrow_state(optabs.adamw(1e-3), "bfloat16"),
     "params": optabs.narrow_params(optabs.adamw(1e-3)),
     "both": optabs.narrow_params(optabs.narrow_state(optabs.adamw(1e-3))),
     "inside": optax.chain(

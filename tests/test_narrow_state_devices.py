@@ -25,7 +25,7 @@ SPECS = {
 SHAPES = {
     "rows": (64, 96), "both": (64, 192), "three": (4, 32, 160),
 }  # fmt: skip
-HALVES = {"mu": "bfloat16", "nu": "float16"}
+HALVES = "bfloat16"
 ROWS = {"rows": 96, "both": 96, "three": 40}
 
 

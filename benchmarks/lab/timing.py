@@ -21,7 +21,6 @@ FULL = "float32"
 STATES: Mapping[str, Mapping[str, str]] = {  # how `narrow_state` keeps both moments
     "8bit": {"mu": "int8", "nu": "uint8"},
     "bfloat16": {"mu": "bfloat16", "nu": "bfloat16"},
-    "float16": {"mu": "float16", "nu": "float16"},
 }
 
 _INSTRUCTION = re.compile(r"= (\([^)]*\)|\S+) ([a-z][\w-]*)\(")  # shape and opcode

@@ -10,13 +10,13 @@ from optabs._numerics import widen
 from optabs._tree import boxed, unboxed
 from optabs.storage import eight_bits
 from optabs.storage.eight_bits import FIRST, MEANS, SIZES, Form, Rows, rows_of
-from optabs.storage.rounding import FLOAT16_STEP, Salt, bits, to_bfloat16, to_float16
+from optabs.storage.rounding import Salt, bits, to_bfloat16
 
 
-class Values(NamedTuple):
-    """Each entry by itself."""
+class Bfloat16(NamedTuple):
+    """The upper 16 bits of each float32."""
 
-    values: jax.Array  # of 16 bits, like the parameter
+    values: jax.Array  # bfloat16, like the parameter
 
     def decoded_array(self) -> Any:
         """The array, in the box that the parts are in."""
@@ -32,18 +32,6 @@ class Floats(NamedTuple):
     def decoded_array(self) -> Any:
         """The array, in the box that the parts are in."""
         return decode(self)
-
-
-class Bfloat16(Values):
-    """The upper 16 bits of each float32."""
-
-
-class Float16(Values):
-    """Signed numbers in float16."""
-
-
-class Float16Size(Values):
-    """Sizes in float16; above 0 they stay above 0."""
 
 
 class Int8(Floats):
@@ -75,18 +63,6 @@ class Codec(NamedTuple):
 def _to_bfloat16(value: jax.Array, ranges: Any, salt: Salt | None) -> Bfloat16:
     del ranges
     return Bfloat16(to_bfloat16(value, salt))
-
-
-def _to_float16(value: jax.Array, ranges: Any, salt: Salt | None) -> Float16:
-    del ranges
-    return Float16(to_float16(value, salt).astype(jnp.float16))
-
-
-def _to_float16_size(value: jax.Array, ranges: Any, salt: Salt | None) -> Float16Size:
-    del ranges
-    rounded = jnp.maximum(to_float16(value, salt), FLOAT16_STEP)
-    kept = jnp.where(value == 0, 0.0, rounded)
-    return Float16Size(jnp.where(value < 0, jnp.nan, kept).astype(jnp.float16))
 
 
 def _float_codec(name: str, node: type[Any], form: Form) -> Codec:
@@ -125,13 +101,11 @@ def _wide(node: Any) -> jax.Array:
 
 _ALL = (
     Codec("bfloat16", Bfloat16, False, False, _to_bfloat16, _wide),
-    Codec("float16", Float16, False, False, _to_float16, _wide),
     _float_codec("int8", Int8, MEANS),
     _float_codec("uint8", UInt8, SIZES),
 )
-FLOAT16_SIZE = Codec("float16_size", Float16Size, True, False, _to_float16_size, _wide)
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
-BY_NODE: Mapping[type[Any], Codec] = {codec.node: codec for codec in (*_ALL, FLOAT16_SIZE)}
+BY_NODE: Mapping[type[Any], Codec] = {codec.node: codec for codec in _ALL}
 
 
 def is_node(value: Any) -> bool:

@@ -60,7 +60,6 @@ def narrow_state(
     `"uint8"`      1      the default for denominators: likewise, in 8 to 32 steps an
                           octave; what is above 0 stays above 0
     `"bfloat16"`   2      its upper 16 bits
-    `"float16"`    2      in float16; a denominator above 0 stays above 0
     `"float32"`    4      as it is
     =============  =====  ============================================================
 

@@ -16,7 +16,7 @@ from jax.tree_util import DictKey, GetAttrKey, KeyEntry, SequenceKey, keystr
 
 from optabs._checks import cut, short
 from optabs._tree import axis_names, is_box, unboxed
-from optabs.storage.codecs import CODECS, FLOAT16_SIZE, Codec
+from optabs.storage.codecs import CODECS, Codec
 from optabs.storage.eight_bits import Rows
 
 FULL = "float32"
@@ -331,8 +331,6 @@ def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
         raise ValueError(
             f"codecs gives {field} {name!r}, which has nothing below 0; pass a signed one."
         )
-    if codec.name == "float16" and role == SIZE:
-        return FLOAT16_SIZE
     if codec.rows and not codec.sizes and role == SIZE:
         raise ValueError(
             f"codecs gives {field} {name!r}, which rounds small denominators to 0; pass "
