@@ -164,10 +164,14 @@ def test_a_checkpoint_of_other_codecs_is_never_silently_wrong() -> None:
             checkpointer.wait_until_finished()
             restored = checkpointer.restore(path, jax.eval_shape(new.init, PARAMS))
             same = checkpointer.restore(path, jax.eval_shape(old.init, PARAMS))
+            untargeted = [checkpointer.restore(path)]
     for read in (optabs.decode_state, lambda state: new.update(GRADS, state, PARAMS)):
         with pytest.raises(ValueError, match="state has arrays of other codecs") as error:
             read(restored)
         assert_sentence(str(error.value), REMEDIES)
+    with pytest.raises(ValueError, match="a dict in place of a NarrowState") as error:
+        optabs.decode_state((*untargeted,))
+    assert_sentence(str(error.value), REMEDIES)
     updates, _ = jax.jit(new.update)(GRADS, restored, PARAMS)
     assert np.all(np.isnan(updates["w"]))
     updates, _ = jax.jit(old.update)(GRADS, same, PARAMS)

@@ -67,7 +67,7 @@ def decode_state(state: optax.OptState) -> optax.OptState:
       with; moments in float32, also those that `mu_dtype` would keep in bfloat16.
 
     Raises:
-      ValueError: if arrays of another format stand in a state.
+      ValueError: if arrays of another format stand in a state, or a dict in place of one.
 
     Examples:
       >>> import jax.numpy as jnp, optabs
@@ -78,11 +78,20 @@ def decode_state(state: optax.OptState) -> optax.OptState:
     """
 
     def of_node(node: Any) -> Any:
+        if isinstance(node, dict):
+            raise ValueError(
+                "state has a dict in place of a NarrowState, as a checkpoint restored without a "
+                "target has; restore it into jax.eval_shape(optimizer.init, params)."
+            )
         if not isinstance(node, NarrowState):
             return node
         return decoded(node.inner, has_right_format(node))
 
-    return jax.tree.map(of_node, state, is_leaf=_is_narrow)
+    def is_state(node: Any) -> bool:
+        fields = NarrowState._fields
+        return _is_narrow(node) or (isinstance(node, dict) and {*fields} == {*node})
+
+    return jax.tree.map(of_node, state, is_leaf=is_state)
 
 
 def decoded(state: optax.OptState, right: Any) -> optax.OptState:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optabs._numerics import INFINITY, leading_sharding
 
@@ -33,6 +34,7 @@ _SPARE_AT = _K_BITS + _OCTAVE_BITS
 FIRST = 1 << (_SPARE_AT + _SPARE_BITS)
 _NEW_K = 1  # where nothing is known of a row
 _ROOM_BELOW, _ROOM_ABOVE = 2, 1  # octaves: what a row may fall and rise in a step
+_HALVES = np.array([0x00FF, 0xFF00], np.uint16)
 _FALLS = 8  # log2 of the steps in which what a row remembers of its largest falls an octave
 
 
@@ -221,7 +223,10 @@ def next_ranges(
         found = jnp.where(largest < form.first, lower, found)
     # What an optimizer begins with tells nothing of the sizes to come.
     unknown = (largest == 0) | (ranges >= FIRST)
-    return jnp.where(unknown, form.new_range, found).astype(jnp.uint16)
+    chosen = jnp.where(unknown, form.new_range, found).astype(jnp.uint16)
+    # XLA:CPU would repeat all this for every entry of the row; a sum it computes once.
+    halves = _HALVES.reshape((1,) * (chosen.ndim - 1) + (2,))
+    return jnp.sum(chosen & halves, -1, keepdims=True, dtype=jnp.uint16)
 
 
 def new_ranges(form: Form, parts: jax.Array, axes: int) -> jax.Array:
