@@ -1,6 +1,5 @@
 """Whether optimizers train as well with their moments in few bits, or their parameters."""
 
-import importlib
 import itertools
 import math
 import pathlib
@@ -20,6 +19,7 @@ from benchmarks.lab.study import Grid, Study, command_of
 from benchmarks.lab.tasks import classification, image_splits, perceptron, transformer
 from benchmarks.lab.timing import STATES
 from benchmarks.lab.training import Arm, Task, cosine
+from benchmarks.timing.steps import ADAMW8, adamw8
 
 CHANNELS = (32, 64, 128)  # of the residual network's stages
 MIN_SIZE = 256  # of an encoded leaf: these networks are small
@@ -50,11 +50,9 @@ def _widened(state: Any, params: Any) -> Any:
 
 def _adamw8(rate: Any) -> optax.GradientTransformation:
     try:
-        adamw8 = importlib.import_module("rollfast").adamw8
+        return adamw8(rate, weight_decay=0.0, min_size=MIN_SIZE)
     except ImportError as error:
         raise ArgumentError(f"rollfast is missing ({error}); install it.") from None
-    made: optax.GradientTransformation = adamw8(rate, weight_decay=0.0, min_size=MIN_SIZE)
-    return made
 
 
 ARMS = {
@@ -73,7 +71,7 @@ ARMS = {
     "adam_abs_bfloat16": _narrow(optabs.adam_abs, "bfloat16"),
     "muon": Arm("muon", optax.contrib.muon),
     "muon_8bit": _narrow(optax.contrib.muon, "8bit"),
-    "adamw8": Arm("rollfast.adamw8", _adamw8),
+    "adamw8": Arm(ADAMW8, _adamw8),
 }
 FULL = {  # each arm's form in float32
     arm: full for full in ("adam", "adam_abs", "muon") for arm in ARMS if arm.startswith(full)

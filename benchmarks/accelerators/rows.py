@@ -12,7 +12,7 @@ import optax
 import optabs
 from benchmarks.lab.models import RESNETS, Transformer, network, resnet
 from benchmarks.lab.timing import STATES
-from benchmarks.timing.steps import OPTAX, OURS, RATE
+from benchmarks.timing.steps import ADAMW8, OPTAX, OURS, RATE, adamw8
 
 WIDTH, HEADS, BLOCKS = 768, 12, 4  # of the transformer
 
@@ -44,10 +44,6 @@ class Stepper(NamedTuple):
 
     init: Callable[[Any], Any]
     step: Callable[[Any, Any, Any], Any]
-
-
-def _adamw8() -> optax.GradientTransformation:
-    return importlib.import_module("rollfast").adamw8(RATE)
 
 
 def _flash_adamw() -> Stepper:
@@ -96,7 +92,7 @@ ROWS: Mapping[str, Row] = {
         lambda: optabs.narrow_params(optabs.narrow_state(optabs.adamw(RATE))), halves=True
     ),
     # of other libraries
-    "rollfast.adamw8": Row(_adamw8, "rollfast", meshes=False),
+    ADAMW8: Row(adamw8, "rollfast", meshes=False),
     "flashoptim.flash_adamw": Row(_flash_adamw, "flashoptim-jax", "h100", meshes=False),
 }
 

@@ -1,10 +1,12 @@
 """One step of an optimizer beside optax's, of DAO-E beside its experts', and compiling it."""
 
 import functools
+import importlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import util
 from typing import Any, get_args
 
 import jax
@@ -76,6 +78,16 @@ OURS: Mapping[str, Maker] = {
     )
 }  # fmt: skip
 
+
+def adamw8(rate: Any = RATE, **settings: Any) -> optax.GradientTransformation:
+    """The other 8-bit Adam with optax's interface; raises ImportError where it is missing."""
+    made: optax.GradientTransformation = importlib.import_module("rollfast").adamw8(
+        rate, **settings
+    )
+    return made
+
+
+ADAMW8, EIGHT_BITS = "rollfast.adamw8", "8bit"
 TORCH = ("adamw", "adamw_abs")  # beside PyTorch's, where that is installed
 LEAVES = (8, 16, 40, 62, 150)
 COMPILED: Mapping[str, Maker] = {
@@ -105,6 +117,8 @@ def step_units(
             asked |= {"state": state, "codes": STATES.get(state)}
             if name in TORCH and pytorch.available():
                 asked["torch"] = pytorch.ADAMW
+            if name == "adamw" and state == EIGHT_BITS and util.find_spec("rollfast"):
+                asked["peer"] = ADAMW8
             yield unit_of(Key(size, name, state, "step"), measure_step, **asked)
             continue
         key, asked["batch_size"] = Key(size, name, "step", DAO_E), BATCH
@@ -114,8 +128,8 @@ def step_units(
             yield unit_of(key, measure_training, **asked)
 
 
-def makers_of(name: str, state: str = FULL) -> dict[str, Maker]:
-    """An optimizer, then its rivals: optax's, its parent, and itself in float32."""
+def makers_of(name: str, state: str = FULL, peer: str = "") -> dict[str, Maker]:
+    """An optimizer, then its rivals: optax's, its parent, itself in float32, and a peer."""
     if name == DAO_E:
         return contenders()
     parent, own = name.split("_abs")[0], {f"optabs.{name}": OURS[name]}
@@ -125,7 +139,7 @@ def makers_of(name: str, state: str = FULL) -> dict[str, Maker]:
     narrow = {
         f"optabs.{name}, {state}": lambda: optabs.narrow_state(OURS[name](), STATES[state])
     }
-    return narrow | rivals | own
+    return narrow | rivals | own | ({peer: adamw8} if peer else {})
 
 
 def contenders() -> dict[str, Maker]:
@@ -165,7 +179,13 @@ def extra_of(size: str) -> dict[str, Any]:
 
 
 def measure_step(
-    size: str, optimizer: str, rounds: int, state: str = FULL, torch: str = "", **_: Any
+    size: str,
+    optimizer: str,
+    rounds: int,
+    state: str = FULL,
+    torch: str = "",
+    peer: str = "",
+    **_: Any,
 ) -> dict[str, Any]:
     """Times one step of an optimizer and of its rivals in turns, on given gradients.
 
@@ -180,7 +200,7 @@ def measure_step(
     found: dict[str, Any] = {"parameters": parameters, "leaves": len(shapes)}
     needed, cost = found["must_move_bytes"], found["cost"] = {}, {}
     runners = {}
-    for side, make in makers_of(optimizer, state).items():
+    for side, make in makers_of(optimizer, state, peer).items():
         runners[side] = timing.runner_of(make(), [*map(jnp.zeros, shapes)], grads, **extra)
         moved = timing.tree_bytes(grads) + 2 * timing.tree_bytes(runners[side].carry)
         needed[side] = moved / parameters

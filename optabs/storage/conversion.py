@@ -80,8 +80,8 @@ def decode_state(state: optax.OptState) -> optax.OptState:
     def of_node(node: Any) -> Any:
         if isinstance(node, dict):
             raise ValueError(
-                "state has a dict in place of a NarrowState, as a checkpoint restored without a "
-                "target has; restore it into jax.eval_shape(optimizer.init, params)."
+                "state has a dict in place of a NarrowState, as a checkpoint restored without "
+                "a target has; restore it into jax.eval_shape(optimizer.init, params)."
             )
         if not isinstance(node, NarrowState):
             return node
