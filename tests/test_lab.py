@@ -176,3 +176,14 @@ def test_several_workers_make_the_same_records(
     run_units(units(), kept, workers=2)
     one, other = ([each[:3] for each in of] for of in (Records(folder), kept))
     assert one == other  # but for the dates
+
+
+def test_what_is_piped_keeps_every_name_whole(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {f"a long name of row number {row}": row for row in range(2)}
+    columns = {f"column {number}": number for number in range(12)}
+    table = report.grid("Wide", "step", names, columns, lambda row, column: "10.0 (2.5)")
+    report.write(tmp_path, "tables", [table])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in [*names, *columns])

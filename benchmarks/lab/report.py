@@ -158,9 +158,13 @@ def write(
       figures: by the name of its file, without its ending; a paragraph shows each.
       show: whether in the terminal, too.
     """
+    console = rich.console.Console()
     for section in sections if show else ():
         if isinstance(section, Table):
-            rich.console.Console().print(rich.markdown.Markdown(section.markdown()))
+            text = section.markdown()
+            if not console.is_terminal:  # whose 80 columns would cut names short
+                console.width = max(console.width, *map(len, text.splitlines()))
+            console.print(rich.markdown.Markdown(text))
     texts = [each.markdown() if isinstance(each, Table) else each for each in sections]
     body = "\n".join(text for text in [f"# {title}\n", *texts] if text)
     write_bytes(folder / "README.md", body.encode())
