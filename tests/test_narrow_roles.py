@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import pathlib
 import pkgutil
 import warnings
 from collections.abc import Callable
@@ -191,6 +192,20 @@ def test_fields_that_are_encoded(name: str) -> None:
         text = str(warning.message)
         assert "narrow_state knows no moment of this state and leaves it as it is" in text
         assert_sentence(text, REMEDIES)
+
+
+@pytest.mark.filterwarnings("ignore:narrow_state knows no moment")
+def test_the_docs_have_a_table_of_all_of_them() -> None:
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for name, (make, fields) in ROWS.items():
+        state = jax.eval_shape(lambda make=make: optabs.narrow_state(make()).init(PARAMS))
+        report = optabs.narrow_report(state)
+        size = [f"{each / PARAMS['w'].size:.1f}" for each in (report.before, report.after)]
+        kept = ", ".join(f"`{field.split('.')[1]}`" for field in fields.split()) or "nothing"
+        rows.setdefault((kept, *size), []).append(name)
+    lines = [f"| {'; '.join(names)} | {' | '.join(row)} |" for row, names in rows.items()]
+    page = pathlib.Path(__file__).parents[1] / "docs" / "storage.md"
+    assert "\n".join(lines) in page.read_text()
 
 
 def test_prodigy_says_what_stays_and_no_more_once_its_fields_are_named() -> None:
