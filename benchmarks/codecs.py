@@ -15,9 +15,8 @@ from benchmarks.lab.arguments import OutOption, QuickOption, ReportOption, posit
 from benchmarks.lab.block_codecs import BLOCK_CODECS
 from benchmarks.lab.records import Key, Record, Records, opened, rounded
 from benchmarks.lab.study import Unit, run_units
-from optabs.storage.codecs import CODECS, decode, encode, ready
+from optabs.storage.codecs import CODECS, decode, encode, ready, salted
 from optabs.storage.eight_bits import Rows
-from optabs.storage.rounding import salted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

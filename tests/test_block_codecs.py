@@ -8,7 +8,7 @@ import pytest
 
 import optabs
 from benchmarks.lab.block_codecs import BLOCK_CODECS, BlockCodec, block_length, kept_in_blocks
-from optabs.storage.rounding import Salt
+from optabs.storage.codecs import Salt
 
 BLOCK = 32
 ALL = pytest.mark.parametrize("codec", BLOCK_CODECS.values(), ids=list(BLOCK_CODECS))

@@ -12,13 +12,13 @@ from optabs.storage.codecs import (
     BY_NODE,
     CODECS,
     Codec,
+    Salt,
     decode,
     encode,
     is_node,
     ready,
 )
 from optabs.storage.eight_bits import MEANS, SIZES, Rows
-from optabs.storage.rounding import Salt
 
 ALL = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 FORMS = {"int8": MEANS, "uint8": SIZES}

@@ -9,10 +9,10 @@ import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optabs
+from benchmarks.lab.block_codecs import uniform
 from optabs._numerics import hash_uint32
-from optabs.storage.codecs import CODECS, decode, encode
+from optabs.storage.codecs import CODECS, Salt, bits, decode, encode, salted
 from optabs.storage.eight_bits import Rows
-from optabs.storage.rounding import Salt, bits, salted, uniform
 from optabs.storage.selection import shards_of
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optabs.storage.rounding import Salt, bits, salted, uniform
+from optabs.storage.codecs import Salt, bits, salted
 
 _ROW = 16  # entries of a row that is reduced at once: with fewer, XLA's loops do not fuse
 _UPPER_ONE = 2032  # the upper 13 bits of 1.0
@@ -47,6 +47,13 @@ class KeptState(NamedTuple):
 
     draws: jax.Array  # uint32 []
     inner: Any  # its moments are float32, with the values of codes
+
+
+def uniform(like: jax.Array, salt: Salt) -> jax.Array:
+    """Numbers from [0, 1), one for each entry of an array: float32, like it."""
+    # A signed number becomes a float in one operation.
+    upper = (bits(like, salt) >> 8).astype(jnp.int32)
+    return upper.astype(jnp.float32) * jnp.float32(2**-24)
 
 
 def kept_in_blocks(

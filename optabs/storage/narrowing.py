@@ -15,7 +15,16 @@ from optabs._checks import check_kind, cut
 from optabs._numerics import full_precision, hash_uint32
 from optabs._tree import described, is_box, unboxed
 from optabs.storage import selection
-from optabs.storage.codecs import BY_NODE, Codec, encode, first, is_node, ready
+from optabs.storage.codecs import (
+    BY_NODE,
+    Codec,
+    Salt,
+    encode,
+    first,
+    is_node,
+    ready,
+    salted,
+)
 from optabs.storage.conversion import (
     NarrowState,
     decoded,
@@ -26,7 +35,6 @@ from optabs.storage.conversion import (
 )
 from optabs.storage.eight_bits import Rows
 from optabs.storage.params import NarrowParamsState
-from optabs.storage.rounding import Salt, salted
 from optabs.storage.selection import Choice, Parameters
 
 
