@@ -274,7 +274,7 @@ def figure_of(records: Records, statistics: Sequence[str]) -> "Figure":
             if way.rounding == "stochastic" and way.block in (0, DRAWN):
                 errors = [runs[label].result["median_error"] for _, runs in own]
                 # Codes of sizes and of signed numbers have one colour.
-                name = way.codec.removeprefix("u").removesuffix("_size")
+                name = way.codec.removeprefix("u")
                 name += ", ranges of its own" if way.block and way.codec in CODECS else ""
                 spreads = [setting.spread for setting, _ in own]
                 curves.append(report.Curve(name, 100 * np.array(errors).T, spreads))

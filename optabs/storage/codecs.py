@@ -118,16 +118,20 @@ class Codec(NamedTuple):
     name: str
     node: type[Any]  # what stands in the state
     sizes: bool  # for denominators: nothing below 0
-    rows: bool  # the entries of a row share a range
     # (array, ranges or the rows of an array without any, salt) -> node
     encode: Callable[[jax.Array, Any, Salt | None], Any]
     decode: Callable[[Any], jax.Array]  # node -> float32 array
     # (node, counter of steps) -> those of its array after a step
     next_ranges: Callable[[Any, jax.Array], jax.Array] | None = None
 
+    @property
+    def has_ranges(self) -> bool:
+        """Whether the entries of a row share a range."""
+        return self.next_ranges is not None
+
     def rows_in(self, node: Any) -> Rows:
         """How a node is divided into rows."""
-        return rows_of(unboxed(node.ranges)) if self.rows else Rows()
+        return rows_of(unboxed(node.ranges)) if self.has_ranges else Rows()
 
 
 def _to_bfloat16(value: jax.Array, ranges: Any, salt: Salt | None) -> Bfloat16:
@@ -176,7 +180,7 @@ def _float_codec(name: str, node: type[Any], form: Form) -> Codec:
         found = eight_bits.next_ranges(form, codes, eight_bits.of_rows(node.ranges), counter)
         return found if shards == 1 else found[..., 0]
 
-    return Codec(name, node, form.sizes, True, encode, decode, next_ranges)
+    return Codec(name, node, form.sizes, encode, decode, next_ranges)
 
 
 def _wide(node: Any) -> jax.Array:
@@ -184,7 +188,7 @@ def _wide(node: Any) -> jax.Array:
 
 
 _ALL = (
-    Codec("bfloat16", Bfloat16, False, False, _to_bfloat16, _wide),
+    Codec("bfloat16", Bfloat16, False, _to_bfloat16, _wide),
     _float_codec("int8", Int8, MEANS),
     _float_codec("uint8", UInt8, SIZES),
 )
@@ -221,7 +225,7 @@ def encode(codec: Codec, value: Any, ranges: Any, salt: Salt | None) -> Any:
 
 def first(node: Any) -> Any:
     """A node that no step has seen: its numbers say nothing of those to come."""
-    if not BY_NODE[type(node)].rows:
+    if not BY_NODE[type(node)].has_ranges:
         return node
     return node._replace(ranges=jax.tree.map(lambda each: each | FIRST, node.ranges))
 

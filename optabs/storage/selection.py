@@ -214,7 +214,7 @@ class Choice(NamedTuple):
         self, codec: Codec, location: Location, leaf: jax.ShapeDtypeStruct
     ) -> Rows | None:
         """The rows of a leaf; None where they are too short, and it stays float32."""
-        if not codec.rows:
+        if not codec.has_ranges:
             return Rows()
 
         def shards(axis: int) -> int:
@@ -234,7 +234,7 @@ class Choice(NamedTuple):
     def may_be_too_short(self, codec: Codec, leaf: jax.ShapeDtypeStruct) -> bool:
         """Whether a leaf may have stayed float32 by its rows, whatever its sharding."""
         shortest = leaf.shape[-1] // jax.device_count() if leaf.shape else 0
-        return codec.rows and shortest < LEAST_ROW
+        return codec.has_ranges and shortest < LEAST_ROW
 
     def is_unused(self, location: Location, leaf: jax.ShapeDtypeStruct) -> bool:
         """Whether a leaf might be a moment that codecs could name, and that they do not."""
@@ -331,7 +331,7 @@ def codec_of(name: object, field: str | None, role: str | None) -> Codec | None:
         raise ValueError(
             f"codecs gives {field} {name!r}, which has nothing below 0; pass a signed one."
         )
-    if codec.rows and not codec.sizes and role == SIZE:
+    if codec.has_ranges and not codec.sizes and role == SIZE:
         raise ValueError(
             f"codecs gives {field} {name!r}, which rounds small denominators to 0; pass "
             "'uint8'."
